@@ -1,0 +1,547 @@
+"""The configuration file: YAML to a frozen Config, strictly.
+
+Every mistake is a ConfigError that reads `FILE:LINE: what; what to do`. YAML is read with the plain rules of
+YAML 1.2 (`yes` and `12:30:45` stay text), without anchors, merge keys, tags or duplicate keys.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+
+from brimline import units
+from brimline.errors import ConfigError
+
+DEFAULT_LISTEN = "127.0.0.1:10778"
+MAX_FILE_BYTES = 1 << 20
+MAX_DEPTH = 20
+SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
+
+# Keys of the published format whose feature is not in this version. Accepting them would promise what does not happen.
+NOT_YET = {
+    "models": "naming models for planning",
+    "alerts": "thresholds of alert rules",
+    "targets_files": "targets from further files",
+    "gpu.reserve_other": "memory headroom",
+    "gpu.processes": "memory by process",
+    "targets[].calibration": "calibrating predictions",
+}
+
+Engine = Literal["auto", "llamacpp", "vllm"]
+Role = Literal["", "baseline", "candidate"]
+
+
+class Seconds(float):
+    """A duration; written `5s` in the file."""
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class GpuConfig(_Struct):
+    """How GPU memory is read."""
+
+    backend: Literal["nvml", "replay", "none"] = "nvml"
+    path: str | None = None
+    sample_interval: Seconds = Seconds(1.0)
+
+
+class BasicAuth(_Struct):
+    """User name, and the file that holds the password (read again at each scrape)."""
+
+    username: str
+    password_file: str
+
+
+class Tls(_Struct):
+    """How the target's certificate is checked, and which one we show."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    server_name: str | None = None
+    insecure_skip_verify: bool = False
+
+
+class GpuSource(_Struct):
+    """Where a target's GPU UUIDs come from, when they are not listed."""
+
+    file: str | None = None
+    listener: bool = False
+
+
+class PidSource(_Struct):
+    """Read the launch command of the process that listens on the target's port."""
+
+    from_pid: bool
+
+
+class Target(_Struct):
+    """One inference server."""
+
+    name: str
+    url: str
+    metrics_path: str | None = None
+    engine: Engine = "auto"
+    model: str | None = None
+    gpus: list[str | int] | GpuSource | None = None
+    experiment: str = ""
+    variant: str = ""
+    role: Role = ""
+    launch: dict[str, str | int | float | bool] | None = None
+    launch_command: str | PidSource | None = None
+    timeout: Seconds | None = None
+    min_interval: Seconds = Seconds(0.0)
+    histograms: Literal["none", "sums", "full"] | None = None
+    bearer_token_file: str | None = None
+    basic_auth: BasicAuth | None = None
+    headers: dict[str, str] = {}
+    tls: Tls | None = None
+
+    @property
+    def origin(self) -> str:
+        """`scheme://host:port` without a path."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def base_path(self) -> str:
+        """Path of the url that every endpoint is below; empty or starting with a slash."""
+        return urlsplit(self.url).path.rstrip("/")
+
+    @property
+    def is_loopback(self) -> bool:
+        """True where the server runs on this machine, as far as the address tells."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    @property
+    def port(self) -> int:
+        """TCP port of the url."""
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+class Config(_Struct):
+    """Everything `brimline serve` was told."""
+
+    listen: str = DEFAULT_LISTEN
+    scrape_timeout: Seconds = Seconds(5.0)
+    histograms: Literal["none", "sums", "full"] = "sums"
+    peak_window: Seconds = Seconds(60.0)
+    gpu: GpuConfig = GpuConfig()
+    targets: list[Target] = []
+
+    def timeout_of(self, target: Target) -> float:
+        """Seconds that one round gives this target."""
+        return self.scrape_timeout if target.timeout is None else target.timeout
+
+    def histograms_of(self, target: Target) -> str:
+        """How much of the target's histograms is passed on; all of them for a target in an experiment."""
+        return target.histograms or ("full" if target.experiment else self.histograms)
+
+
+# --- YAML to plain objects, with the line of every key and item --------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's core rules for plain scalars."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|false", "tf"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("null", r"null|~|", ["n", "~", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+Path_ = tuple[str | int, ...]
+
+
+class _Source:
+    """A parsed file: plain objects beside the line of each of their places."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines: dict[Path_, int] = {(): 1}
+
+    def error(self, place: Path_, what: str) -> ConfigError:
+        while place not in self.lines:
+            place = place[:-1]
+        return ConfigError(f"{self.name}:{self.lines[place]}: {what}")
+
+    def plain(self, node: yaml.Node, place: Path_ = ()) -> Any:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(place, line)
+        if len(place) > MAX_DEPTH:
+            raise ConfigError(f"{self.name}:{line}: nested deeper than {MAX_DEPTH} levels; flatten it")
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(self, node, place)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item, (*place, index)) for index, item in enumerate(node.value)]
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            key_line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{self.name}:{key_line}: a key must be plain text; write `name: value`")
+            if key in mapping:
+                first = self.lines[(*place, key)]
+                raise ConfigError(
+                    f"{self.name}:{key_line}: {key!r} stands twice (first on line {first}); remove one"
+                )
+            self.lines[(*place, key)] = key_line
+            mapping[key] = self.plain(value_node, (*place, key))
+        return mapping
+
+
+def _scalar(source: _Source, node: yaml.ScalarNode, place: Path_) -> Any:
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    text = node.value
+    if kind == "str":
+        return text
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text == "true"
+    if kind == "int":
+        if len(text) > 20:
+            raise source.error(place, f"{text[:20]}… is too large a number; write a smaller one")
+        return int(text)
+    if kind == "float":
+        return float(text)
+    raise source.error(place, f"the tag {node.tag!r} is not supported; write a plain value")
+
+
+def _compose(text: str, name: str) -> tuple[Any, _Source]:
+    source = _Source(name)
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                line = event.start_mark.line + 1
+                raise ConfigError(f"{name}:{line}: YAML anchors and aliases are not supported; repeat the value")
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(
+            f"{name}:{line}: not YAML: {error.problem or error.context}; check indentation and quotes"
+        ) from None
+    except yaml.YAMLError as error:
+        what = str(error).splitlines()[0]
+        raise ConfigError(f"{name}:1: not YAML: {what}; save the file as UTF-8 text") from None
+    except RecursionError:
+        raise ConfigError(f"{name}:1: nested deeper than {MAX_DEPTH} levels; flatten it") from None
+    return (None if node is None else source.plain(node)), source
+
+
+# --- plain objects to Config -------------------------------------------------------------------------------------
+
+_PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+_WHAT_IS_WANTED = {
+    "`str`": "text",
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`bool`": "true or false",
+    "`array`": "a list",
+    "`object`": "a mapping of keys to values",
+    "`object | null`": "a mapping of keys to values",
+    "`str | null`": "text",
+}
+_HINTS = {
+    "gpus": "a list of GPU UUIDs or indexes, {file: PATH} or {listener: true}",
+    "launch_command": 'text such as "vllm serve …", or {from_pid: true}',
+}
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Seconds:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a duration; write it with a unit, such as 5s")
+        return Seconds(units.parse_duration(value))
+    raise TypeError(kind)
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"the boolean {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text {value!r}" if len(value) <= 60 else f"the text {value[:57]!r}…"
+    return "a list" if isinstance(value, list) else "a mapping"
+
+
+def _dotted(place: Path_) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return text.removeprefix(".")
+
+
+def _keys_of(kind: type) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+_KEYS_AT = {
+    (): Config,
+    ("gpu",): GpuConfig,
+    ("targets", 0): Target,
+    ("targets", 0, "basic_auth"): BasicAuth,
+    ("targets", 0, "tls"): Tls,
+    ("targets", 0, "gpus"): GpuSource,
+    ("targets", 0, "launch_command"): PidSource,
+}
+
+
+def _refuse_unknown(source: _Source, value: Any, place: Path_ = ()) -> None:
+    """Refuse keys that do not exist, naming the nearest ones; and those of features to come."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_unknown(source, item, (*place, index))
+        return
+    kind = _KEYS_AT.get(tuple(0 if isinstance(part, int) else part for part in place))
+    if not isinstance(value, dict) or kind is None:
+        return
+    known = _keys_of(kind)
+    for key, item in value.items():
+        where = (*place, key)
+        dotted = re.sub(r"\[\d+\]", "[]", _dotted(where))
+        if dotted in NOT_YET:
+            raise source.error(
+                where, f"{dotted!r} ({NOT_YET[dotted]}) does not work in this version yet; remove the key"
+            )
+        if key not in known:
+            inside = f" in {_dotted(place)}" if place else ""
+            raise source.error(where, f"unknown key {key!r}{inside}; known: {', '.join(sorted(known))}")
+        _refuse_unknown(source, item, where)
+
+
+def _translate(source: _Source, plain: Any, error: msgspec.ValidationError) -> ConfigError:
+    text, _, path = str(error).partition(" - at `$")
+    place: Path_ = ()
+    for name, index in _PATH_PART.findall(path.rstrip("`")):
+        place += (name,) if name else ((int(index),) if index.isdigit() else ())
+    value: Any = plain
+    for part in place:
+        value = value[part]
+    what = f"{_dotted(place)}: " if place else ""
+    if missing := re.search(r"missing required field `(\w+)`", text):
+        return source.error(place, f"{what}the key {missing.group(1)!r} is missing; add it")
+    if place and isinstance(place[-1], str) and place[-1] in _HINTS:
+        return source.error(place, f"{what}found {_describe(value)}; write {_HINTS[place[-1]]}")
+    if text.startswith("Invalid enum value"):
+        kind = _KEYS_AT[tuple(0 if isinstance(part, int) else part for part in place[:-1])]
+        field = next(f for f in msgspec.structs.fields(kind) if f.encode_name == place[-1])
+        return source.error(place, f"unknown {place[-1]} {value!r}; known: {', '.join(_choices(field.type))}")
+    if wanted := re.match(r"Expected (`[^`]+`)", text):
+        cure = _WHAT_IS_WANTED.get(wanted.group(1), wanted.group(1).strip("`"))
+        return source.error(place, f"{what}found {_describe(value)}; write {cure}")
+    return source.error(place, f"{what}{text}")
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    for choice in getattr(annotation, "__args__", ()):
+        if isinstance(choice, str):
+            if choice:
+                yield choice
+        else:
+            yield from _choices(choice)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
+
+
+def _check_target(source: _Source, target: Target, index: int) -> None:
+    place: Path_ = ("targets", index)
+
+    def refuse(key: str, what: str) -> ConfigError:
+        return source.error((*place, key), what)
+
+    if not _NAME.fullmatch(target.name):
+        raise refuse(
+            "name", f"target name {target.name!r} cannot be a label; use letters, digits and . _ : / - (at most 128)"
+        )
+    try:
+        parts = urlsplit(target.url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        raise refuse("url", f"{target.url!r} is not a URL; write http://HOST:PORT") from None
+    if parts.username is not None or parts.password is not None:
+        # The message must not repeat the secret.
+        raise refuse("url", "the url holds a user name or password; use basic_auth with a password_file")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
+        raise refuse("url", f"{target.url!r} is not an http(s) URL; write http://HOST:PORT")
+    if parts.query or parts.fragment:
+        raise refuse("url", "the url holds a query or a fragment; write http://HOST:PORT and use metrics_path")
+    if target.metrics_path is not None and not target.metrics_path.startswith("/"):
+        raise refuse("metrics_path", f"{target.metrics_path!r} does not start with a slash; write /metrics")
+    for key in ("experiment", "variant"):
+        value = getattr(target, key)
+        if value and not _NAME.fullmatch(value):
+            raise refuse(key, f"{key} {value!r} cannot be a label; use letters, digits and . _ : / - (at most 128)")
+    if target.launch is not None and target.launch_command is not None:
+        raise refuse("launch_command", "launch and launch_command both stand here; keep one")
+    if target.bearer_token_file is not None and target.basic_auth is not None:
+        raise refuse("basic_auth", "bearer_token_file and basic_auth both stand here; keep one")
+    if isinstance(target.gpus, GpuSource) and (target.gpus.file is None) == (not target.gpus.listener):
+        raise refuse("gpus", "write either {file: PATH} or {listener: true}")
+    if target.timeout is not None and not target.timeout > 0:
+        raise refuse("timeout", "a timeout of zero reads nothing; write a duration such as 5s")
+    if isinstance(target.launch_command, PidSource) and not target.launch_command.from_pid:
+        raise refuse("launch_command", "from_pid is false; remove launch_command or write {from_pid: true}")
+    if (listens_here := isinstance(target.launch_command, PidSource)) or (
+        isinstance(target.gpus, GpuSource) and target.gpus.listener
+    ):
+        key = "launch_command" if listens_here else "gpus"
+        if not target.is_loopback:
+            raise refuse(key, "the listening process is visible for loopback urls only; write the settings down")
+    if target.tls is not None:
+        if parts.scheme != "https":
+            raise refuse("tls", "tls settings on an http url have no effect; write https:// or remove them")
+        if (target.tls.cert_file is None) != (target.tls.key_file is None):
+            raise refuse("tls", "cert_file and key_file belong together; give both or neither")
+    for name, value in target.headers.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+            raise refuse("headers", f"{name!r} is not a valid HTTP header; use printable characters")
+        if name.lower() in ("authorization", "proxy-authorization", "cookie"):
+            raise refuse(
+                "headers", f"{name!r} would hold a secret in this file; use bearer_token_file or basic_auth"
+            )
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all interfaces). Raises ValueError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535 or ("]" in port):
+        raise ValueError(f"{text!r} is not HOST:PORT; write {DEFAULT_LISTEN}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r} is not HOST:PORT; write an IPv6 address as [::1]:10778")
+    return host or "0.0.0.0", int(port)
+
+
+def parse(text: str, name: str = "brimline.yaml") -> Config:
+    """Config from the text of a file; `name` stands in the error messages. Raises ConfigError."""
+    plain, source = _compose(text, name)
+    if plain is None:
+        plain = {}
+    if not isinstance(plain, dict):
+        raise source.error((), f"the file holds {_describe(plain)}; write keys such as `targets:`")
+    _refuse_unknown(source, plain)
+    try:
+        config = msgspec.convert(plain, Config, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise _translate(source, plain, error) from None
+    try:
+        parse_listen(config.listen)
+    except ValueError as error:
+        raise source.error(("listen",), str(error)) from None
+    durations: tuple[tuple[Path_, float, float], ...] = (
+        (("scrape_timeout",), config.scrape_timeout, 0.001),
+        (("peak_window",), config.peak_window, 1.0),
+        (("gpu", "sample_interval"), config.gpu.sample_interval, 0.05),
+    )
+    for place, seconds, least in durations:
+        if seconds < least:
+            raise source.error(
+                place, f"{_dotted(place)} of {seconds:g}s is too short; write at least {units.format_duration(least)}"
+            )
+    if (config.gpu.backend == "replay") != (config.gpu.path is not None):
+        raise source.error(("gpu",), "gpu.path names the recording of the backend replay; give both or neither")
+    seen: dict[str, int] = {}
+    for index, target in enumerate(config.targets):
+        _check_target(source, target, index)
+        if target.name in seen:
+            first = source.lines[("targets", seen[target.name])]
+            raise source.error(
+                ("targets", index, "name"),
+                f"the target name {target.name!r} stands twice (first on line {first}); rename one",
+            )
+        seen[target.name] = index
+    return config
+
+
+def load(path: Path) -> Config:
+    """Config from a file. Raises ConfigError, also where the file cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # non-blocking: a FIFO must not hang us
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError(f"{path}: not a regular file; name a YAML file")
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {units.format_bytes(MAX_FILE_BYTES)}; split it")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    return parse(text, str(path))
+
+
+def masked(config: Config) -> str:
+    """The configuration as YAML, with the values of request headers replaced by `<secret>`."""
+
+    def encode(value: object) -> object:
+        if isinstance(value, Seconds):
+            return f"{float(value):g}s"
+        raise NotImplementedError  # pragma: no cover - msgspec hands over custom types only
+
+    plain = msgspec.to_builtins(config, enc_hook=encode)
+    for target in plain.get("targets", []):
+        if target.get("headers"):
+            target["headers"] = dict.fromkeys(target["headers"], SECRET_MASK)
+        if isinstance(target.get("launch_command"), str):
+            target["launch_command"] = mask_command(target["launch_command"])
+        for key in target.get("launch") or {}:
+            if is_secret_setting(key):
+                target["launch"][key] = SECRET_MASK
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+_SECRET_WORD = re.compile(r"(?i)(?:^|[_-])(?:api[_-]?keys?|token|password|passwd|secret|credentials?)(?:$|[_-])")
+
+
+def is_secret_setting(name: str) -> bool:
+    """True for names such as `api_key` or `hf-token`, whose values are never shown."""
+    return _SECRET_WORD.search(name) is not None
+
+
+def mask_command(command: str) -> str:
+    """A launch command with the values of secret options replaced by `<secret>`."""
+    words = command.split(" ")
+    hide_next = False
+    shown = []
+    for word in words:
+        option, separator, _ = word.partition("=")
+        if hide_next and word and not word.startswith("-"):
+            word = SECRET_MASK
+        elif word.startswith("-") or separator:
+            hide_next = is_secret_setting(option.lstrip("-")) and not separator
+            if separator and is_secret_setting(option.lstrip("-")):
+                word = f"{option}={SECRET_MASK}"
+            elif hide_next:
+                shown.append(word)
+                continue
+        shown.append(word)
+    return " ".join(shown)
+

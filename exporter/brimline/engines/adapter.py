@@ -1,0 +1,62 @@
+"""What an engine's adapter is: its data and its one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from brimline.exposition_text import Page
+from brimline.readings import EngineReading
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A path beside the metrics page that an adapter wants as JSON.
+
+    live: asked in every round; otherwise once for each start of the server.
+    """
+
+    path: str
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that was read from one server in one round.
+
+    documents: decoded JSON by path, of those endpoints that answered. headers: of the metrics page, lower case.
+    launch: the settings that the server was started with, as far as they are declared; empty where they are not.
+    """
+
+    page: Page
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    launch: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """One inference engine.
+
+    owns: whether a metric name is one of this engine's own.
+    owned_by: what its /v1/models says in `owned_by`.
+    wanted: sample names that `read` looks at.
+    launch_program: whether a command line starts this engine; launch_flags: short or other spellings of flags,
+    to the engine's own long name with underscores; launch_switches: flags that take no value.
+    world_size: how many GPUs the server uses by its settings; None where they do not say.
+    """
+
+    name: str
+    title: str
+    usual_ports: tuple[int, ...]
+    owns: Callable[[str], bool]
+    owned_by: str
+    wanted: frozenset[bytes]
+    endpoints: tuple[Endpoint, ...]
+    read: Callable[[Evidence], EngineReading]
+    launch_program: Callable[[Sequence[str]], bool]
+    launch_flags: Mapping[str, str]
+    launch_switches: frozenset[str]
+    launch_model_flag: str
+    world_size: Callable[[Mapping[str, str]], int | None]

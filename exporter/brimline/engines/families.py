@@ -1,0 +1,262 @@
+"""How an adapter says where its quantities stand on a page: names newest first, and a rule for labels.
+
+An adapter is data first. A `Gauge`, `Counter`, `ByLabel` or `HistogramOf` names the sample and how rows that
+differ only in labels nobody asked for (several `pid`s, say) combine: ratios by max, counts by sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from brimline.exposition_text import Page, Sample
+from brimline.readings import Histogram
+
+# A page with more (model, rank) rows than this is an attack or a mistake; the rest is dropped and counted.
+MAX_RANKS = 256
+MAX_REASONS = 32
+MAX_BUCKETS = 128
+MAX_LABEL_CHARS = 128
+
+Key = tuple[str, str]  # model, rank
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One number for each (model, rank).
+
+    names: sample names, newest first; the first one on the page is taken, never two added up.
+    combine: for rows that differ in other labels.
+    where: labels that a row must carry.
+    ratio: the value must lie in 0..1.
+    since, until: versions that give it, the second exclusive; None is open. `expected` says whether a server in
+    that range always does, so that its absence is worth a word.
+    """
+
+    names: tuple[str, ...]
+    combine: Callable[[Iterable[float]], float] = max
+    where: Mapping[str, str] = field(default_factory=dict)
+    ratio: bool = False
+    expected: bool = False
+    since: tuple[int, ...] | None = None
+    until: tuple[int, ...] | None = None
+
+    def sample_names(self) -> Iterable[str]:
+        return self.names
+
+
+def gauge(*names: str, **options: Any) -> Scalar:
+    """A gauge; rows that differ in `pid` only are copies of each other, so the largest is taken."""
+    return Scalar(names, max, **options)
+
+
+def counter(*names: str, **options: Any) -> Scalar:
+    """A counter, named as scraped. The client library's parser adds `_total`; so both spellings are looked for."""
+    spelled = tuple(dict.fromkeys(s for n in names for s in (n, n.removesuffix("_total"))))
+    return Scalar(spelled, sum, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class ByLabel:
+    """One number for each value of a label, for each (model, rank)."""
+
+    names: tuple[str, ...]
+    label: str
+    combine: Callable[[Iterable[float]], float] = sum
+    expected: bool = False
+    since: tuple[int, ...] | None = None
+    until: tuple[int, ...] | None = None
+
+    def sample_names(self) -> Iterable[str]:
+        return self.names
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramOf:
+    """A histogram for each (model, rank); names without `_bucket`, `_sum`, `_count`, newest first."""
+
+    names: tuple[str, ...]
+    expected: bool = False
+    since: tuple[int, ...] | None = None
+    until: tuple[int, ...] | None = None
+
+    def sample_names(self) -> Iterable[str]:
+        return (name + suffix for name in self.names for suffix in ("_bucket", "_sum", "_count"))
+
+
+Quantity = Scalar | ByLabel | HistogramOf
+
+
+def wanted_names(table: Mapping[str, Quantity], *more: str) -> frozenset[bytes]:
+    """The sample names that the scanner must look for."""
+    names = {name for quantity in table.values() for name in quantity.sample_names()}
+    return frozenset(name.encode() for name in names.union(more))
+
+
+def clean_label(text: str) -> str:
+    """A label value fit to pass on: without control and bidirectional characters, at most 128 characters."""
+    kept = "".join(c for c in text if c.isprintable() and not 0x202A <= ord(c) <= 0x202E and not 0x2066 <= ord(c) <= 0x2069)
+    return kept if len(kept) <= MAX_LABEL_CHARS else kept[: MAX_LABEL_CHARS - 1] + "…"
+
+
+@dataclass(slots=True)
+class TableReading:
+    """What a table gave for a page.
+
+    values: quantity name → number, mapping or Histogram, for each (model, rank).
+    bad: quantities with impossible values, which were dropped. dropped: rows beyond the caps.
+    """
+
+    values: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    bad: set[str] = field(default_factory=set)
+    dropped: int = 0
+
+    def slot(self, key: Key) -> dict[str, Any] | None:
+        """The values of one (model, rank); None where the page has too many of them."""
+        if key not in self.values:
+            if len(self.values) >= MAX_RANKS:
+                self.dropped += 1
+                return None
+            self.values[key] = {}
+        return self.values[key]
+
+
+def read_table(page: Page, table: Mapping[str, Quantity], key_of: Callable[[Mapping[str, str]], Key]) -> TableReading:
+    """Every quantity of the table that the page states, combined by each one's rule."""
+    reading = TableReading()
+    for name, quantity in table.items():
+        if isinstance(quantity, Scalar):
+            _read_scalar(page, name, quantity, key_of, reading)
+        elif isinstance(quantity, ByLabel):
+            _read_by_label(page, name, quantity, key_of, reading)
+        else:
+            _read_histogram(page, name, quantity, key_of, reading)
+    return reading
+
+
+def _first_present(page: Page, names: Sequence[str]) -> tuple[Sample, ...]:
+    for name in names:
+        if samples := page.get(name):
+            return samples
+    return ()
+
+
+def _is_possible(value: float, *, ratio: bool = False) -> bool:
+    return math.isfinite(value) and value >= 0 and (not ratio or value <= 1.0001)
+
+
+def _read_scalar(
+    page: Page, name: str, quantity: Scalar, key_of: Callable[[Mapping[str, str]], Key], reading: TableReading
+) -> None:
+    rows: dict[Key, list[float]] = {}
+    for sample in _first_present(page, quantity.names):
+        if any(sample.labels.get(label) != value for label, value in quantity.where.items()):
+            continue
+        if not _is_possible(sample.value, ratio=quantity.ratio):
+            reading.bad.add(name)
+            continue
+        rows.setdefault(key_of(sample.labels), []).append(min(sample.value, 1.0) if quantity.ratio else sample.value)
+    for key, values in rows.items():
+        if (slot := reading.slot(key)) is not None:
+            slot[name] = quantity.combine(values)
+
+
+def _read_by_label(
+    page: Page, name: str, quantity: ByLabel, key_of: Callable[[Mapping[str, str]], Key], reading: TableReading
+) -> None:
+    rows: dict[Key, dict[str, list[float]]] = {}
+    for sample in _first_present(page, quantity.names):
+        if not _is_possible(sample.value):
+            reading.bad.add(name)
+            continue
+        of_key = rows.setdefault(key_of(sample.labels), {})
+        reason = clean_label(sample.labels.get(quantity.label, ""))
+        if reason not in of_key and len(of_key) >= MAX_REASONS:
+            reading.dropped += 1
+            continue
+        of_key.setdefault(reason, []).append(sample.value)
+    for key, reasons in rows.items():
+        if (slot := reading.slot(key)) is not None:
+            slot[name] = {reason: quantity.combine(values) for reason, values in reasons.items()}
+
+
+def _bound(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _read_histogram(
+    page: Page, name: str, quantity: HistogramOf, key_of: Callable[[Mapping[str, str]], Key], reading: TableReading
+) -> None:
+    family = next((n for n in quantity.names if f"{n}_count" in page), None)
+    if family is None:
+        return
+    sums: dict[Key, float] = {}
+    counts: dict[Key, float] = {}
+    buckets: dict[Key, dict[float, float]] = {}
+    for suffix, into in (("_sum", sums), ("_count", counts)):
+        for sample in page.get(family + suffix):
+            key = key_of(sample.labels)
+            into[key] = into.get(key, 0.0) + sample.value
+    for sample in page.get(f"{family}_bucket"):
+        bound = _bound(sample.labels.get("le", ""))
+        if bound is not None:
+            of_key = buckets.setdefault(key_of(sample.labels), {})
+            of_key[bound] = of_key.get(bound, 0.0) + sample.value
+    for key, count in counts.items():
+        if key not in sums or not _is_possible(count) or not math.isfinite(sums[key]):
+            reading.bad.add(name)
+            continue
+        slot = reading.slot(key)
+        if slot is None:
+            continue
+        bounds = tuple(sorted(buckets.get(key, {}).items()))
+        if not _is_cumulative(bounds, count):
+            reading.bad.add(name)
+            bounds = ()
+        slot[name] = Histogram(bounds, sums[key], count)
+
+
+def _is_cumulative(buckets: tuple[tuple[float, float], ...], count: float) -> bool:
+    if not buckets:
+        return True
+    counts = [value for _, value in buckets]
+    return (
+        len(buckets) <= MAX_BUCKETS
+        and math.isinf(buckets[-1][0])
+        and counts[-1] == count
+        and all(before <= after for before, after in zip(counts, counts[1:], strict=False))
+    )
+
+
+def parse_version(text: str | None) -> tuple[int, ...] | None:
+    """Leading numbers of a version: (0, 9, 2) for `0.9.2.dev5+cpu`; None where there are none."""
+    numbers = []
+    for part in (text or "").lstrip("v").split("+")[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers) or None
+
+
+def missing_quantities(
+    table: Mapping[str, Quantity], reading: TableReading, version: tuple[int, ...] | None
+) -> tuple[str, ...]:
+    """Quantities that this version always gives and no row of the page has: an upgrade renamed something."""
+    found = {name for values in reading.values.values() for name in values}
+    return tuple(
+        name
+        for name, quantity in table.items()
+        if quantity.expected
+        and name not in found
+        and name not in reading.bad
+        and (quantity.since is None or (version is not None and version >= quantity.since))
+        and (quantity.until is None or (version is not None and version < quantity.until))
+    )

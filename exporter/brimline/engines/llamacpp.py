@@ -1,0 +1,187 @@
+"""llama.cpp's server (`llama-server --metrics`).
+
+Its page has lost the KV cache figures (kv_cache_usage_ratio went in May 2025, commit 797f2ac06), so these come from
+/slots, asked in every round, and /props. The page has no labels: one server holds one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from brimline.engines.adapter import Adapter, Endpoint, Evidence
+from brimline.engines.families import (
+    Key,
+    Quantity,
+    clean_label,
+    counter,
+    gauge,
+    missing_quantities,
+    read_table,
+    wanted_names,
+)
+from brimline.readings import EngineReading, RankReading
+
+TABLE: dict[str, Quantity] = {
+    "requests_running": gauge("llamacpp:requests_processing", expected=True),
+    "requests_waiting": gauge("llamacpp:requests_deferred", expected=True),
+    # Without the tokens that came from the cache, unlike other engines' counters of that name.
+    "prompt_tokens_total": counter("llamacpp:prompt_tokens_total", expected=True),
+    "generation_tokens_total": counter("llamacpp:tokens_predicted_total", expected=True),
+    "prefix_cache_hits_tokens_total": counter("llamacpp:prompt_tokens_cached_total"),
+    "spec_decode_draft_tokens_total": counter("llamacpp:spec_decode_num_draft_tokens_total"),
+    "spec_decode_accepted_tokens_total": counter("llamacpp:spec_decode_num_accepted_tokens_total"),
+    "kv_cache_usage_ratio": gauge("llamacpp:kv_cache_usage_ratio", ratio=True),
+}
+SIMULATED = "brimline_simulated_server_info"
+WANTED = wanted_names(TABLE, SIMULATED)
+
+_TRUE = {"true", "1", "on", "yes"}
+_FALSE = {"false", "0", "off", "no"}
+
+
+def _key(_labels: Mapping[str, str]) -> Key:
+    return "", "0"
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _slots(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
+    slots = documents.get("/slots")
+    return [slot for slot in slots if isinstance(slot, dict)] if isinstance(slots, list) else []
+
+
+def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
+    """Whether the slots share one KV cache; None where nothing tells.
+
+    /slots shows the same for both. A server started without --parallel chooses the number of slots and a unified
+    cache by itself; with --parallel the cache is split unless --kv-unified is given (common/arg.cpp and
+    tools/server, 2026).
+    """
+    if slots <= 1:
+        return False
+    stated = launch.get("kv_unified", "").lower()
+    if stated in _TRUE | _FALSE:
+        return stated in _TRUE
+    if not launch:
+        return None
+    return launch.get("parallel", "-1") == "-1"
+
+
+def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> dict[str, float]:
+    """KV cache in tokens: used by the slots at work, of all slots' contexts.
+
+    `n_prompt_tokens` of a slot already includes what it has generated. Idle slots keep their last value; what they
+    hold can be dropped at any time, so it counts as free.
+    """
+    contexts = [_whole(slot.get("n_ctx")) for slot in slots]
+    if not slots or any(context is None for context in contexts):
+        return {}
+    used = [_whole(slot.get("n_prompt_tokens")) for slot in slots if slot.get("is_processing")]
+    values = {"max_model_len_tokens": float(max(c for c in contexts if c is not None))}
+    known_use = None if any(tokens is None for tokens in used) else sum(t for t in used if t is not None)
+    if known_use is not None:
+        values["kv_cache_used_tokens"] = float(known_use)
+    unified = _is_unified(len(slots), launch)
+    if unified is None:
+        return values
+    capacity = sum(c for c in contexts if c is not None) if not unified else max(c for c in contexts if c is not None)
+    values["kv_cache_capacity_tokens"] = float(capacity)
+    values["kv_cache_max_concurrency_requests"] = capacity / values["max_model_len_tokens"] if capacity else 0.0
+    if known_use is not None and capacity:
+        values["kv_cache_usage_ratio"] = min(known_use / capacity, 1.0)
+    return values
+
+
+def _model(documents: Mapping[str, Any], props: Mapping[str, Any]) -> str:
+    models = documents.get("/v1/models")
+    entries = models.get("data") if isinstance(models, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str):
+            return clean_label(entry["id"])
+    alias = props.get("model_alias") or props.get("model_path")
+    return clean_label(alias) if isinstance(alias, str) else ""
+
+
+def read(evidence: Evidence) -> EngineReading:
+    """What a llama.cpp server says of itself."""
+    table = read_table(evidence.page, TABLE, _key)
+    values = next(iter(table.values.values()), {})
+    missing = list(missing_quantities(TABLE, table, None))
+    raw_props = evidence.documents.get("/props")
+    props: Mapping[str, Any] = raw_props if isinstance(raw_props, dict) else {}
+    slots = _slots(evidence.documents)
+    if slots:
+        values |= _kv_cache(slots, evidence.launch)
+    if evidence.documents and "kv_cache_used_tokens" not in values and "kv_cache_usage_ratio" not in values:
+        missing.append("kv_cache_used_tokens")
+    processed, cached = values.get("prompt_tokens_total"), values.get("prefix_cache_hits_tokens_total")
+    if processed is not None and cached is not None:
+        values["prefix_cache_queries_tokens_total"] = processed + cached
+    build = props.get("build_info")
+    root = props.get("model_path")
+    settings = {"model": clean_label(root)} if isinstance(root, str) else {}
+    if isinstance(props.get("total_slots"), int):
+        settings["parallel"] = str(props["total_slots"])
+    sleeping = props.get("is_sleeping")
+    return EngineReading(
+        engine="llamacpp",
+        engine_version=clean_label(build) if isinstance(build, str) and build else None,
+        ranks=(RankReading(model=_model(evidence.documents, props), **values),),
+        settings=settings,
+        served_root=root if isinstance(root, str) else None,
+        # The header Process-Start-Time-Unix is not used: a 2026 build sent 1326153533, a date in 2012.
+        start_time=None,
+        sleeping=sleeping if isinstance(sleeping, bool) else None,
+        simulated=SIMULATED in evidence.page,
+        missing=tuple(missing),
+        bad_values=tuple(sorted(table.bad)),
+        unparsed_lines=evidence.page.unparsed_lines,
+        dropped_series=table.dropped,
+    )
+
+
+def _is_program(words: Sequence[str]) -> bool:
+    return any(PurePath(word).name in ("llama-server", "llama.cpp-server") for word in words[:3])
+
+
+ADAPTER = Adapter(
+    name="llamacpp",
+    title="llama.cpp",
+    usual_ports=(8080, 8081),
+    owns=lambda name: name.startswith("llamacpp:"),
+    owned_by="llamacpp",
+    wanted=WANTED,
+    endpoints=(Endpoint("/props"), Endpoint("/v1/models"), Endpoint("/slots", live=True)),
+    read=read,
+    launch_program=_is_program,
+    launch_flags={
+        "c": "ctx_size",
+        "np": "parallel",
+        "m": "model",
+        "b": "batch_size",
+        "ub": "ubatch_size",
+        "ctk": "cache_type_k",
+        "ctv": "cache_type_v",
+        "ngl": "n_gpu_layers",
+        "gpu_layers": "n_gpu_layers",
+        "fa": "flash_attn",
+        "kvu": "kv_unified",
+        "no_kvu": "no_kv_unified",
+        "ts": "tensor_split",
+        "sm": "split_mode",
+        "mg": "main_gpu",
+        "a": "alias",
+        "t": "threads",
+        "hf": "hf_repo",
+        "nkvo": "no_kv_offload",
+        "cb": "cont_batching",
+    },
+    launch_switches=frozenset({"kv_unified", "cont_batching", "metrics", "slots", "props", "jinja", "mlock", "embedding"}),
+    launch_model_flag="model",
+    # It spreads over every visible GPU unless told otherwise, so its settings do not say.
+    world_size=lambda _settings: None,
+)

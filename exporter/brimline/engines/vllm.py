@@ -1,0 +1,291 @@
+"""vLLM 0.4 to 0.33, engines V0 and V1, the Python and the Rust front end.
+
+Names by version: read from the `name="vllm:…"` calls of 32 releases, 0.4.2 to 0.33.0. What a page does not state
+(max_model_len, the version) comes from /v1/models and /version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from brimline.engines.adapter import Adapter, Endpoint, Evidence
+from brimline.engines.families import (
+    ByLabel,
+    HistogramOf,
+    Key,
+    Quantity,
+    TableReading,
+    clean_label,
+    counter,
+    gauge,
+    missing_quantities,
+    parse_version,
+    read_table,
+    wanted_names,
+)
+from brimline.exposition_text import Page, Sample
+from brimline.readings import EngineReading, RankReading
+
+# V1 declares every family with its labels at start; V0 only after the first request, so nothing is expected of it.
+V1 = (0, 8, 5)
+
+TABLE: dict[str, Quantity] = {
+    "requests_running": gauge("vllm:num_requests_running", expected=True, since=V1),
+    "requests_waiting": gauge("vllm:num_requests_waiting", expected=True, since=V1),
+    "requests_waiting_by_reason": ByLabel(
+        ("vllm:num_requests_waiting_by_reason",), "reason", max, expected=True, since=(0, 21)
+    ),
+    "requests_finished_total": ByLabel(("vllm:request_success_total", "vllm:request_success"), "finished_reason"),
+    "prompt_tokens_total": counter("vllm:prompt_tokens_total", expected=True, since=V1),
+    "generation_tokens_total": counter("vllm:generation_tokens_total", expected=True, since=V1),
+    "preemptions_total": counter("vllm:num_preemptions_total", expected=True, since=V1),
+    # Called gpu_… up to 0.10, where 0.9 and 0.10 send both.
+    "prefix_cache_queries_tokens_total": counter(
+        "vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total", expected=True, since=V1
+    ),
+    "prefix_cache_hits_tokens_total": counter(
+        "vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total", expected=True, since=V1
+    ),
+    "spec_decode_draft_tokens_total": counter("vllm:spec_decode_num_draft_tokens_total"),
+    "spec_decode_accepted_tokens_total": counter("vllm:spec_decode_num_accepted_tokens_total"),
+    # The only name up to 0.8; 0.9.2 to 0.10 send both; from 0.12 the new one alone.
+    "kv_cache_usage_ratio": gauge(
+        "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", ratio=True, expected=True, since=V1
+    ),
+    "time_to_first_token_seconds": HistogramOf(("vllm:time_to_first_token_seconds",), expected=True, since=V1),
+    "inter_token_latency_seconds": HistogramOf(
+        ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"), expected=True, since=V1
+    ),
+    "request_e2e_latency_seconds": HistogramOf(("vllm:e2e_request_latency_seconds",), expected=True, since=V1),
+    "request_prompt_tokens": HistogramOf(("vllm:request_prompt_tokens",), expected=True, since=V1),
+    "request_generation_tokens": HistogramOf(("vllm:request_generation_tokens",), expected=True, since=V1),
+}
+
+CONFIG_INFO = "vllm:cache_config_info"
+SLEEP_STATE = "vllm:engine_sleep_state"
+SIMULATED = "brimline_simulated_server_info"
+START_TIME = "process_start_time_seconds"
+WANTED = wanted_names(TABLE, CONFIG_INFO, SLEEP_STATE, SIMULATED, START_TIME, "python_info")
+
+# Labels of cache_config_info that repeat a launch setting, by the name of the flag.
+SETTING_LABELS = {
+    "block_size": "block_size",
+    "cache_dtype": "kv_cache_dtype",
+    "cpu_offload_gb": "cpu_offload_gb",
+    "enable_prefix_caching": "enable_prefix_caching",
+    "gpu_memory_utilization": "gpu_memory_utilization",
+    "kv_cache_memory_bytes": "kv_cache_memory_bytes",
+    "kv_offloading_size": "kv_offloading_size",
+    "mamba_cache_dtype": "mamba_cache_dtype",
+    "num_gpu_blocks_override": "num_gpu_blocks_override",
+    "prefix_caching_hash_algo": "prefix_caching_hash_algo",
+}
+
+
+def _key(labels: Mapping[str, str]) -> Key:
+    # Triton's vLLM backend labels `model`; V0 and pages before 0.8.5 have no `engine`.
+    model = labels.get("model_name") or labels.get("model") or ""
+    return clean_label(model), clean_label(labels.get("engine") or "0")
+
+
+def _number(text: str | None) -> float | None:
+    """A label's number; None for "None", which is how Python's None arrives."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
+
+
+def _models(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
+    models = documents.get("/v1/models")
+    entries = models.get("data") if isinstance(models, dict) else None
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _base_model(documents: Mapping[str, Any]) -> dict[str, Any]:
+    """The first entry of /v1/models that is no LoRA adapter (those name a parent)."""
+    return next((entry for entry in _models(documents) if not entry.get("parent")), {})
+
+
+def _version(documents: Mapping[str, Any]) -> str | None:
+    version = documents.get("/version")
+    text = version.get("version") if isinstance(version, dict) else None
+    return clean_label(text) if isinstance(text, str) and text else None
+
+
+def _prefix_tokens(page: Page, values: dict[str, Any], version: tuple[int, ...] | None, block: float | None) -> None:
+    """Turn prefix-cache counts into tokens, in place.
+
+    Up to 0.8.5 the V1 counters count blocks, from 0.9.0 tokens; the name changed later, at 0.9.2. Where only the
+    old name is there and the version is not known, the unit is not known either.
+    """
+    names = ("prefix_cache_queries_tokens_total", "prefix_cache_hits_tokens_total")
+    if "vllm:prefix_cache_queries_total" in page or "vllm:prefix_cache_queries" in page:
+        return
+    if version is not None and version >= (0, 9):
+        return
+    for name in names:
+        if name in values:
+            if version is None or block is None:
+                del values[name]
+            else:
+                values[name] *= block
+
+
+def _pool(labels: Mapping[str, str], ranks: int, values: dict[str, Any], version: tuple[int, ...] | None) -> None:
+    """Add what cache_config_info says of one rank's KV pool to its values, in place.
+
+    The front end sums num_gpu_blocks over its data-parallel ranks and prints the sum on every rank's row
+    (0.33.0, v1/engine/core_client.py); kv_cache_size_tokens stays per rank.
+    """
+    blocks = _number(labels.get("num_gpu_blocks"))
+    block_tokens = _number(labels.get("block_size"))
+    tokens = _number(labels.get("kv_cache_size_tokens"))
+    if blocks is not None:
+        blocks = float(int(blocks) // ranks)
+    # A hybrid model's block_size label is the smallest of its groups', so blocks × block_size is not its capacity.
+    uniform = all(labels.get(name, "None") in ("None", "") for name in ("mamba_page_size_padded", "sliding_window"))
+    if tokens is None and uniform and blocks is not None and block_tokens is not None:
+        tokens = blocks * block_tokens
+    usage = values.get("kv_cache_usage_ratio")
+    values["kv_cache_blocks"] = blocks
+    values["kv_cache_block_tokens"] = block_tokens
+    values["kv_cache_capacity_tokens"] = tokens
+    values["kv_cache_max_concurrency_requests"] = _number(labels.get("kv_cache_max_concurrency"))
+    # The user's explicit budget for each GPU. An override of the block count makes it untrue.
+    if _number(labels.get("num_gpu_blocks_override")) is None:
+        values["kv_cache_capacity_bytes"] = _number(labels.get("kv_cache_memory_bytes"))
+    if usage is None:
+        return
+    if blocks is not None:
+        # V1 keeps one null block out of the pool since 0.9, and usage is the share of the others.
+        pool = blocks - 1 if version is None or version >= (0, 9) else blocks
+        values["kv_cache_used_blocks"] = float(round(usage * max(pool, 0)))
+    if tokens is not None:
+        values["kv_cache_used_tokens"] = float(round(usage * tokens))
+
+
+def _add_pools(page: Page, table: TableReading, version: tuple[int, ...] | None) -> None:
+    rows: dict[str, Sample] = {clean_label(s.labels.get("engine") or "0"): s for s in page.get(CONFIG_INFO)}
+    for rank, row in rows.items():
+        # The row names no model. Where several models share the page, it is not known whose pool this is.
+        owners = [key for key in table.values if key[1] == rank and "kv_cache_usage_ratio" in table.values[key]]
+        if len(owners) == 1:
+            _pool(row.labels, len(rows), table.values[owners[0]], version)
+    for (_, rank), values in table.values.items():
+        labels = rows[rank].labels if rank in rows else {}
+        _prefix_tokens(page, values, version, _number(labels.get("block_size")))
+
+
+def _settings(page: Page, base: Mapping[str, Any]) -> dict[str, str]:
+    settings = {}
+    for row in page.get(CONFIG_INFO)[:1]:
+        for label, setting in SETTING_LABELS.items():
+            value = row.labels.get(label, "None")
+            if value not in ("None", ""):
+                settings[setting] = clean_label(value)
+    if isinstance(base.get("max_model_len"), int):
+        settings["max_model_len"] = str(base["max_model_len"])
+    if isinstance(base.get("root"), str):
+        settings["model"] = clean_label(base["root"])
+    return settings
+
+
+def _is_rust_front_end(evidence: Evidence) -> bool:
+    """True for VLLM_USE_RUST_FRONTEND=1: OpenMetrics without being asked, and no cache_config_info."""
+    return "openmetrics" in evidence.headers.get("content-type", "") and "python_info" not in evidence.page
+
+
+def read(evidence: Evidence) -> EngineReading:
+    """What a vLLM server says of itself."""
+    page = evidence.page
+    version_text = _version(evidence.documents)
+    version = parse_version(version_text)
+    table = read_table(page, TABLE, _key)
+    missing = list(missing_quantities(TABLE, table, version))
+    _add_pools(page, table, version)
+    has_pool = any(values.get("kv_cache_blocks") is not None for values in table.values.values())
+    if version is not None and version >= (0, 9) and not has_pool and not _is_rust_front_end(evidence):
+        missing.append("kv_cache_blocks")
+    lengths = {
+        clean_label(entry["id"]): float(entry["max_model_len"])
+        for entry in _models(evidence.documents)
+        if isinstance(entry.get("id"), str) and isinstance(entry.get("max_model_len"), int)
+    }
+    ranks = []
+    for (model, rank), values in sorted(table.values.items()):
+        length = lengths.get(model)
+        tokens = values.get("kv_cache_capacity_tokens")
+        if values.get("kv_cache_max_concurrency_requests") is None and tokens is not None and length:
+            values["kv_cache_max_concurrency_requests"] = tokens / length
+        ranks.append(RankReading(model=model, rank=rank, max_model_len_tokens=length, **values))
+    asleep = [s.labels.get("sleep_state") for s in page.get(SLEEP_STATE) if s.value == 1]
+    starts = [s.value for s in page.get(START_TIME) if math.isfinite(s.value) and s.value > 0]
+    base = _base_model(evidence.documents)
+    return EngineReading(
+        engine="vllm",
+        engine_version=version_text,
+        ranks=tuple(ranks),
+        settings=_settings(page, base),
+        served_root=base["root"] if isinstance(base.get("root"), str) else None,
+        start_time=starts[0] if starts else None,
+        sleeping=any(state != "awake" for state in asleep) if asleep else None,
+        simulated=SIMULATED in page,
+        missing=tuple(missing),
+        bad_values=tuple(sorted(table.bad)),
+        unparsed_lines=page.unparsed_lines,
+        dropped_series=table.dropped,
+    )
+
+
+def _is_program(words: Sequence[str]) -> bool:
+    names = [PurePath(word).name for word in words[:4]]
+    return ("vllm" in names and "serve" in words) or any(
+        word.startswith("vllm.entrypoints.") or word.endswith("/vllm/entrypoints/openai/api_server.py")
+        for word in words
+    )
+
+
+def _world_size(settings: Mapping[str, str]) -> int | None:
+    """GPUs of all ranks together: tensor × pipeline × data × prefill-context parallel."""
+    sizes = [
+        settings.get(f"{kind}_parallel_size", "1") for kind in ("tensor", "pipeline", "data", "prefill_context")
+    ]
+    return math.prod(map(int, sizes)) if all(size.isdigit() for size in sizes) else None
+
+
+ADAPTER = Adapter(
+    name="vllm",
+    title="vLLM",
+    usual_ports=(8000, 8001, 8002, 8003),
+    owns=lambda name: name.startswith("vllm:"),
+    owned_by="vllm",
+    wanted=WANTED,
+    endpoints=(Endpoint("/version"), Endpoint("/v1/models")),
+    read=read,
+    launch_program=_is_program,
+    launch_flags={
+        "tp": "tensor_parallel_size",
+        "pp": "pipeline_parallel_size",
+        "dp": "data_parallel_size",
+        "pcp": "prefill_context_parallel_size",
+        "dcp": "decode_context_parallel_size",
+        "q": "quantization",
+        "n": "nnodes",
+        "r": "node_rank",
+        "O": "compilation_config",
+        "cc": "compilation_config",
+        "sc": "speculative_config",
+        "ep": "enable_expert_parallel",
+        "dpn": "data_parallel_rank",
+        "dpl": "data_parallel_size_local",
+    },
+    launch_switches=frozenset({"enable_expert_parallel", "enforce_eager", "enable_lora", "trust_remote_code"}),
+    launch_model_flag="model",
+    world_size=_world_size,
+)
+

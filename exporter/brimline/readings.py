@@ -1,0 +1,263 @@
+"""What the layers hand to each other: frozen records of one round.
+
+None means "not said" everywhere; nothing is ever 0 for want of a value. Ratios run from 0 to 1, times are in
+seconds, timestamps in seconds since 1970, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NewType
+
+Uuid = NewType("Uuid", str)
+
+# Every reason that the label `reason` of brimline_target_problem and brimline_target_errors_total can take.
+TARGET_REASONS: dict[str, str] = {
+    "dns": "the host name could not be resolved",
+    "connection": "no connection could be made, or it broke",
+    "tls": "the TLS handshake failed",
+    "timeout": "the whole answer did not arrive in time",
+    "unauthorized": "the server wants credentials (401 or 403)",
+    "not_found": "no metrics page at the paths that were tried",
+    "metrics_disabled": "the engine runs with its metrics switched off",
+    "http_status": "the server answered with another HTTP error",
+    "redirect": "the server answered with a redirect, which is not followed",
+    "too_large": "the answer is larger than 16 MiB",
+    "truncated": "the answer ends in the middle",
+    "encoding": "the answer is compressed in a way that was not asked for, or damaged",
+    "not_an_engine": "the page is not one of a known inference engine",
+    "wrong_engine": "the page belongs to another engine than the configuration says",
+    "credentials": "the file with the token or password cannot be read",
+    "config_endpoint": "an endpoint with the server's settings could not be read",
+    "launch_command": "the launch command could not be read",
+    "model": "the model's files could not be read",
+    "gpu_unassigned": "which GPUs belong to the server is not known",
+    "gpu_unknown": "a configured GPU is not visible",
+    "bad_values": "the page holds impossible values, which were dropped",
+    "too_many_series": "the page holds more models or ranks than are read",
+    "internal": "a defect in Brimline itself",
+}
+
+GPU_REASONS: dict[str, str] = {
+    "library_not_found": "libnvidia-ml.so.1 is not on this machine",
+    "driver_not_loaded": "the NVIDIA driver is not loaded",
+    "driver_mismatch": "library and driver differ in version; restart the container or reboot",
+    "no_permission": "this process may not read it",
+    "no_gpus": "the driver lists no GPU",
+    "gpu_lost": "the GPU fell off the bus or is being reset",
+    "not_supported": "this GPU does not report its memory",
+    "old_driver": "the driver lacks the function",
+    "uninitialized": "the library lost its state and is being started anew",
+    "hang": "a call into the driver has not come back",
+    "replay": "the recording cannot be read",
+    "unknown": "the driver gave another error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A cumulative histogram. buckets: (upper bound, count up to it), ascending, the last bound infinite."""
+
+    buckets: tuple[tuple[float, float], ...]
+    sum: float
+    count: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankReading:
+    """What one engine core (one data-parallel rank) of one model says of itself."""
+
+    model: str
+    rank: str = "0"
+    requests_running: float | None = None
+    requests_waiting: float | None = None
+    requests_waiting_by_reason: Mapping[str, float] | None = None
+    requests_finished_total: Mapping[str, float] | None = None
+    prompt_tokens_total: float | None = None
+    generation_tokens_total: float | None = None
+    preemptions_total: float | None = None
+    prefix_cache_queries_tokens_total: float | None = None
+    prefix_cache_hits_tokens_total: float | None = None
+    spec_decode_draft_tokens_total: float | None = None
+    spec_decode_accepted_tokens_total: float | None = None
+    kv_cache_usage_ratio: float | None = None
+    kv_cache_blocks: float | None = None
+    kv_cache_used_blocks: float | None = None
+    kv_cache_block_tokens: float | None = None
+    kv_cache_capacity_tokens: float | None = None
+    kv_cache_used_tokens: float | None = None
+    kv_cache_capacity_bytes: float | None = None
+    kv_cache_used_bytes: float | None = None
+    kv_cache_max_concurrency_requests: float | None = None
+    max_model_len_tokens: float | None = None
+    time_to_first_token_seconds: Histogram | None = None
+    inter_token_latency_seconds: Histogram | None = None
+    request_e2e_latency_seconds: Histogram | None = None
+    request_prompt_tokens: Histogram | None = None
+    request_generation_tokens: Histogram | None = None
+
+
+# How several ranks of one model combine on pages for people: the fullest rank preempts while the others idle.
+_COMBINED_BY_MAX = {"kv_cache_usage_ratio", "kv_cache_block_tokens", "max_model_len_tokens"}
+_NUMBERS = [f.name for f in dataclasses.fields(RankReading) if f.type == "float | None"]
+
+
+def combine_ranks(ranks: Sequence[RankReading]) -> RankReading:
+    """One reading for a model: counts and capacities summed, ratios and lengths of the fullest rank.
+
+    A quantity that any rank does not state is None: half a sum would pass for a whole one. The mappings and
+    histograms are left out. Raises ValueError for no ranks or ranks of several models.
+    """
+    models = {rank.model for rank in ranks}
+    if len(models) != 1:
+        raise ValueError("ranks of one model are wanted")
+    combined: dict[str, float | None] = {}
+    for name in _NUMBERS:
+        values = [getattr(rank, name) for rank in ranks]
+        if any(value is None for value in values):
+            combined[name] = None
+        else:
+            combined[name] = max(values) if name in _COMBINED_BY_MAX else sum(values)
+    return RankReading(model=models.pop(), rank="all", **combined)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReading:
+    """One engine as its own pages describe it.
+
+    settings: what the live server states of its launch settings, under that engine's own flag names.
+    served_root: the path or name of the model that the server says it loaded.
+    missing: quantities that this version of the engine should give and does not.
+    bad_values: values that cannot be (a ratio above 1, a negative count), which were dropped.
+    """
+
+    engine: str
+    engine_version: str | None = None
+    ranks: tuple[RankReading, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    served_root: str | None = None
+    start_time: float | None = None
+    sleeping: bool | None = None
+    simulated: bool = False
+    missing: tuple[str, ...] = ()
+    bad_values: tuple[str, ...] = ()
+    unparsed_lines: int = 0
+    dropped_series: int = 0
+
+    def by_model(self) -> dict[str, tuple[RankReading, ...]]:
+        """The ranks of each model, in the order of the page."""
+        grouped: dict[str, list[RankReading]] = {}
+        for rank in self.ranks:
+            grouped.setdefault(rank.model, []).append(rank)
+        return {model: tuple(ranks) for model, ranks in grouped.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReading:
+    """One GPU or MIG instance now, and its highest use within the peak window.
+
+    memory_api: `v2` where used and reserved are told apart, `v1` where used includes reserved, `none`.
+    problem: a word of GPU_REASONS where the memory could not be read; the memory is then None.
+    pids: processes with memory on it, where they were asked for.
+    """
+
+    uuid: Uuid
+    index: str
+    name: str | None = None
+    driver: str | None = None
+    memory_api: str = "none"
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    free_bytes: int | None = None
+    reserved_bytes: int | None = None
+    used_peak_bytes: int | None = None
+    problem: str | None = None
+    detail: str = ""
+    pids: frozenset[int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReading:
+    """All GPUs of this machine. up: None where no GPU is to be read (backend none)."""
+
+    up: bool | None = None
+    problem: str | None = None
+    detail: str = ""
+    devices: tuple[DeviceReading, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """This machine's main memory."""
+
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a target; reason is a word of TARGET_REASONS, detail is for people."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSnapshot:
+    """One target in one round: its health, and apart from it what was read.
+
+    up: the metrics page was read and understood in this round (or within min_interval). Where it is False,
+    reading is None: nothing old is ever handed on.
+    settings: declared and live settings together, the live ones winning.
+    mismatches: for each setting that is both declared and live, whether the two differ.
+    gpus: the GPUs that belong to it, with their rank.
+    """
+
+    name: str
+    url: str
+    experiment: str = ""
+    variant: str = ""
+    role: str = ""
+    up: bool = False
+    reading: EngineReading | None = None
+    histograms: str = "sums"
+    problems: tuple[Problem, ...] = ()
+    errors: Mapping[str, int] = field(default_factory=dict)
+    duration_seconds: float | None = None
+    age_seconds: float | None = None
+    last_success: float | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    mismatches: Mapping[str, bool] = field(default_factory=dict)
+    fingerprint: str | None = None
+    config_changed: float | None = None
+    unparsed_lines_total: int = 0
+    dropped_series_total: int = 0
+    gpus: tuple[tuple[Uuid, str], ...] = ()
+    kv_bytes_source: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything one scrape exposes."""
+
+    time: float
+    targets: tuple[TargetSnapshot, ...] = ()
+    gpu: GpuReading = field(default_factory=GpuReading)
+    host: HostReading = field(default_factory=HostReading)
+    reload_successful: bool = True
+    reload_success_time: float | None = None
+
+    def target(self, name: str) -> TargetSnapshot | None:
+        """The target of that name."""
+        return next((target for target in self.targets if target.name == name), None)
+
+
+def total_by_reason(mappings: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sum of mappings, key by key."""
+    total: dict[str, float] = {}
+    for mapping in mappings:
+        for key, value in mapping.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
