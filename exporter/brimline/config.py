@@ -26,7 +26,8 @@ MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
 SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
 
-# Keys of the published format whose feature is not in this version. Accepting them would promise what does not happen.
+# Keys of the published format whose feature is not in this version. Accepting them would promise what does
+# not happen.
 NOT_YET = {
     "models": "naming models for planning",
     "alerts": "thresholds of alert rules",
@@ -48,7 +49,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     pass
 
 
-class GpuConfig(_Struct):
+class GpuConfig(_Struct, frozen=True):
     """How GPU memory is read."""
 
     backend: Literal["nvml", "replay", "none"] = "nvml"
@@ -56,14 +57,14 @@ class GpuConfig(_Struct):
     sample_interval: Seconds = Seconds(1.0)
 
 
-class BasicAuth(_Struct):
+class BasicAuth(_Struct, frozen=True):
     """User name, and the file that holds the password (read again at each scrape)."""
 
     username: str
     password_file: str
 
 
-class Tls(_Struct):
+class Tls(_Struct, frozen=True):
     """How the target's certificate is checked, and which one we show."""
 
     ca_file: str | None = None
@@ -73,20 +74,20 @@ class Tls(_Struct):
     insecure_skip_verify: bool = False
 
 
-class GpuSource(_Struct):
+class GpuSource(_Struct, frozen=True):
     """Where a target's GPU UUIDs come from, when they are not listed."""
 
     file: str | None = None
     listener: bool = False
 
 
-class PidSource(_Struct):
+class PidSource(_Struct, frozen=True):
     """Read the launch command of the process that listens on the target's port."""
 
     from_pid: bool
 
 
-class Target(_Struct):
+class Target(_Struct, frozen=True):
     """One inference server."""
 
     name: str
@@ -135,7 +136,7 @@ class Target(_Struct):
         return parts.port or (443 if parts.scheme == "https" else 80)
 
 
-class Config(_Struct):
+class Config(_Struct, frozen=True):
     """Everything `brimline serve` was told."""
 
     listen: str = DEFAULT_LISTEN
@@ -154,7 +155,8 @@ class Config(_Struct):
         return target.histograms or ("full" if target.experiment else self.histograms)
 
 
-# --- YAML to plain objects, with the line of every key and item --------------------------------------------------
+# --- YAML to plain objects, with the line of every key and item
+# --------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -233,8 +235,10 @@ def _compose(text: str, name: str) -> tuple[Any, _Source]:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                line = event.start_mark.line + 1
-                raise ConfigError(f"{name}:{line}: YAML anchors and aliases are not supported; repeat the value")
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ConfigError(
+                    f"{name}:{line}: YAML anchors and aliases are not supported; repeat the value"
+                )
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -250,7 +254,8 @@ def _compose(text: str, name: str) -> tuple[Any, _Source]:
     return (None if node is None else source.plain(node)), source
 
 
-# --- plain objects to Config -------------------------------------------------------------------------------------
+# --- plain objects to Config
+# -------------------------------------------------------------------------------------
 
 _PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _WHAT_IS_WANTED = {
@@ -294,11 +299,11 @@ def _dotted(place: Path_) -> str:
     return text.removeprefix(".")
 
 
-def _keys_of(kind: type) -> list[str]:
+def _keys_of(kind: type[msgspec.Struct]) -> list[str]:
     return [field.encode_name for field in msgspec.structs.fields(kind)]
 
 
-_KEYS_AT = {
+_KEYS_AT: dict[Path_, type[msgspec.Struct]] = {
     (): Config,
     ("gpu",): GpuConfig,
     ("targets", 0): Target,
@@ -375,7 +380,8 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
 
     if not _NAME.fullmatch(target.name):
         raise refuse(
-            "name", f"target name {target.name!r} cannot be a label; use letters, digits and . _ : / - (at most 128)"
+            "name",
+            f"target name {target.name!r} cannot be a label; use letters, digits and . _ : / - (at most 128)",
         )
     try:
         parts = urlsplit(target.url)
@@ -388,13 +394,17 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
         raise refuse("url", f"{target.url!r} is not an http(s) URL; write http://HOST:PORT")
     if parts.query or parts.fragment:
-        raise refuse("url", "the url holds a query or a fragment; write http://HOST:PORT and use metrics_path")
+        raise refuse(
+            "url", "the url holds a query or a fragment; write http://HOST:PORT and use metrics_path"
+        )
     if target.metrics_path is not None and not target.metrics_path.startswith("/"):
         raise refuse("metrics_path", f"{target.metrics_path!r} does not start with a slash; write /metrics")
     for key in ("experiment", "variant"):
         value = getattr(target, key)
         if value and not _NAME.fullmatch(value):
-            raise refuse(key, f"{key} {value!r} cannot be a label; use letters, digits and . _ : / - (at most 128)")
+            raise refuse(
+                key, f"{key} {value!r} cannot be a label; use letters, digits and . _ : / - (at most 128)"
+            )
     if target.launch is not None and target.launch_command is not None:
         raise refuse("launch_command", "launch and launch_command both stand here; keep one")
     if target.bearer_token_file is not None and target.basic_auth is not None:
@@ -410,14 +420,18 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
     ):
         key = "launch_command" if listens_here else "gpus"
         if not target.is_loopback:
-            raise refuse(key, "the listening process is visible for loopback urls only; write the settings down")
+            raise refuse(
+                key, "the listening process is visible for loopback urls only; write the settings down"
+            )
     if target.tls is not None:
         if parts.scheme != "https":
             raise refuse("tls", "tls settings on an http url have no effect; write https:// or remove them")
         if (target.tls.cert_file is None) != (target.tls.key_file is None):
             raise refuse("tls", "cert_file and key_file belong together; give both or neither")
     for name, value in target.headers.items():
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(
+            r"[\x00-\x08\x0a-\x1f\x7f]", value
+        ):
             raise refuse("headers", f"{name!r} is not a valid HTTP header; use printable characters")
         if name.lower() in ("authorization", "proxy-authorization", "cookie"):
             raise refuse(
@@ -461,10 +475,14 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
     for place, seconds, least in durations:
         if seconds < least:
             raise source.error(
-                place, f"{_dotted(place)} of {seconds:g}s is too short; write at least {units.format_duration(least)}"
+                place,
+                f"{_dotted(place)} of {seconds:g}s is too short; write at least "
+                f"{units.format_duration(least)}",
             )
     if (config.gpu.backend == "replay") != (config.gpu.path is not None):
-        raise source.error(("gpu",), "gpu.path names the recording of the backend replay; give both or neither")
+        raise source.error(
+            ("gpu",), "gpu.path names the recording of the backend replay; give both or neither"
+        )
     seen: dict[str, int] = {}
     for index, target in enumerate(config.targets):
         _check_target(source, target, index)
@@ -487,7 +505,9 @@ def load(path: Path) -> Config:
                 raise ConfigError(f"{path}: not a regular file; name a YAML file")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {units.format_bytes(MAX_FILE_BYTES)}; split it")
     try:
@@ -518,7 +538,9 @@ def masked(config: Config) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-_SECRET_WORD = re.compile(r"(?i)(?:^|[_-])(?:api[_-]?keys?|token|password|passwd|secret|credentials?)(?:$|[_-])")
+_SECRET_WORD = re.compile(
+    r"(?i)(?:^|[_-])(?:api[_-]?keys?|token|password|passwd|secret|credentials?)(?:$|[_-])"
+)
 
 
 def is_secret_setting(name: str) -> bool:
@@ -544,4 +566,3 @@ def mask_command(command: str) -> str:
                 continue
         shown.append(word)
     return " ".join(shown)
-

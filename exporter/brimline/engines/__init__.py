@@ -10,12 +10,26 @@ from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.errors import EngineError
 from brimline.exposition_text import families
 
-__all__ = ["ENGINES", "METRICS_PATHS", "Adapter", "Endpoint", "Evidence", "engine_of_models", "engines_on"]
+__all__ = [
+    "ASKED_FIRST",
+    "ENGINES",
+    "METRICS_PATHS",
+    "Adapter",
+    "Endpoint",
+    "Evidence",
+    "describe_foreign_page",
+    "engine_of_models",
+    "engines_on",
+    "identify",
+]
 
 ENGINES: dict[str, Adapter] = {
     "llamacpp": llamacpp.ADAPTER,
     "vllm": vllm.ADAPTER,
 }
+
+# What costs a server nothing and often tells the engine.
+ASKED_FIRST = (Endpoint("/version"), Endpoint("/v1/models"))
 
 # In this order: a GET of trtllm-serve's /metrics drains its queue, so its Prometheus page is tried before.
 METRICS_PATHS = ("/prometheus/metrics", "/metrics", "/v1/metrics")

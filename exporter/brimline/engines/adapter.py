@@ -15,18 +15,34 @@ class Endpoint:
     """A path beside the metrics page that an adapter wants as JSON.
 
     live: asked in every round; otherwise once for each start of the server.
+    fields: the only keys that are kept, at any depth, because the document also holds what users wrote
+    (llama.cpp's
+    /slots shows prompts); None keeps all.
     """
 
     path: str
     live: bool = False
+    fields: frozenset[str] | None = None
+
+    def keep(self, document: Any) -> Any:
+        """The document without the keys that are not wanted."""
+        if self.fields is None:
+            return document
+        if isinstance(document, list):
+            return [self.keep(item) for item in document]
+        if isinstance(document, dict):
+            return {key: self.keep(value) for key, value in document.items() if key in self.fields}
+        return document
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that was read from one server in one round.
 
-    documents: decoded JSON by path, of those endpoints that answered. headers: of the metrics page, lower case.
-    launch: the settings that the server was started with, as far as they are declared; empty where they are not.
+    documents: decoded JSON by path, of those endpoints that answered. headers: of the metrics page, lower
+    case.
+    launch: the settings that the server was started with, as far as they are declared; empty where they are
+    not.
     """
 
     page: Page
@@ -42,8 +58,10 @@ class Adapter:
     owns: whether a metric name is one of this engine's own.
     owned_by: what its /v1/models says in `owned_by`.
     wanted: sample names that `read` looks at.
-    launch_program: whether a command line starts this engine; launch_flags: short or other spellings of flags,
+    launch_program: whether a command line starts this engine; launch_flags: short or other spellings of
+    flags,
     to the engine's own long name with underscores; launch_switches: flags that take no value.
+    kv_layout: a key of brimline.footprint.kv_cache.KV_LAYOUTS.
     world_size: how many GPUs the server uses by its settings; None where they do not say.
     """
 
@@ -60,3 +78,4 @@ class Adapter:
     launch_switches: frozenset[str]
     launch_model_flag: str
     world_size: Callable[[Mapping[str, str]], int | None]
+    kv_layout: str

@@ -6,6 +6,7 @@ differ only in labels nobody asked for (several `pid`s, say) combine: ratios by 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ class Scalar:
     combine: for rows that differ in other labels.
     where: labels that a row must carry.
     ratio: the value must lie in 0..1.
-    since, until: versions that give it, the second exclusive; None is open. `expected` says whether a server in
+    since, until: versions that give it, the second exclusive; None is open. `expected` says whether a server
+    in
     that range always does, so that its absence is worth a word.
     """
 
@@ -97,7 +99,11 @@ def wanted_names(table: Mapping[str, Quantity], *more: str) -> frozenset[bytes]:
 
 def clean_label(text: str) -> str:
     """A label value fit to pass on: without control and bidirectional characters, at most 128 characters."""
-    kept = "".join(c for c in text if c.isprintable() and not 0x202A <= ord(c) <= 0x202E and not 0x2066 <= ord(c) <= 0x2069)
+    kept = "".join(
+        c
+        for c in text
+        if c.isprintable() and not 0x202A <= ord(c) <= 0x202E and not 0x2066 <= ord(c) <= 0x2069
+    )
     return kept if len(kept) <= MAX_LABEL_CHARS else kept[: MAX_LABEL_CHARS - 1] + "…"
 
 
@@ -123,7 +129,9 @@ class TableReading:
         return self.values[key]
 
 
-def read_table(page: Page, table: Mapping[str, Quantity], key_of: Callable[[Mapping[str, str]], Key]) -> TableReading:
+def read_table(
+    page: Page, table: Mapping[str, Quantity], key_of: Callable[[Mapping[str, str]], Key]
+) -> TableReading:
     """Every quantity of the table that the page states, combined by each one's rule."""
     reading = TableReading()
     for name, quantity in table.items():
@@ -157,14 +165,20 @@ def _read_scalar(
         if not _is_possible(sample.value, ratio=quantity.ratio):
             reading.bad.add(name)
             continue
-        rows.setdefault(key_of(sample.labels), []).append(min(sample.value, 1.0) if quantity.ratio else sample.value)
+        rows.setdefault(key_of(sample.labels), []).append(
+            min(sample.value, 1.0) if quantity.ratio else sample.value
+        )
     for key, values in rows.items():
         if (slot := reading.slot(key)) is not None:
             slot[name] = quantity.combine(values)
 
 
 def _read_by_label(
-    page: Page, name: str, quantity: ByLabel, key_of: Callable[[Mapping[str, str]], Key], reading: TableReading
+    page: Page,
+    name: str,
+    quantity: ByLabel,
+    key_of: Callable[[Mapping[str, str]], Key],
+    reading: TableReading,
 ) -> None:
     rows: dict[Key, dict[str, list[float]]] = {}
     for sample in _first_present(page, quantity.names):
@@ -190,7 +204,11 @@ def _bound(text: str) -> float | None:
 
 
 def _read_histogram(
-    page: Page, name: str, quantity: HistogramOf, key_of: Callable[[Mapping[str, str]], Key], reading: TableReading
+    page: Page,
+    name: str,
+    quantity: HistogramOf,
+    key_of: Callable[[Mapping[str, str]], Key],
+    reading: TableReading,
 ) -> None:
     family = next((n for n in quantity.names if f"{n}_count" in page), None)
     if family is None:
@@ -229,7 +247,7 @@ def _is_cumulative(buckets: tuple[tuple[float, float], ...], count: float) -> bo
         len(buckets) <= MAX_BUCKETS
         and math.isinf(buckets[-1][0])
         and counts[-1] == count
-        and all(before <= after for before, after in zip(counts, counts[1:], strict=False))
+        and all(before <= after for before, after in itertools.pairwise(counts))
     )
 
 

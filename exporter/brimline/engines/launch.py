@@ -19,17 +19,22 @@ _COUNTS = {
 }
 
 
+# Where a server listens and what it calls itself sets no memory apart: two variants differ in it by nature.
+_NOT_SETTINGS = frozenset(
+    {"host", "port", "served_model_name", "alias", "root_path", "uds", "log_file", "config"}
+)
+
+
 def split_command(command: str) -> list[str]:
     """Words of a shell command, line continuations removed. Raises ValueError for unbalanced quotes."""
     return shlex.split(command.replace("\\\n", " "))
 
 
-
-
 def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
     """Settings of a command line, by the engine's own flag names with underscores.
 
-    `--no-x` becomes x=false, a flag without value x=true; the model may be positional. The last of several wins.
+    `--no-x` becomes x=false, a flag without value x=true; the model may be positional. The last of several
+    wins.
     """
     settings: dict[str, str] = {}
     start = _first_argument(words)
@@ -44,7 +49,12 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
         flag, has_value, value = word.partition("=")
         name = flag.lstrip("-").replace("-", "_")
         name = adapter.launch_flags.get(name, name)
-        if not has_value and index < len(words) and name not in adapter.launch_switches and _is_value(words[index]):
+        if (
+            not has_value
+            and index < len(words)
+            and name not in adapter.launch_switches
+            and _is_value(words[index])
+        ):
             value, has_value = words[index], "="
             index += 1
         if not has_value:
@@ -53,7 +63,7 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
             else:
                 value = "true"
         settings[name] = normalize(name, value)
-    return settings
+    return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
 
 
 def _is_value(word: str) -> bool:
@@ -99,7 +109,8 @@ def normalize(name: str, value: object) -> str:
 def mismatches(declared: Mapping[str, str], live: Mapping[str, str]) -> dict[str, bool]:
     """For each setting that is both declared and live, whether they differ.
 
-    `auto` on either side is the engine's own choice and never differs; paths compare by their last part, because a
+    `auto` on either side is the engine's own choice and never differs; paths compare by their last part,
+    because a
     container sees its model elsewhere.
     """
     compared = {}

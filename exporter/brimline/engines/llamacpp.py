@@ -1,6 +1,7 @@
 """llama.cpp's server (`llama-server --metrics`).
 
-Its page has lost the KV cache figures (kv_cache_usage_ratio went in May 2025, commit 797f2ac06), so these come from
+Its page has lost the KV cache figures (kv_cache_usage_ratio went in May 2025, commit 797f2ac06), so these
+come from
 /slots, asked in every round, and /props. The page has no labels: one server holds one model.
 """
 
@@ -37,6 +38,22 @@ TABLE: dict[str, Quantity] = {
 SIMULATED = "brimline_simulated_server_info"
 WANTED = wanted_names(TABLE, SIMULATED)
 
+_PROPS = frozenset(
+    {
+        "build_info",
+        "default_generation_settings",
+        "endpoint_metrics",
+        "endpoint_slots",
+        "is_sleeping",
+        "model_alias",
+        "model_ftype",
+        "model_path",
+        "n_ctx",
+        "total_slots",
+    }
+)
+_SLOT = frozenset({"id", "id_task", "is_processing", "n_ctx", "n_decoded", "n_prompt_tokens", "next_token"})
+
 _TRUE = {"true", "1", "on", "yes"}
 _FALSE = {"false", "0", "off", "no"}
 
@@ -57,7 +74,8 @@ def _slots(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
     """Whether the slots share one KV cache; None where nothing tells.
 
-    /slots shows the same for both. A server started without --parallel chooses the number of slots and a unified
+    /slots shows the same for both. A server started without --parallel chooses the number of slots and a
+    unified
     cache by itself; with --parallel the cache is split unless --kv-unified is given (common/arg.cpp and
     tools/server, 2026).
     """
@@ -74,7 +92,8 @@ def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
 def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> dict[str, float]:
     """KV cache in tokens: used by the slots at work, of all slots' contexts.
 
-    `n_prompt_tokens` of a slot already includes what it has generated. Idle slots keep their last value; what they
+    `n_prompt_tokens` of a slot already includes what it has generated. Idle slots keep their last value;
+    what they
     hold can be dropped at any time, so it counts as free.
     """
     contexts = [_whole(slot.get("n_ctx")) for slot in slots]
@@ -88,9 +107,15 @@ def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> 
     unified = _is_unified(len(slots), launch)
     if unified is None:
         return values
-    capacity = sum(c for c in contexts if c is not None) if not unified else max(c for c in contexts if c is not None)
+    capacity = (
+        sum(c for c in contexts if c is not None)
+        if not unified
+        else max(c for c in contexts if c is not None)
+    )
     values["kv_cache_capacity_tokens"] = float(capacity)
-    values["kv_cache_max_concurrency_requests"] = capacity / values["max_model_len_tokens"] if capacity else 0.0
+    values["kv_cache_max_concurrency_requests"] = (
+        capacity / values["max_model_len_tokens"] if capacity else 0.0
+    )
     if known_use is not None and capacity:
         values["kv_cache_usage_ratio"] = min(known_use / capacity, 1.0)
     return values
@@ -155,7 +180,11 @@ ADAPTER = Adapter(
     owns=lambda name: name.startswith("llamacpp:"),
     owned_by="llamacpp",
     wanted=WANTED,
-    endpoints=(Endpoint("/props"), Endpoint("/v1/models"), Endpoint("/slots", live=True)),
+    endpoints=(
+        Endpoint("/props", fields=_PROPS),
+        Endpoint("/v1/models"),
+        Endpoint("/slots", live=True, fields=_SLOT),
+    ),
     read=read,
     launch_program=_is_program,
     launch_flags={
@@ -180,8 +209,11 @@ ADAPTER = Adapter(
         "nkvo": "no_kv_offload",
         "cb": "cont_batching",
     },
-    launch_switches=frozenset({"kv_unified", "cont_batching", "metrics", "slots", "props", "jinja", "mlock", "embedding"}),
+    launch_switches=frozenset(
+        {"kv_unified", "cont_batching", "metrics", "slots", "props", "jinja", "mlock", "embedding"}
+    ),
     launch_model_flag="model",
     # It spreads over every visible GPU unless told otherwise, so its settings do not say.
     world_size=lambda _settings: None,
+    kv_layout="ggml",
 )

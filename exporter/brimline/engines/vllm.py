@@ -26,10 +26,12 @@ from brimline.engines.families import (
     read_table,
     wanted_names,
 )
+from brimline.engines.launch import normalize
 from brimline.exposition_text import Page, Sample
 from brimline.readings import EngineReading, RankReading
 
-# V1 declares every family with its labels at start; V0 only after the first request, so nothing is expected of it.
+# V1 declares every family with its labels at start; V0 only after the first request, so nothing is expected
+# of it.
 V1 = (0, 8, 5)
 
 TABLE: dict[str, Quantity] = {
@@ -38,7 +40,9 @@ TABLE: dict[str, Quantity] = {
     "requests_waiting_by_reason": ByLabel(
         ("vllm:num_requests_waiting_by_reason",), "reason", max, expected=True, since=(0, 21)
     ),
-    "requests_finished_total": ByLabel(("vllm:request_success_total", "vllm:request_success"), "finished_reason"),
+    "requests_finished_total": ByLabel(
+        ("vllm:request_success_total", "vllm:request_success"), "finished_reason"
+    ),
     "prompt_tokens_total": counter("vllm:prompt_tokens_total", expected=True, since=V1),
     "generation_tokens_total": counter("vllm:generation_tokens_total", expected=True, since=V1),
     "preemptions_total": counter("vllm:num_preemptions_total", expected=True, since=V1),
@@ -55,11 +59,15 @@ TABLE: dict[str, Quantity] = {
     "kv_cache_usage_ratio": gauge(
         "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", ratio=True, expected=True, since=V1
     ),
-    "time_to_first_token_seconds": HistogramOf(("vllm:time_to_first_token_seconds",), expected=True, since=V1),
+    "time_to_first_token_seconds": HistogramOf(
+        ("vllm:time_to_first_token_seconds",), expected=True, since=V1
+    ),
     "inter_token_latency_seconds": HistogramOf(
         ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"), expected=True, since=V1
     ),
-    "request_e2e_latency_seconds": HistogramOf(("vllm:e2e_request_latency_seconds",), expected=True, since=V1),
+    "request_e2e_latency_seconds": HistogramOf(
+        ("vllm:e2e_request_latency_seconds",), expected=True, since=V1
+    ),
     "request_prompt_tokens": HistogramOf(("vllm:request_prompt_tokens",), expected=True, since=V1),
     "request_generation_tokens": HistogramOf(("vllm:request_generation_tokens",), expected=True, since=V1),
 }
@@ -117,10 +125,13 @@ def _version(documents: Mapping[str, Any]) -> str | None:
     return clean_label(text) if isinstance(text, str) and text else None
 
 
-def _prefix_tokens(page: Page, values: dict[str, Any], version: tuple[int, ...] | None, block: float | None) -> None:
+def _prefix_tokens(
+    page: Page, values: dict[str, Any], version: tuple[int, ...] | None, block: float | None
+) -> None:
     """Turn prefix-cache counts into tokens, in place.
 
-    Up to 0.8.5 the V1 counters count blocks, from 0.9.0 tokens; the name changed later, at 0.9.2. Where only the
+    Up to 0.8.5 the V1 counters count blocks, from 0.9.0 tokens; the name changed later, at 0.9.2. Where only
+    the
     old name is there and the version is not known, the unit is not known either.
     """
     names = ("prefix_cache_queries_tokens_total", "prefix_cache_hits_tokens_total")
@@ -136,7 +147,9 @@ def _prefix_tokens(page: Page, values: dict[str, Any], version: tuple[int, ...] 
                 values[name] *= block
 
 
-def _pool(labels: Mapping[str, str], ranks: int, values: dict[str, Any], version: tuple[int, ...] | None) -> None:
+def _pool(
+    labels: Mapping[str, str], ranks: int, values: dict[str, Any], version: tuple[int, ...] | None
+) -> None:
     """Add what cache_config_info says of one rank's KV pool to its values, in place.
 
     The front end sums num_gpu_blocks over its data-parallel ranks and prints the sum on every rank's row
@@ -147,8 +160,11 @@ def _pool(labels: Mapping[str, str], ranks: int, values: dict[str, Any], version
     tokens = _number(labels.get("kv_cache_size_tokens"))
     if blocks is not None:
         blocks = float(int(blocks) // ranks)
-    # A hybrid model's block_size label is the smallest of its groups', so blocks × block_size is not its capacity.
-    uniform = all(labels.get(name, "None") in ("None", "") for name in ("mamba_page_size_padded", "sliding_window"))
+    # A hybrid model's block_size label is the smallest of its groups', so blocks × block_size is not its
+    # capacity.
+    uniform = all(
+        labels.get(name, "None") in ("None", "") for name in ("mamba_page_size_padded", "sliding_window")
+    )
     if tokens is None and uniform and blocks is not None and block_tokens is not None:
         tokens = blocks * block_tokens
     usage = values.get("kv_cache_usage_ratio")
@@ -173,7 +189,9 @@ def _add_pools(page: Page, table: TableReading, version: tuple[int, ...] | None)
     rows: dict[str, Sample] = {clean_label(s.labels.get("engine") or "0"): s for s in page.get(CONFIG_INFO)}
     for rank, row in rows.items():
         # The row names no model. Where several models share the page, it is not known whose pool this is.
-        owners = [key for key in table.values if key[1] == rank and "kv_cache_usage_ratio" in table.values[key]]
+        owners = [
+            key for key in table.values if key[1] == rank and "kv_cache_usage_ratio" in table.values[key]
+        ]
         if len(owners) == 1:
             _pool(row.labels, len(rows), table.values[owners[0]], version)
     for (_, rank), values in table.values.items():
@@ -187,7 +205,7 @@ def _settings(page: Page, base: Mapping[str, Any]) -> dict[str, str]:
         for label, setting in SETTING_LABELS.items():
             value = row.labels.get(label, "None")
             if value not in ("None", ""):
-                settings[setting] = clean_label(value)
+                settings[setting] = normalize(setting, clean_label(value))
     if isinstance(base.get("max_model_len"), int):
         settings["max_model_len"] = str(base["max_model_len"])
     if isinstance(base.get("root"), str):
@@ -253,7 +271,8 @@ def _is_program(words: Sequence[str]) -> bool:
 def _world_size(settings: Mapping[str, str]) -> int | None:
     """GPUs of all ranks together: tensor × pipeline × data × prefill-context parallel."""
     sizes = [
-        settings.get(f"{kind}_parallel_size", "1") for kind in ("tensor", "pipeline", "data", "prefill_context")
+        settings.get(f"{kind}_parallel_size", "1")
+        for kind in ("tensor", "pipeline", "data", "prefill_context")
     ]
     return math.prod(map(int, sizes)) if all(size.isdigit() for size in sizes) else None
 
@@ -284,8 +303,10 @@ ADAPTER = Adapter(
         "dpn": "data_parallel_rank",
         "dpl": "data_parallel_size_local",
     },
-    launch_switches=frozenset({"enable_expert_parallel", "enforce_eager", "enable_lora", "trust_remote_code"}),
+    launch_switches=frozenset(
+        {"enable_expert_parallel", "enforce_eager", "enable_lora", "trust_remote_code"}
+    ),
     launch_model_flag="model",
     world_size=_world_size,
+    kv_layout="torch",
 )
-

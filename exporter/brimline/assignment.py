@@ -1,0 +1,128 @@
+"""Which GPUs belong to a target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from brimline.config import GpuSource, Target
+from brimline.processes import descendants, listening_pid
+from brimline.readings import DeviceReading, Problem, Uuid
+
+_UUID = re.compile(r"\b(?:GPU|MIG)-[0-9A-Za-z/-]+")
+MAX_FILE_BYTES = 64 << 10
+
+Assigned = tuple[tuple[Uuid, str], ...]
+
+
+def uuids_in(text: str) -> list[str]:
+    """GPU UUIDs in what `nvidia-smi -L` printed, or one to a line; MIG instances instead of their parents."""
+    found = list(dict.fromkeys(_UUID.findall(text)))
+    instances = [uuid for uuid in found if uuid.startswith("MIG-")]
+    return instances or found
+
+
+def _ranked(devices: Sequence[DeviceReading], ranks: Sequence[str]) -> Assigned:
+    """Each GPU with its data-parallel rank: the GPUs in order, as many for each rank."""
+    if not ranks or len(devices) % len(ranks):
+        return tuple((device.uuid, "0") for device in devices)
+    share = len(devices) // len(ranks)
+    return tuple((device.uuid, ranks[index // share]) for index, device in enumerate(devices))
+
+
+def _pick(
+    wanted: Sequence[str | int], devices: Sequence[DeviceReading]
+) -> tuple[list[DeviceReading], list[str]]:
+    by_uuid = {str(device.uuid): device for device in devices}
+    by_index = {device.index: device for device in devices}
+    picked, unknown = [], []
+    for name in wanted:
+        device = by_index.get(str(name)) if isinstance(name, int) else by_uuid.get(name) or by_index.get(name)
+        if device is None:
+            unknown.append(str(name))
+        elif device not in picked:
+            picked.append(device)
+    return picked, unknown
+
+
+def assign_gpus(
+    target: Target,
+    devices: Sequence[DeviceReading],
+    *,
+    ranks: Sequence[str],
+    world_size: int | None,
+    targets: int,
+    find_listener: Callable[[int], int | None] = listening_pid,
+    find_descendants: Callable[[int], frozenset[int]] = descendants,
+) -> tuple[Assigned, tuple[Problem, ...]]:
+    """The GPUs of a target with their ranks, and what is wrong with that.
+
+    Without `gpus` they are known only when this is the one target and its world size equals the visible GPUs:
+    anything else would be a guess, and would count a GPU twice where two exporters guess alike.
+    world_size: None where the launch settings do not say; one GPU is then taken only if there is just one.
+    """
+    if not devices:
+        return (), ()
+    source = target.gpus
+    if isinstance(source, list):
+        return _assign_listed(source, devices, ranks)
+    if isinstance(source, GpuSource) and source.file is not None:
+        try:
+            with open(Path(source.file), encoding="utf-8", errors="replace") as file:
+                listed = uuids_in(file.read(MAX_FILE_BYTES))
+        except OSError as error:
+            return (), (Problem("gpu_unassigned", f"{source.file} cannot be read ({error.strerror})"),)
+        if not listed:
+            return (), (
+                Problem("gpu_unassigned", f"{source.file} names no GPU UUID; write `nvidia-smi -L` into it"),
+            )
+        return _assign_listed(listed, devices, ranks)
+    if isinstance(source, GpuSource):
+        return _assign_listener(target.port, devices, ranks, find_listener, find_descendants)
+    wanted = world_size if world_size is not None else (1 if len(devices) == 1 else None)
+    if targets == 1 and wanted == len(devices):
+        return _ranked(devices, ranks), ()
+    if targets > 1:
+        why = f"there are {targets} targets"
+    elif wanted is None:
+        why = f"{len(devices)} GPUs are visible and the server's world size is not known"
+    else:
+        why = f"the server uses {wanted} GPU(s) and {len(devices)} are visible"
+    return (), (Problem("gpu_unassigned", f"{why}; list the target's `gpus`"),)
+
+
+def _assign_listed(
+    wanted: Sequence[str | int], devices: Sequence[DeviceReading], ranks: Sequence[str]
+) -> tuple[Assigned, tuple[Problem, ...]]:
+    picked, unknown = _pick(wanted, devices)
+    problems = (
+        (Problem("gpu_unknown", f"not visible here: {', '.join(unknown)}; see `nvidia-smi -L`"),)
+        if unknown
+        else ()
+    )
+    return _ranked(picked, ranks), problems
+
+
+def _assign_listener(
+    port: int,
+    devices: Sequence[DeviceReading],
+    ranks: Sequence[str],
+    find_listener: Callable[[int], int | None],
+    find_descendants: Callable[[int], frozenset[int]],
+) -> tuple[Assigned, tuple[Problem, ...]]:
+    pid = find_listener(port)
+    if pid is None:
+        why = f"no process that listens on port {port} is visible; share the process namespace or list `gpus`"
+        return (), (Problem("gpu_unassigned", why),)
+    family = find_descendants(pid)
+    used = [device for device in devices if device.pids is not None and device.pids & family]
+    if not used:
+        why = f"the driver lists no GPU memory of process {pid} or its children; list `gpus`"
+        return (), (Problem("gpu_unassigned", why),)
+    return _ranked(used, ranks), ()
+
+
+def wants_pids(targets: Sequence[Target]) -> bool:
+    """True where some target takes its GPUs from the listening process, so that process lists must be read."""
+    return any(isinstance(target.gpus, GpuSource) and target.gpus.listener for target in targets)

@@ -1,0 +1,573 @@
+"""METRICS: every family that is exported, defined once.
+
+A published name is frozen. Help strings end with when a series is absent. Units are in the names: bytes,
+seconds,
+tokens, blocks, ratio (0 to 1).
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from brimline import __version__
+from brimline.readings import (
+    GPU_REASONS,
+    TARGET_REASONS,
+    DeviceReading,
+    Histogram,
+    RankReading,
+    Snapshot,
+    TargetSnapshot,
+)
+
+PREFIX = "brimline_"
+
+Kind = Literal["gauge", "counter", "histogram"]
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A histogram of which only the sum and the count are passed on."""
+
+    sum: float
+    count: float
+
+
+Value = float | Histogram | Sums
+Row = tuple[Labels, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One exported family. rows: pairs of label values and a value, from a snapshot."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: Labels
+    rows: Callable[[Snapshot], Iterable[Row]]
+    group: str
+
+    @property
+    def full_name(self) -> str:
+        """The name as it is scraped; a histogram's without its suffixes."""
+        return PREFIX + self.name
+
+
+# --- where rows come from
+# ------------------------------------------------------------------------------------------
+
+
+def _exporter(
+    name: str, help_: str, labels: Labels, rows: Callable[[Snapshot], Iterable[Row]], kind: Kind = "gauge"
+) -> Family:
+    return Family(name, kind, help_, labels, rows, "exporter")
+
+
+def _target(
+    name: str,
+    help_: str,
+    value: Callable[[TargetSnapshot], float | bool | None],
+    *,
+    kind: Kind = "gauge",
+    group: str = "health",
+) -> Family:
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for target in snapshot.targets:
+            said = value(target)
+            if said is not None:
+                yield (target.name,), float(said)
+
+    return Family(name, kind, help_, ("target",), rows, group)
+
+
+def _target_rows(
+    name: str,
+    help_: str,
+    labels: Labels,
+    value: Callable[[TargetSnapshot], Iterable[Row]],
+    *,
+    kind: Kind = "gauge",
+    group: str = "health",
+) -> Family:
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for target in snapshot.targets:
+            for rest, said in value(target):
+                yield (target.name, *rest), said
+
+    return Family(name, kind, help_, ("target", *labels), rows, group)
+
+
+def _ranks(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, RankReading]]:
+    for target in snapshot.targets:
+        if target.reading is not None:
+            for rank in target.reading.ranks:
+                yield target, rank
+
+
+def _rank(name: str, help_: str, *, kind: Kind = "gauge", group: str = "load") -> Family:
+    """A family of one number for each rank, read from the RankReading's field of the same name."""
+
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for target, rank in _ranks(snapshot):
+            said = getattr(rank, name)
+            if said is not None:
+                yield (target.name, rank.model, rank.rank), float(said)
+
+    return Family(name, kind, help_, ("target", "model", "rank"), rows, group)
+
+
+def _rank_by(name: str, help_: str, *, kind: Kind = "gauge") -> Family:
+    """A family of one number for each rank and reason."""
+
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for target, rank in _ranks(snapshot):
+            said: Mapping[str, float] | None = getattr(rank, name)
+            for reason, value in (said or {}).items():
+                yield (target.name, rank.model, rank.rank, reason), value
+
+    return Family(name, kind, help_, ("target", "model", "rank", "reason"), rows, "load")
+
+
+def _rank_histogram(name: str, help_: str) -> Family:
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for target, rank in _ranks(snapshot):
+            said: Histogram | None = getattr(rank, name)
+            if said is None or target.histograms == "none":
+                continue
+            labels = (target.name, rank.model, rank.rank)
+            if target.histograms == "full" and said.buckets:
+                yield labels, said
+            else:
+                yield labels, Sums(said.sum, said.count)
+
+    return Family(name, "histogram", help_, ("target", "model", "rank"), rows, "load")
+
+
+def _gpu(name: str, help_: str, value: Callable[[DeviceReading], float | bool | None]) -> Family:
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for device in snapshot.gpu.devices:
+            said = value(device)
+            if said is not None:
+                yield (device.uuid,), float(said)
+
+    return Family(name, "gauge", help_, ("gpu",), rows, "gpu")
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _target_info(target: TargetSnapshot) -> Iterator[Row]:
+    reading = target.reading
+    engine, version, simulated = (
+        ("", "", "")
+        if reading is None
+        else (
+            reading.engine,
+            reading.engine_version or "",
+            _flag(reading.simulated),
+        )
+    )
+    yield (engine, version, target.experiment, target.variant, target.role, simulated), 1.0
+
+
+def _models(target: TargetSnapshot) -> Iterator[Row]:
+    if target.reading is not None:
+        for model in target.reading.by_model():
+            yield (model,), 1.0
+
+
+def _problems(target: TargetSnapshot) -> Iterator[Row]:
+    for reason in dict.fromkeys(problem.reason for problem in target.problems):
+        yield (reason,), 1.0
+
+
+def _missing(target: TargetSnapshot) -> Iterator[Row]:
+    if target.reading is not None:
+        for quantity in target.reading.missing:
+            yield (quantity,), 1.0
+
+
+def _start_time(target: TargetSnapshot) -> float | None:
+    return None if target.reading is None else target.reading.start_time
+
+
+def _sleeping(target: TargetSnapshot) -> bool | None:
+    return None if target.reading is None else target.reading.sleeping
+
+
+def _gpu_info(snapshot: Snapshot) -> Iterator[Row]:
+    for device in snapshot.gpu.devices:
+        yield (device.uuid, device.index, device.name or "", device.driver or "", device.memory_api), 1.0
+
+
+def _gpu_problems(snapshot: Snapshot) -> Iterator[Row]:
+    for device in snapshot.gpu.devices:
+        if device.problem is not None:
+            yield (device.uuid, device.problem), 1.0
+
+
+def _nvml_problem(snapshot: Snapshot) -> Iterator[Row]:
+    if snapshot.gpu.problem is not None:
+        yield (snapshot.gpu.problem,), 1.0
+
+
+def _one(value: Callable[[Snapshot], float | bool | None]) -> Callable[[Snapshot], Iterator[Row]]:
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        said = value(snapshot)
+        if said is not None:
+            yield (), float(said)
+
+    return rows
+
+
+_NOT_UP = "Absent while the server cannot be read."
+_NOT_SAID = "Absent where the engine does not state it."
+
+METRICS: tuple[Family, ...] = (
+    # identity
+    _exporter(
+        "build_info",
+        "1, with the version of Brimline and of Python. Never absent.",
+        ("version", "python"),
+        lambda _snapshot: [((__version__, platform.python_version()), 1.0)],
+    ),
+    _target_rows(
+        "target_info",
+        "1 for each target, with what it is; exactly one row each, so that joins are safe. engine, "
+        "engine_version and "
+        "simulated are empty while the server cannot be read. Never absent.",
+        ("engine", "engine_version", "experiment", "variant", "role", "simulated"),
+        _target_info,
+        group="identity",
+    ),
+    _target_rows(
+        "model_info",
+        f"1 for each model that the server serves. {_NOT_UP}",
+        ("model",),
+        _models,
+        group="identity",
+    ),
+    _target_rows(
+        "target_setting_info",
+        f"1 for each known setting of the server, declared or live, the live value winning. {_NOT_UP}",
+        ("setting", "value"),
+        lambda target: (((name, value), 1.0) for name, value in target.settings.items()),
+        group="identity",
+    ),
+    _target_rows(
+        "target_config_fingerprint_info",
+        "1, with a digest of engine, version, models and settings; another digest is another "
+        f"configuration. {_NOT_UP}",
+        ("fingerprint",),
+        lambda target: [] if target.fingerprint is None else [((target.fingerprint,), 1.0)],
+        group="identity",
+    ),
+    _target_rows(
+        "target_gpu_info",
+        "1 for each GPU that belongs to the server, with the data-parallel rank that it holds. "
+        "Absent where it is not "
+        "known which ones do (see target_problem).",
+        ("gpu", "rank"),
+        lambda target: ((pair, 1.0) for pair in target.gpus),
+        group="identity",
+    ),
+    Family(
+        "gpu_info",
+        "gauge",
+        "1 for each GPU or MIG instance. memory_api: v2 where used and reserved memory are told "
+        "apart, v1 where used "
+        "includes what the driver reserves, none where memory cannot be read. Absent without NVML.",
+        ("gpu", "index", "name", "driver", "memory_api"),
+        _gpu_info,
+        "identity",
+    ),
+    # health
+    _target(
+        "target_up",
+        "1 if the server's page was read and understood in this scrape, 0 if not (why: "
+        "target_problem). Never absent.",
+        lambda target: target.up,
+    ),
+    _target_rows(
+        "target_problem",
+        f"1 while there is a problem with a target. reason: {', '.join(TARGET_REASONS)}. Absent while "
+        "there is none.",
+        ("reason",),
+        _problems,
+    ),
+    _target_rows(
+        "target_errors_total",
+        "How often each kind of problem was met. Starts at 0 for each reason; never absent.",
+        ("reason",),
+        lambda target: (((reason,), float(count)) for reason, count in target.errors.items()),
+        kind="counter",
+    ),
+    _target(
+        "target_scrape_duration_seconds",
+        "Time that reading the server took in this scrape, successful or not. Absent before the first one.",
+        lambda target: target.duration_seconds,
+    ),
+    _target(
+        "target_last_success_timestamp_seconds",
+        "When the server was last read. Absent until it was.",
+        lambda target: target.last_success,
+    ),
+    _target(
+        "target_reading_age_seconds",
+        f"Age of the reading that this scrape serves: 0, or up to the target's min_interval. {_NOT_UP}",
+        lambda target: target.age_seconds if target.up else None,
+    ),
+    _target(
+        "target_start_time_seconds",
+        f"When the server's process started. {_NOT_SAID}",
+        _start_time,
+    ),
+    _target(
+        "target_config_changed_timestamp_seconds",
+        "When the server was first seen with its present configuration, after another one. Absent "
+        "until it changes.",
+        lambda target: target.config_changed,
+    ),
+    _target_rows(
+        "target_config_mismatch",
+        "1 for each setting whose declared value differs from the live one, 0 where they agree. "
+        "Absent where only one "
+        "of the two is known.",
+        ("setting",),
+        lambda target: (((name,), float(differs)) for name, differs in target.mismatches.items()),
+    ),
+    _target_rows(
+        "target_missing_quantities",
+        "1 for each quantity that this version of the engine should give and does not: an upgrade "
+        "may have renamed it. "
+        "Absent where nothing is missing.",
+        ("quantity",),
+        _missing,
+    ),
+    _target(
+        "target_unparsed_lines_total",
+        "Lines of the server's page that could not be read; each cost one line only. Never absent.",
+        lambda target: target.unparsed_lines_total,
+        kind="counter",
+    ),
+    _target(
+        "target_dropped_series_total",
+        "Series dropped because the page held too many models, ranks or reasons. Never absent.",
+        lambda target: target.dropped_series_total,
+        kind="counter",
+    ),
+    _target(
+        "target_sleeping",
+        f"1 while the engine sleeps and has given up GPU memory on purpose. {_NOT_SAID}",
+        _sleeping,
+    ),
+    Family(
+        "nvml_up",
+        "gauge",
+        "1 if NVML answers and lists at least one GPU, 0 if not (why: nvml_problem). Absent with "
+        "gpu.backend none.",
+        (),
+        _one(lambda snapshot: snapshot.gpu.up),
+        "health",
+    ),
+    Family(
+        "nvml_problem",
+        "gauge",
+        f"1 while NVML as a whole cannot be read. reason: {', '.join(GPU_REASONS)}. Absent while it can.",
+        ("reason",),
+        _nvml_problem,
+        "health",
+    ),
+    Family(
+        "gpu_up",
+        "gauge",
+        "1 if the memory of this GPU was read, 0 if not (why: gpu_problem). Absent without NVML.",
+        ("gpu",),
+        lambda snapshot: (
+            ((device.uuid,), float(device.problem is None and device.used_bytes is not None))
+            for device in snapshot.gpu.devices
+        ),
+        "health",
+    ),
+    Family(
+        "gpu_problem",
+        "gauge",
+        f"1 while the memory of this GPU cannot be read. reason: {', '.join(GPU_REASONS)}. Absent "
+        "while it can.",
+        ("gpu", "reason"),
+        _gpu_problems,
+        "health",
+    ),
+    _exporter(
+        "config_last_reload_successful",
+        "1 if the configuration in force is the newest one read, 0 if a newer one was refused. Never absent.",
+        (),
+        _one(lambda snapshot: snapshot.reload_successful),
+    ),
+    _exporter(
+        "config_last_reload_success_timestamp_seconds",
+        "When the configuration in force was read. Never absent.",
+        (),
+        _one(lambda snapshot: snapshot.reload_success_time),
+    ),
+    # load
+    _rank("requests_running", f"Requests that are being computed. {_NOT_UP}"),
+    _rank("requests_waiting", f"Requests that wait to be computed. {_NOT_UP}"),
+    _rank_by("requests_waiting_by_reason", f"Requests that wait, by the engine's own reason. {_NOT_SAID}"),
+    _rank_by(
+        "requests_finished_total",
+        f"Requests that ended, by the engine's own reason. {_NOT_SAID}",
+        kind="counter",
+    ),
+    _rank(
+        "prompt_tokens_total",
+        "Prompt tokens of requests, tokens found in the prefix cache included (llama.cpp: not included). "
+        f"Restarts from 0 with the server. {_NOT_UP}",
+        kind="counter",
+    ),
+    _rank(
+        "generation_tokens_total",
+        f"Tokens generated. Restarts from 0 with the server. {_NOT_UP}",
+        kind="counter",
+    ),
+    _rank(
+        "preemptions_total",
+        f"Requests thrown out of the KV cache to be computed again, because it was full. {_NOT_SAID}",
+        kind="counter",
+    ),
+    _rank(
+        "prefix_cache_queries_tokens_total",
+        f"Prompt tokens looked up in the prefix cache. {_NOT_SAID}",
+        kind="counter",
+    ),
+    _rank(
+        "prefix_cache_hits_tokens_total",
+        f"Prompt tokens found in the prefix cache. {_NOT_SAID}",
+        kind="counter",
+    ),
+    _rank(
+        "spec_decode_draft_tokens_total",
+        f"Tokens proposed by speculative decoding. {_NOT_SAID}",
+        kind="counter",
+    ),
+    _rank(
+        "spec_decode_accepted_tokens_total",
+        f"Proposed tokens that the model accepted. {_NOT_SAID}",
+        kind="counter",
+    ),
+    _rank_histogram(
+        "time_to_first_token_seconds", f"Time from a request's arrival to its first token. {_NOT_SAID}"
+    ),
+    _rank_histogram("inter_token_latency_seconds", f"Time between two outputs of a request. {_NOT_SAID}"),
+    _rank_histogram("request_e2e_latency_seconds", f"Time from a request's arrival to its end. {_NOT_SAID}"),
+    _rank_histogram("request_prompt_tokens", f"Prompt length of requests. {_NOT_SAID}"),
+    _rank_histogram("request_generation_tokens", f"Generated length of requests. {_NOT_SAID}"),
+    # KV cache
+    _rank(
+        "kv_cache_usage_ratio",
+        "Share of the KV cache that requests hold; cached prefixes that may be dropped count as "
+        "free. Near 1, "
+        f"requests wait or are preempted. {_NOT_SAID}",
+        group="kv_cache",
+    ),
+    _rank(
+        "kv_cache_blocks",
+        f"Blocks in the KV cache of this rank. {_NOT_SAID}",
+        group="kv_cache",
+    ),
+    _rank("kv_cache_used_blocks", f"Blocks that requests hold. {_NOT_SAID}", group="kv_cache"),
+    _rank(
+        "kv_cache_block_tokens",
+        f"Tokens in one block; for hybrid models the smallest of their groups. {_NOT_SAID}",
+        group="kv_cache",
+    ),
+    _rank(
+        "kv_cache_capacity_tokens",
+        "Tokens that the KV cache of this rank holds. Absent where the engine does not state it and "
+        "blocks times block "
+        "size would not be it.",
+        group="kv_cache",
+    ),
+    _rank(
+        "kv_cache_used_tokens", f"Tokens' worth of KV cache that requests hold. {_NOT_SAID}", group="kv_cache"
+    ),
+    _rank(
+        "kv_cache_capacity_bytes",
+        "Bytes of the KV cache on each GPU of this rank (llama.cpp: on all its devices together). "
+        "Absent where the "
+        "bytes of one token are not known from the server or the model.",
+        group="kv_cache",
+    ),
+    _rank(
+        "kv_cache_used_bytes",
+        "Bytes of KV cache that requests hold, on each GPU of this rank. Absent as "
+        "kv_cache_capacity_bytes is.",
+        group="kv_cache",
+    ),
+    _rank(
+        "kv_cache_max_concurrency_requests",
+        f"Requests of full context length that fit at once. {_NOT_SAID}",
+        group="kv_cache",
+    ),
+    _rank("max_model_len_tokens", f"Longest context of one request. {_NOT_SAID}", group="kv_cache"),
+    # GPU and host
+    _gpu(
+        "gpu_memory_total_bytes",
+        "Memory of the GPU. Absent while it cannot be read.",
+        lambda d: d.total_bytes,
+    ),
+    _gpu(
+        "gpu_memory_used_bytes",
+        "Memory in use, at most two sample intervals ago. With memory_api v1 it includes what the "
+        "driver reserves. "
+        "Absent while it cannot be read.",
+        lambda d: d.used_bytes,
+    ),
+    _gpu(
+        "gpu_memory_free_bytes", "Memory not in use. Absent while it cannot be read.", lambda d: d.free_bytes
+    ),
+    _gpu(
+        "gpu_memory_reserved_bytes",
+        "Memory that the driver keeps for itself. Absent with memory_api v1, and while it cannot be read.",
+        lambda d: d.reserved_bytes,
+    ),
+    _gpu(
+        "gpu_memory_used_peak_bytes",
+        "Most memory in use within peak_window (a minute unless configured): what falls between two "
+        "scrapes. Absent "
+        "while it cannot be read.",
+        lambda d: d.used_peak_bytes,
+    ),
+    Family(
+        "host_memory_total_bytes",
+        "gauge",
+        "Main memory of this machine. Absent without /proc/meminfo.",
+        (),
+        _one(lambda snapshot: snapshot.host.memory_total_bytes),
+        "gpu",
+    ),
+    Family(
+        "host_memory_available_bytes",
+        "gauge",
+        "Main memory that programs can still get. Absent without /proc/meminfo.",
+        (),
+        _one(lambda snapshot: snapshot.host.memory_available_bytes),
+        "gpu",
+    ),
+)
+
+BY_NAME: dict[str, Family] = {family.name: family for family in METRICS}
+
+
+def is_exposable(value: Value) -> bool:
+    """False for NaN, which is never exposed: an absent reading is an absent series."""
+    if isinstance(value, float | int):
+        return not math.isnan(value)
+    return math.isfinite(value.sum) and math.isfinite(value.count)

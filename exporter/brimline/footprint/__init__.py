@@ -1,0 +1,1 @@
+"""Predicted memory of a model under its launch settings. Here so far: the bytes of its K/V cache."""

@@ -1,0 +1,229 @@
+"""The shape of a model, read from its config.json or its GGUF header."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brimline.errors import FootprintError
+
+MAX_CONFIG_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What the K/V cache depends on.
+
+    kv_heads: K/V heads of each layer. key_dim, value_dim: elements of one head's key and value.
+    dtype: the element type of the weights, as the file names it; None where it does not.
+    kv_dtype: the element type of the K/V cache that the checkpoint itself asks for.
+    source: the file that was read.
+    """
+
+    kv_heads: tuple[int, ...]
+    key_dim: int
+    value_dim: int
+    dtype: str | None
+    source: str
+    kv_dtype: str | None = None
+
+    @property
+    def layers(self) -> int:
+        return len(self.kv_heads)
+
+
+def read_shape(path: Path) -> ModelShape:
+    """Shape of the model at a directory, a config.json or a .gguf file.
+
+    Raises FootprintError where there is none, or where its attention keeps something else than one K and one
+    V
+    vector per head, layer and token (then K/V bytes are not a plain product).
+    """
+    if path.suffix == ".gguf":
+        return shape_of_gguf(read_gguf_metadata(path), str(path))
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FootprintError(f"{file} is not a regular file")
+            content = opened.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise FootprintError(f"{file} cannot be read ({error.strerror})") from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise FootprintError(f"{file} is too large for a model's config.json")
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        raise FootprintError(f"{file} is not JSON") from None
+    if not isinstance(config, dict):
+        raise FootprintError(f"{file} does not hold a model's settings")
+    return shape_of_config(config, str(file))
+
+
+def _count(config: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def shape_of_config(config: Mapping[str, Any], source: str) -> ModelShape:
+    """Shape from the settings of a Hugging Face config.json. Raises FootprintError as read_shape does."""
+    text = config.get("text_config")
+    model = text if isinstance(text, dict) and "num_hidden_layers" not in config else config
+    kind = model.get("model_type", "this model")
+    for name, why in (
+        ("kv_lora_rank", "latent attention (MLA)"),
+        ("num_kv_shared_layers", "layers that share their K/V"),
+        ("mamba_d_state", "state-space layers"),
+        ("ssm_state_size", "state-space layers"),
+        ("linear_num_value_heads", "linear-attention layers"),
+        ("attention_chunk_size", "chunked attention"),
+    ):
+        if model.get(name):
+            raise FootprintError(f"{source}: {kind} has {why}, so a token has no single K/V size")
+    if model.get("is_encoder_decoder"):
+        raise FootprintError(f"{source}: {kind} has cross-attention, so a token has no single K/V size")
+    kinds = {str(layer) for layer in model.get("layer_types") or []}
+    if len(kinds) > 1:
+        raise FootprintError(
+            f"{source}: {kind} mixes {' and '.join(sorted(kinds))}, so a token has no single K/V size"
+        )
+    layers = _count(model, "num_hidden_layers", "n_layer", "num_layers")
+    heads = _count(model, "num_attention_heads", "n_head")
+    width = _count(model, "hidden_size", "n_embd")
+    if layers is None or heads is None:
+        raise FootprintError(f"{source}: num_hidden_layers and num_attention_heads are not both there")
+    if model.get("multi_query") is True and "num_key_value_heads" not in model:
+        kv_heads = 1
+    else:
+        kv_heads = _count(model, "num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
+    head_dim = _count(model, "head_dim", "attention_head_dim")
+    if head_dim is None:
+        if width is None or width % heads:
+            raise FootprintError(
+                f"{source}: neither head_dim nor a hidden_size that its heads divide is there"
+            )
+        head_dim = width // heads
+    dtype = model.get("dtype") or model.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
+    return ModelShape(
+        kv_heads=(kv_heads,) * layers,
+        key_dim=head_dim,
+        value_dim=head_dim,
+        dtype=str(dtype).removeprefix("torch.") if dtype else None,
+        kv_dtype=_checkpoint_kv_dtype(config),
+        source=source,
+    )
+
+
+def _checkpoint_kv_dtype(config: Mapping[str, Any]) -> str | None:
+    quantization = config.get("quantization_config") or {}
+    if not isinstance(quantization, dict):
+        return None
+    scheme = quantization.get("kv_cache_scheme") or quantization.get("kv_cache_quant_algo")
+    return "stated by the checkpoint" if scheme else None
+
+
+# --- GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+# ---------------------------------------------
+
+_FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+class _Cursor:
+    def __init__(self, data: mmap.mmap | bytes, name: str) -> None:
+        self.data, self.at, self.name = data, 0, name
+
+    def take(self, code: str) -> Any:
+        size = struct.calcsize("<" + code)
+        if self.at + size > len(self.data):
+            raise FootprintError(f"{self.name} ends within its header")
+        [value] = struct.unpack_from("<" + code, self.data, self.at)
+        self.at += size
+        return value
+
+    def text(self) -> str:
+        length = self.take("Q")
+        if self.at + length > len(self.data):
+            raise FootprintError(f"{self.name} ends within its header")
+        raw = self.data[self.at : self.at + length]
+        self.at += length
+        return raw.decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind in _FIXED:
+            return self.take(_FIXED[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            item, length = self.take("I"), self.take("Q")
+            if length > len(self.data):
+                raise FootprintError(f"{self.name} ends within its header")
+            return [self.value(item) for _ in range(length)]
+        raise FootprintError(f"{self.name} holds a value of unknown type {kind}")
+
+
+def read_gguf_metadata(path: Path) -> dict[str, Any]:
+    """Metadata of a GGUF file up to its vocabulary, which may be large. Raises FootprintError."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _parse_gguf(data, str(path))
+    except (OSError, ValueError) as error:
+        raise FootprintError(f"{path} cannot be read ({error})") from None
+
+
+def _parse_gguf(data: mmap.mmap | bytes, name: str) -> dict[str, Any]:
+    cursor = _Cursor(data, name)
+    if bytes(data[:4]) != b"GGUF":
+        raise FootprintError(f"{name} is not a GGUF file")
+    cursor.at = 4
+    version = cursor.take("I")
+    if version not in (2, 3):
+        raise FootprintError(f"{name} is GGUF version {version}; versions 2 and 3 are read")
+    cursor.take("Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(cursor.take("Q")):
+        key = cursor.text()
+        if key.startswith("tokenizer."):
+            break
+        metadata[key] = cursor.value(cursor.take("I"))
+    return metadata
+
+
+def shape_of_gguf(metadata: Mapping[str, Any], source: str) -> ModelShape:
+    """Shape from GGUF metadata. Raises FootprintError as read_shape does."""
+    family = metadata.get("general.architecture")
+    if not isinstance(family, str):
+        raise FootprintError(f"{source}: general.architecture is missing")
+    for name, why in (
+        ("ssm.state_size", "state-space layers"),
+        ("attention.kv_lora_rank", "latent attention (MLA)"),
+        ("attention.sliding_window", "sliding-window layers"),
+        ("attention.shared_kv_layers", "layers that share their K/V"),
+    ):
+        if metadata.get(f"{family}.{name}"):
+            raise FootprintError(f"{source}: {family} has {why}, so a token has no single K/V size")
+    layers = _count(metadata, f"{family}.block_count")
+    heads = metadata.get(f"{family}.attention.head_count")
+    kv_heads = metadata.get(f"{family}.attention.head_count_kv", heads)
+    width = _count(metadata, f"{family}.embedding_length")
+    if layers is None or not isinstance(heads, int | list) or kv_heads is None:
+        raise FootprintError(f"{source}: block_count and attention.head_count are not both there")
+    per_layer = tuple(kv_heads) if isinstance(kv_heads, list) else (kv_heads,) * layers
+    most_heads = max(heads) if isinstance(heads, list) else heads
+    default = width // most_heads if width and most_heads else None
+    key_dim = _count(metadata, f"{family}.attention.key_length") or default
+    value_dim = _count(metadata, f"{family}.attention.value_length") or default
+    if key_dim is None or value_dim is None or len(per_layer) != layers:
+        raise FootprintError(f"{source}: the size of an attention head is not there")
+    return ModelShape(kv_heads=per_layer, key_dim=key_dim, value_dim=value_dim, dtype=None, source=source)

@@ -1,0 +1,820 @@
+"""GPU memory through NVML: the only module that imports pynvml.
+
+A call into the driver may fail or never come back, for one GPU or for all. Hence one daemon thread per GPU (and per
+MIG instance) does that GPU's calls, a supervising one loads and starts the library, and read() puts together what
+they have published without calling NVML. A thread that hangs is left alone until its call comes back; no second
+call is made on its GPU meanwhile.
+
+Rows: one for each GPU, or for each instance where MIG is on and instances can be reached; then the GPU itself has
+none, so that nothing is counted twice. A GPU that was seen and is gone keeps its row, with a problem. One that
+cannot even tell its UUID has a row with the UUID `index:N`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from _ctypes import dlclose
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pynvml
+
+from brimline.errors import GpuError
+from brimline.readings import DeviceReading, GpuReading, Uuid
+
+logger = logging.getLogger(__name__)
+
+PIDS_INTERVAL = (
+    5.0  # process lists took 4.5 ms of the driver's time where memory took 12 us (RTX 4090, MangoHud#2104)
+)
+CLOSE_SECONDS = 0.15
+
+REASONS: dict[int, str] = {
+    pynvml.NVML_ERROR_UNINITIALIZED: "uninitialized",
+    pynvml.NVML_ERROR_NOT_SUPPORTED: "not_supported",
+    pynvml.NVML_ERROR_NO_PERMISSION: "no_permission",
+    pynvml.NVML_ERROR_OPERATING_SYSTEM: "no_permission",
+    pynvml.NVML_ERROR_NOT_FOUND: "gpu_lost",
+    pynvml.NVML_ERROR_GPU_NOT_FOUND: "gpu_lost",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "gpu_lost",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "gpu_lost",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "driver_not_loaded",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "driver_mismatch",
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "library_not_found",
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "old_driver",
+    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH: "old_driver",
+}
+
+# Nothing works until the library is started anew.
+_NEEDS_RESTART = {
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+}
+# The driver may be replaced on disk meanwhile, and the library with it.
+_NEEDS_RELOAD = {
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+}
+_LACKS_MEMORY_V2 = {
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+}
+_LASTING = {"not_supported", "old_driver"}  # a new handle would not help
+_MENDED_BY_RESTART = {"gpu_lost", "unknown"}
+
+_NOT_AVAILABLE = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+_CODE_NAMES: dict[int, str] = {
+    getattr(pynvml, name): name.removeprefix("NVML_ERROR_")
+    for name in dir(pynvml)
+    if name.startswith("NVML_ERROR_")
+}
+
+
+class _CallFailed(GpuError):
+    """NVML answered with an error code."""
+
+    def __init__(self, function: str, code: int) -> None:
+        # str(NVMLError) is not used: for a code that the binding does not know it calls into the library.
+        super().__init__(
+            REASONS.get(code, "unknown"), f"{function}: {_CODE_NAMES.get(code, 'error')} ({code})"
+        )
+        self.code = code
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    try:
+        return getattr(pynvml, function)(*arguments)
+    except pynvml.NVMLError as error:
+        raise _CallFailed(function, error.value) from None
+
+
+class _Gate:
+    """Lets calls into the library pass side by side, and holds them back while it is shut down or unloaded."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._shut = False
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._shut)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def shut(self, patience: float) -> Iterator[bool]:
+        """True inside where all calls had come back within `patience` seconds; else the gate stays open."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._shut)
+            self._shut = True
+            quiet = self._changed.wait_for(lambda: not self._inside, patience)
+            self._shut = quiet
+            self._changed.notify_all()
+        try:
+            yield quiet
+        finally:
+            if quiet:
+                with self._changed:
+                    self._shut = False
+                    self._changed.notify_all()
+
+
+# One for the process, like the library: unloading it under a call that an earlier sampler left hanging would crash.
+_GATE = _Gate()
+
+
+def _unload() -> None:
+    """Drop the library, so that the next start loads the file that then lies on disk."""
+    library = pynvml.nvmlLib
+    pynvml.nvmlLib = None
+    pynvml._nvmlGetFunctionPointer_cache.clear()  # else calls would go on into the old one
+    if library is not None:
+        dlclose(library._handle)  # else the loader hands out the old one again
+
+
+class _Backoff:
+    """Seconds to wait before each next try: doubling, from `first` to `longest`."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first = first
+        self._longest = longest
+        self.reset()
+
+    def reset(self) -> None:
+        self._next = min(self._first, self._longest)
+
+    def next(self) -> float:
+        pause = self._next
+        self._next = min(2 * pause, self._longest)
+        return pause
+
+
+class _PeakWindow:
+    """The highest value of the last `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._falling: deque[tuple[float, int]] = deque()  # a value is out once a later one is as high
+
+    def add(self, now: float, value: int) -> int:
+        """Take in a value; the highest of the window, itself included."""
+        while self._falling and self._falling[-1][1] <= value:
+            self._falling.pop()
+        self._falling.append((now, value))
+        while self._falling[0][0] < now - self._seconds:
+            self._falling.popleft()
+        return self._falling[0][1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    api: str
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int | None
+    reserved_bytes: int | None
+
+
+def _read_memory(handle: Any, api: str) -> _Memory:
+    """The memory of a device: by version 2 of the call, or by version 1 where `api` says so or the driver lacks 2.
+
+    Raises GpuError.
+    """
+    if api != "v1":
+        try:
+            return _memory("v2", _call("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2))
+        except _CallFailed as failure:
+            if failure.code not in _LACKS_MEMORY_V2:
+                raise
+    return _memory("v1", _call("nvmlDeviceGetMemoryInfo", handle))
+
+
+def _memory(api: str, answer: Any) -> _Memory:
+    def stated(name: str) -> int | None:
+        value: int | None = getattr(answer, name, None)
+        return None if value == _NOT_AVAILABLE else value
+
+    total, used = stated("total"), stated("used")
+    # GPUs that share the main memory (GB10, Jetson) answer with an error, with zeros or with nonsense.
+    if not total or used is None or used > total:
+        raise GpuError("not_supported", f"nvmlDeviceGetMemoryInfo: {used} of {total} bytes used")
+    return _Memory(api, total, used, stated("free"), stated("reserved"))
+
+
+def _read_pids(handle: Any) -> frozenset[int] | None:
+    """The processes on a device; None where they cannot be listed."""
+    try:
+        # By the names with a version: those without hide a missing function behind another exception.
+        listed = [
+            *_call("nvmlDeviceGetComputeRunningProcesses_v3", handle),
+            *_call("nvmlDeviceGetGraphicsRunningProcesses_v3", handle),
+        ]
+    except _CallFailed:
+        return None
+    return frozenset(process.pid for process in listed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    uuid: Uuid
+    index: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What the last try to read a device gave. time: when the try began; the memory is no older than that."""
+
+    time: float
+    memory: _Memory | None = None
+    used_peak_bytes: int | None = None
+    pids: frozenset[int] | None = None
+    problem: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    """The state of the library. generation: counts up whenever handles taken before may be worthless.
+
+    restarting: it is being shut down and started anew, which the last values may outlive.
+    """
+
+    ready: bool = False
+    restarting: bool = False
+    generation: int = 0
+    driver: str | None = None
+    count: int = 0
+    problem: str | None = "uninitialized"
+    detail: str = "the library is being started"
+
+
+class _Device:
+    """A GPU or MIG instance and the thread that reads it. Only that thread writes; anybody reads."""
+
+    def __init__(self, sampler: NvmlSampler, name: str) -> None:
+        self.identity: _Identity | None = None
+        self.sample: _Sample | None = None
+        self.api = "none"
+        self.busy_since: float | None = None
+        self.retired = False
+        self.wake = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._sampler = sampler
+        self._backoff = sampler.backoff()
+        self._peak = _PeakWindow(sampler.peak_window)
+        self._pids: frozenset[int] | None = None
+        self._pids_time: float | None = None
+
+    def _run(self) -> None:
+        while not (self.retired or self._sampler.stopping.is_set()):
+            pause = self._try()
+            self.wake.wait(pause)
+            self.wake.clear()
+
+    def _try(self) -> float | None:
+        """Read the device once; the seconds until the next try, or None to wait until woken."""
+        started = self._sampler.clock()
+        self.busy_since = started
+        library = self._sampler.library
+        try:
+            with _GATE.passing():
+                library = self._sampler.library
+                return self._visit(library, started) if library.ready else None
+        except GpuError as failure:
+            return self._failed(failure, library, started)
+        except Exception as error:  # noqa: BLE001 - the edge of a source: a defect here must show as a problem
+            return self._failed(GpuError("unknown", repr(error)), library, started)
+        finally:
+            self.busy_since = None
+
+    def _visit(self, library: _Library, started: float) -> float | None:
+        raise NotImplementedError
+
+    def _read(self, handle: Any, started: float) -> float:
+        memory = _read_memory(handle, self.api)
+        self.api = memory.api
+        if self._sampler.want_pids and (
+            self._pids_time is None or started - self._pids_time >= PIDS_INTERVAL
+        ):
+            self._pids, self._pids_time = _read_pids(handle), started
+        self._backoff.reset()
+        peak = self._peak.add(started, memory.used_bytes)
+        self.sample = _Sample(started, memory, peak, self._pids)
+        interval = self._sampler.sample_interval
+        return min(max(interval - (self._sampler.clock() - started), 0.0), interval)
+
+    def _failed(self, failure: GpuError, library: _Library, started: float) -> float:
+        self.sample = _Sample(started, problem=failure.reason, detail=str(failure))
+        self._pids_time = None
+        if isinstance(failure, _CallFailed) and failure.code in _NEEDS_RESTART:
+            self._sampler.ask_restart(failure.code, library.generation)
+        if failure.reason in _LASTING:
+            self.api = "none"
+            return self._sampler.sample_interval
+        return self._backoff.next()
+
+
+class _Instance(_Device):
+    """A MIG instance; its GPU finds it and gives it its handle."""
+
+    def __init__(self, sampler: NvmlSampler, card: _Card, identity: _Identity) -> None:
+        super().__init__(sampler, f"nvml-{identity.index}")
+        self.identity = identity
+        self._card = card
+        self._given: tuple[int, Any] | None = None  # generation and handle, exchanged in one go
+
+    def give(self, identity: _Identity, generation: int, handle: Any) -> None:
+        self.identity = identity
+        self._given = (generation, handle)
+        self.wake.set()
+
+    def _visit(self, library: _Library, started: float) -> float | None:
+        if self._given is None or self._given[0] != library.generation:
+            self._card.look_again()
+            return None
+        return self._read(self._given[1], started)
+
+    def _failed(self, failure: GpuError, library: _Library, started: float) -> float:
+        if failure.reason not in _LASTING:
+            self._given = None
+        return super()._failed(failure, library, started)
+
+
+class _Card(_Device):
+    """The GPU at one NVML index, or the instances that it is cut into."""
+
+    def __init__(self, sampler: NvmlSampler, number: int) -> None:
+        super().__init__(sampler, f"nvml-{number}")
+        self.number = number
+        self.instances: tuple[_Instance, ...] = ()
+        self._stuck: list[_Instance] = []
+        self._handle: Any = None
+        self._generation: int | None = None
+        self._mig_on: bool | None = None
+        self._looked = 0.0
+
+    def look_again(self) -> None:
+        """Take a new handle and find the instances anew, at the next try."""
+        self._generation = None
+        self.wake.set()
+
+    def _visit(self, library: _Library, started: float) -> float | None:
+        if self.number >= library.count:
+            return None
+        if self._generation != library.generation:
+            self._acquire(library, started)
+        elif self._mig_on is not None and started - self._looked >= self._sampler.recount_interval:
+            self._looked = started
+            if self._mig_on or self._has_mig_on(self._handle):
+                self._acquire(library, started)
+        if self.instances:
+            self._backoff.reset()
+            self.sample = None
+            return self._sampler.recount_interval
+        return self._read(self._handle, started)
+
+    def _failed(self, failure: GpuError, library: _Library, started: float) -> float:
+        if failure.reason not in _LASTING or self._generation is None:
+            self._generation = None
+            self._sampler.ask_recount()
+        return super()._failed(failure, library, started)
+
+    def _acquire(self, library: _Library, started: float) -> None:
+        self._generation = None  # stays so where any of this fails
+        handle = _call("nvmlDeviceGetHandleByIndex", self.number)
+        uuid = Uuid(_call("nvmlDeviceGetUUID", handle))
+        if self.identity is not None and self.identity.uuid != uuid:
+            # Another GPU has this index now.
+            self._peak = _PeakWindow(self._sampler.peak_window)
+            self._retire(self.instances)
+            self.sample = None
+        identity = _Identity(uuid, str(self.number), self._name(handle))
+        self.api = "none"
+        self._mig_on = self._has_mig_on(handle)
+        self._find_instances(handle, library.generation)
+        self.identity = identity
+        if self.instances:
+            self._sampler.forget(uuid)
+        else:
+            self._sampler.remember(identity)
+        self._handle, self._generation, self._looked = handle, library.generation, started
+
+    def _name(self, handle: Any) -> str | None:
+        try:
+            return str(_call("nvmlDeviceGetName", handle))
+        except _CallFailed:
+            return None
+
+    def _has_mig_on(self, handle: Any) -> bool | None:
+        """Whether MIG is on; None where this GPU has no such mode."""
+        try:
+            current, _pending = _call("nvmlDeviceGetMigMode", handle)
+        except _CallFailed as failure:
+            if failure.reason == "no_permission":
+                return True  # the instances may be readable where their GPU is not
+            if self.instances and failure.code != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                raise
+            return None
+        return bool(current)
+
+    def _find_instances(self, handle: Any, generation: int) -> None:
+        found: dict[Uuid, tuple[_Identity, Any]] = {}
+        refused: set[str] = set()
+        if self._mig_on:
+            try:
+                most = _call("nvmlDeviceGetMaxMigDeviceCount", handle)
+            except _CallFailed:
+                if self.instances:
+                    raise
+                most = 0
+            for number in range(most):
+                index = f"{self.number}.{number}"
+                try:
+                    instance = _call("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
+                    identity = _Identity(
+                        Uuid(_call("nvmlDeviceGetUUID", instance)), index, self._name(instance)
+                    )
+                except _CallFailed as failure:
+                    if failure.code != pynvml.NVML_ERROR_NOT_FOUND:
+                        refused.add(index)
+                    continue
+                found[identity.uuid] = (identity, instance)
+        known = {one.identity.uuid: one for one in self.instances if one.identity is not None}
+        # One that did not answer may be back; one whose place is empty was taken away by the administrator.
+        gone = [
+            one
+            for uuid, one in known.items()
+            if uuid not in found and one.identity and one.identity.index not in refused
+        ]
+        self._retire(gone)
+        for one in gone:
+            if one.identity is not None:
+                self._sampler.forget(one.identity.uuid)
+        kept = {uuid: one for uuid, one in known.items() if one not in gone}
+        self._stuck = [one for one in self._stuck if one.thread.is_alive()]
+        busy = {one.identity.uuid for one in self._stuck if one.identity is not None}
+        for uuid, (identity, instance) in found.items():
+            if uuid in busy:
+                continue  # its old thread still hangs in a call; a second one is not sent after it
+            self._sampler.remember(identity)
+            if uuid not in kept:
+                kept[uuid] = _Instance(self._sampler, self, identity)
+                kept[uuid].give(identity, generation, instance)
+                kept[uuid].thread.start()
+            else:
+                kept[uuid].give(identity, generation, instance)
+        self.instances = tuple(kept.values())
+
+    def _retire(self, instances: tuple[_Instance, ...] | list[_Instance]) -> None:
+        for one in instances:
+            one.retired = True
+            one.wake.set()
+        self._stuck.extend(instances)
+        self.instances = tuple(one for one in self.instances if one not in instances)
+
+
+class NvmlSampler:
+    """Samples the memory of every GPU each `sample_interval` seconds, on its own threads.
+
+    clock: seconds that only go forward. first_retry, longest_retry: pauses after failures, doubling in between.
+    recount_interval: how often the GPUs are counted and a lost one is given a restart of the library.
+    """
+
+    def __init__(
+        self,
+        sample_interval: float,
+        peak_window: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        want_pids: bool = False,
+        first_retry: float = 1.0,
+        longest_retry: float = 30.0,
+        recount_interval: float = 60.0,
+    ) -> None:
+        self.sample_interval = sample_interval
+        self.peak_window = peak_window
+        self.clock = clock
+        self.want_pids = want_pids
+        self.recount_interval = recount_interval
+        self.stopping = threading.Event()
+        self.library = _Library()
+        # The half second is for a machine whose processors are all taken.
+        self._oldest_seconds = max(2 * sample_interval, sample_interval + 0.5)
+        self._first_retry = first_retry
+        self._longest_retry = longest_retry
+        self._cards: tuple[_Card, ...] = ()
+        self._known: dict[Uuid, _Identity] = {}
+        self._lock = threading.Lock()
+        self._asked = threading.Event()
+        self._restart_wanted: tuple[int, int] | None = None  # error code, generation
+        self._busy_since: float | None = None
+        self._restart_for_lost_at: float | None = None
+        self._restart_for_lost = _Backoff(recount_interval, 10 * recount_interval)
+        self._supervisor = threading.Thread(target=self._supervise, name="nvml", daemon=True)
+        self._log_lock = threading.Lock()
+        self._logged: dict[str | None, str | None] = {}
+
+    def start(self) -> None:
+        """Begin to load the library and to sample; returns at once."""
+        if not self._supervisor.is_alive() and not self.stopping.is_set():
+            self._supervisor.start()
+
+    def close(self) -> None:
+        """Stop sampling. Threads whose call hangs are left behind; they do not keep the process alive."""
+        self.stopping.set()
+        self._wake_everybody()
+        if self._supervisor.is_alive():
+            self._supervisor.join(CLOSE_SECONDS)
+
+    # What the devices' threads ask for.
+
+    def backoff(self) -> _Backoff:
+        """Pauses after failures, from the beginning."""
+        return _Backoff(self._first_retry, self._longest_retry)
+
+    def ask_restart(self, code: int, generation: int) -> None:
+        """The library of that generation gave an error that only starting it anew cures."""
+        with self._lock:
+            self._restart_wanted = (code, generation)
+        self._asked.set()
+
+    def ask_recount(self) -> None:
+        """A GPU could not be reached; it may be gone."""
+        self._asked.set()
+
+    def remember(self, identity: _Identity) -> None:
+        """This device has a row from now on, also when it is lost."""
+        with self._lock:
+            self._known = {**self._known, identity.uuid: identity}
+
+    def forget(self, uuid: Uuid) -> None:
+        """This device has a row no more."""
+        with self._lock:
+            self._known = {known: identity for known, identity in self._known.items() if known != uuid}
+
+    # The supervisor: loads, starts, counts, starts anew.
+
+    def _supervise(self) -> None:
+        backoff = self.backoff()
+        while not self.stopping.is_set():
+            if self.library.ready and self.library.problem is None:
+                pause = self.recount_interval
+                backoff.reset()
+            else:
+                pause = backoff.next()
+            if self.library.ready:
+                self._asked.wait(pause)
+                self._asked.clear()
+                if not self.stopping.is_set():
+                    self._guarded(self._look_after)
+            elif not self._guarded(self._initialise):
+                self._asked.wait(pause)
+                self._asked.clear()
+        with _GATE.shut(CLOSE_SECONDS / 2) as quiet:
+            if quiet and self.library.ready:
+                with suppress(_CallFailed):
+                    _call("nvmlShutdown")
+
+    def _guarded(self, step: Callable[[], bool]) -> bool:
+        """Do one step of the supervisor; False where it failed or did nothing."""
+        self._busy_since = self.clock()
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001 - the edge of a source: a defect here must show as a problem
+            self.library = replace(self.library, restarting=False, problem="unknown", detail=repr(error))
+            return False
+        finally:
+            self._busy_since = None
+
+    def _initialise(self) -> bool:
+        started = False
+        try:
+            with _GATE.passing():
+                _call("nvmlInit")
+                started = True
+                count = _call("nvmlDeviceGetCount")
+                driver = self._driver()
+            if not count:
+                raise GpuError("no_gpus", "nvmlDeviceGetCount: 0")
+        except GpuError as failure:
+            self.library = replace(
+                self.library, restarting=False, problem=failure.reason, detail=str(failure)
+            )  # fmt: skip
+            self._take_down(failure.code if isinstance(failure, _CallFailed) else None, started=started)
+            return False
+        self._publish_ready(count, driver)
+        return True
+
+    def _driver(self) -> str | None:
+        try:
+            return str(_call("nvmlSystemGetDriverVersion"))
+        except _CallFailed:
+            return None
+
+    def _publish_ready(self, count: int, driver: str | None) -> None:
+        if len(self._cards) < count:
+            new = tuple(_Card(self, number) for number in range(len(self._cards), count))
+            self._cards += new
+        self.library = _Library(
+            ready=True,
+            generation=self.library.generation + 1,
+            driver=driver,
+            count=count,
+            problem=None,
+            detail="",
+        )
+        for card in self._cards:
+            if card.thread.ident is None:
+                card.thread.start()
+        self._wake_everybody()
+
+    def _look_after(self) -> bool:
+        """Start the library anew where that is asked for and safe, else count the GPUs."""
+        with self._lock:
+            wanted, self._restart_wanted = self._restart_wanted, None
+        if wanted is not None and wanted[1] == self.library.generation:
+            return self._restart(wanted[0])
+        if self._lost_one_is_due():
+            return self._restart(None)
+        try:
+            with _GATE.passing():
+                count = _call("nvmlDeviceGetCount")
+        except _CallFailed as failure:
+            if failure.code in _NEEDS_RESTART:
+                return self._restart(failure.code)
+            self.library = replace(self.library, problem=failure.reason, detail=str(failure))
+            return False
+        if not count:
+            return self._restart(None)
+        if count != self.library.count:
+            self._publish_ready(count, self.library.driver)
+        elif self.library.problem is not None:
+            self.library = replace(self.library, problem=None, detail="")
+        return True
+
+    def _lost_one_is_due(self) -> bool:
+        """True when a GPU has been lost for long enough that all others may be disturbed for its sake."""
+        lost = any(
+            device.sample is not None and device.sample.problem in _MENDED_BY_RESTART
+            for card in self._cards[: self.library.count]
+            for device in (card, *card.instances)
+        )
+        if not lost:
+            self._restart_for_lost_at = None
+            self._restart_for_lost.reset()
+            return False
+        now = self.clock()
+        due = self._restart_for_lost_at is not None and now >= self._restart_for_lost_at
+        if due or self._restart_for_lost_at is None:
+            self._restart_for_lost_at = now + self._restart_for_lost.next()
+        return due
+
+    def _restart(self, code: int | None) -> bool:
+        """Shut the library down and start it; False where a call that hangs forbids it, or the start fails."""
+        if not self._take_down(code, started=True):
+            if code != pynvml.NVML_ERROR_UNINITIALIZED:
+                return False
+            # The library says of itself that it is not started, so there is nothing to shut down under the call.
+            self.library = replace(self.library, ready=False, restarting=True)
+        return self._initialise()
+
+    def _take_down(self, code: int | None, *, started: bool) -> bool:
+        """Shut the library down, and unload it where its file may be replaced; False where a call hangs."""
+        with _GATE.shut(min(self.sample_interval, 0.5)) as quiet:
+            if quiet:
+                if self.library.ready:
+                    self.library = replace(self.library, ready=False, restarting=True)
+                if started:
+                    with suppress(_CallFailed):
+                        _call("nvmlShutdown")
+                if code in _NEEDS_RELOAD:
+                    _unload()
+            return quiet
+
+    def _wake_everybody(self) -> None:
+        self._asked.set()
+        for card in self._cards:
+            for device in (card, *card.instances):
+                device.wake.set()
+
+    # The reader's side.
+
+    def read(self) -> GpuReading:
+        """The newest samples, each at most two sample intervals old. Never calls NVML, never waits."""
+        now = self.clock()
+        library = self.library
+        busy_since = self._busy_since
+        hangs = busy_since is not None and now - busy_since > self._oldest_seconds
+        up, problem, detail = library.problem is None, library.problem, library.detail
+        if hangs:
+            up, problem, detail = False, "hang", "a call that concerns all GPUs has not come back"
+        elif library.restarting:
+            up, problem, detail = True, None, ""
+        rows = self._rows(now, library, "hang" if hangs else problem, detail)
+        if up and not any(card.identity is not None for card in self._cards):
+            problems = [row for row in rows.values() if row.problem is not None]
+            up = False
+            problem = (problems[0].problem if problems else None) or "uninitialized"
+            detail = problems[0].detail if problems else "the GPUs are being read for the first time"
+        devices = sorted(rows.values(), key=lambda row: [int(part) for part in row.index.split(".")])
+        reading = GpuReading(up=up, problem=problem, detail=detail, devices=tuple(devices))
+        self._log_changes(reading)
+        return reading
+
+    def _rows(
+        self, now: float, library: _Library, problem: str | None, detail: str
+    ) -> dict[Uuid, DeviceReading]:
+        rows: dict[Uuid, DeviceReading] = {}
+        for card in self._cards[: library.count]:
+            for device in card.instances or (card,):
+                row = self._row(device, card, now, library, problem, detail)
+                if row is not None and (row.uuid not in rows or row.used_bytes is not None):
+                    rows[row.uuid] = row
+        for uuid, identity in self._known.items():
+            if uuid not in rows:
+                rows[uuid] = DeviceReading(
+                    uuid=uuid, index=identity.index, name=identity.name, driver=library.driver,
+                    problem="gpu_lost", detail="the driver no longer lists it",
+                )  # fmt: skip
+        return rows
+
+    def _row(
+        self, device: _Device, card: _Card, now: float, library: _Library, problem: str | None, detail: str
+    ) -> DeviceReading | None:
+        # Each once: the device's thread writes them meanwhile.
+        identity, sample, busy_since = device.identity, device.sample, device.busy_since
+        index = identity.index if identity is not None else str(card.number)
+        row = DeviceReading(
+            uuid=identity.uuid if identity is not None else Uuid(f"index:{index}"),
+            index=index,
+            name=identity.name if identity is not None else None,
+            driver=library.driver,
+            memory_api=device.api,
+        )
+        if not library.ready and not library.restarting:
+            # Of a driver that lists no GPU, each one that was there is lost.
+            return replace(row, problem="gpu_lost" if problem == "no_gpus" else problem, detail=detail)
+        memory = sample.memory if sample is not None else None
+        if sample is not None and memory is not None and now - sample.time <= self._oldest_seconds:
+            return replace(
+                row,
+                memory_api=memory.api,
+                total_bytes=memory.total_bytes,
+                used_bytes=memory.used_bytes,
+                free_bytes=memory.free_bytes,
+                reserved_bytes=memory.reserved_bytes,
+                used_peak_bytes=sample.used_peak_bytes,
+                pids=sample.pids,
+            )
+        if busy_since is not None and library.ready and now - busy_since > self._oldest_seconds:
+            return replace(row, problem="hang", detail=f"a call on GPU {index} has not come back")
+        if sample is not None and sample.problem is not None:
+            return replace(row, problem=sample.problem, detail=sample.detail)
+        if device is not card and card.sample is not None and card.sample.problem is not None:
+            return replace(row, problem=card.sample.problem, detail=card.sample.detail)
+        if library.restarting:
+            return replace(
+                row, problem=problem or "uninitialized", detail=detail or "the library is being restarted"
+            )
+        if sample is None:
+            if identity is None:
+                return None
+            return replace(row, problem="uninitialized", detail="not read yet")
+        return replace(
+            row, problem="hang", detail=f"the last answer of GPU {index} was asked for too long ago"
+        )
+
+    def _log_changes(self, reading: GpuReading) -> None:
+        """One line for each state that differs from the last reading's."""
+        if not self._log_lock.acquire(blocking=False):
+            return  # another reader is at it
+        try:
+            states: dict[str | None, tuple[str | None, str]] = {None: (reading.problem, reading.detail)}
+            states.update({device.uuid: (device.problem, device.detail) for device in reading.devices})
+            for uuid, (problem, detail) in states.items():
+                if self._logged.get(uuid, "uninitialized" if uuid is None else None) == problem:
+                    continue
+                self._logged[uuid] = problem
+                what = "nvml" if uuid is None else f"gpu uuid={uuid}"
+                if problem is None:
+                    logger.info("%s up=true", what)
+                else:
+                    logger.warning("%s up=false reason=%s detail=%r", what, problem, detail)
+        finally:
+            self._log_lock.release()

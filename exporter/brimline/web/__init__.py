@@ -1,0 +1,94 @@
+"""The status page: servers and GPUs at a glance, readable on a phone."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import jinja2
+
+from brimline import __version__, units
+from brimline.readings import DeviceReading, Snapshot, TargetSnapshot, combine_ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar of the page. ratio: 0 to 1; None where nothing is known. level: calm, high or full."""
+
+    label: str
+    text: str
+    ratio: float | None
+    peak: float | None = None
+
+    @property
+    def level(self) -> str:
+        if self.ratio is None:
+            return "unknown"
+        return "full" if self.ratio >= 0.95 else "high" if self.ratio >= 0.8 else "calm"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("brimline", "web"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(
+        bytes=units.format_bytes,
+        count=units.format_count,
+        ratio=units.format_ratio,
+        duration=units.format_duration,
+    )
+    return environment.get_template("status.html")
+
+
+def _kv_bars(target: TargetSnapshot) -> list[tuple[str, Bar, list[tuple[str, str]]]]:
+    """For each model: its name, the bar of its fullest rank, and facts beside it."""
+    bars = []
+    for model, ranks in target.reading.by_model().items() if target.reading is not None else ():
+        all_ranks = combine_ranks(ranks)
+        text = f"{units.format_ratio(all_ranks.kv_cache_usage_ratio)}"
+        if all_ranks.kv_cache_capacity_tokens is not None:
+            used, capacity = all_ranks.kv_cache_used_tokens, all_ranks.kv_cache_capacity_tokens
+            text += f" · {units.format_count(used)} of {units.format_count(capacity)} tokens"
+        if ranks[0].kv_cache_capacity_bytes is not None and len(ranks) == 1:
+            used, capacity = ranks[0].kv_cache_used_bytes, ranks[0].kv_cache_capacity_bytes
+            text += f" · {units.format_bytes(used)} of {units.format_bytes(capacity)}"
+        label = "KV cache" if len(ranks) == 1 else f"KV cache, fullest of {len(ranks)} ranks"
+        facts = [
+            ("running", units.format_count(all_ranks.requests_running)),
+            ("waiting", units.format_count(all_ranks.requests_waiting)),
+            ("preemptions", units.format_count(all_ranks.preemptions_total)),
+            ("tokens generated", units.format_count(all_ranks.generation_tokens_total)),
+            ("context window", units.format_count(all_ranks.max_model_len_tokens)),
+        ]
+        bars.append((model or "(no name)", Bar(label, text, all_ranks.kv_cache_usage_ratio), facts))
+    return bars
+
+
+def _gpu_bar(device: DeviceReading) -> Bar:
+    total, used = device.total_bytes, device.used_bytes
+    if total is None or used is None or total <= 0:
+        return Bar("VRAM", device.detail or device.problem or "not read", None)
+    text = f"{units.format_ratio(used / total)} · {units.format_bytes(used)} of {units.format_bytes(total)}"
+    peak = None if device.used_peak_bytes is None else device.used_peak_bytes / total
+    if device.used_peak_bytes is not None:
+        text += f" · peak {units.format_bytes(device.used_peak_bytes)}"
+    return Bar("VRAM", text, used / total, peak)
+
+
+def status_page(snapshot: Snapshot) -> str:
+    """The page as HTML."""
+    owners: dict[str, list[str]] = {}
+    for target in snapshot.targets:
+        for uuid, _rank in target.gpus:
+            owners.setdefault(uuid, []).append(target.name)
+    return _template().render(
+        version=__version__,
+        time=datetime.fromtimestamp(snapshot.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        targets=[(target, _kv_bars(target)) for target in snapshot.targets],
+        gpu=snapshot.gpu,
+        gpus=[(device, _gpu_bar(device), owners.get(device.uuid, [])) for device in snapshot.gpu.devices],
+        simulated=any(target.reading is not None and target.reading.simulated for target in snapshot.targets),
+        reload_successful=snapshot.reload_successful,
+    )

@@ -1,0 +1,21 @@
+"""Waiting for a condition instead of for a fixed time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(check: Callable[[], T], *, within: float = 10.0) -> T:
+    """The first truthy result of `check`. Raises AssertionError with the last result after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        result = check()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within:g} s; the last result was {result!r}")
+        time.sleep(0.02)
