@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def eventually(check: Callable[[], T], *, within: float = 10.0) -> T:
-    """The first truthy result of `check`. Raises AssertionError with the last result after `within` seconds."""
+    """The first truthy result of `check`; AssertionError with the last one after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
         result = check()

@@ -9,14 +9,16 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from brimline import __version__
 
 if TYPE_CHECKING:
+    from brimline.collect import TargetReader
     from brimline.config import Config
+    from brimline.readings import TargetSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ _PORTS = click.option(
 )
 
 
-def _fail(text: str, code: int = EXIT_USAGE) -> None:
+def _fail(text: str, code: int = EXIT_USAGE) -> NoReturn:
     click.echo(f"brimline: {text}", err=True)
     sys.exit(code)
 
@@ -81,10 +83,8 @@ def _open_config(config_path: Path | None, listen: str | None = None) -> Config:
         parse_listen(config.listen)
     except ConfigError as error:
         _fail(str(error))
-        raise
     except ValueError as error:
         _fail(f"--listen: {error}")
-        raise
     return config
 
 
@@ -112,11 +112,7 @@ def serve(config_path: Path | None, listen: str | None, discover_ports: str | No
         _fail("--discover-ports works without --config only; name the targets in the file")
     _raise_open_file_limit()
     code = asyncio.run(_serve(config, config_path, listen, discover_ports))
-    # Daemon threads may hang in a driver; the interpreter's own farewell could trip over them.
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    _leave(code)
 
 
 async def _serve(
@@ -163,6 +159,174 @@ async def _serve(
         await collector.close()
     logger.info("stopped")
     return 0
+
+
+@cli.command()
+@_CONFIG
+@_PORTS
+def check(config_path: Path | None, discover_ports: str | None) -> None:
+    """Read every server and GPU once, and print what was understood.
+
+    Exit status: 0 all was read, 1 something could not be read, 2 the configuration is wrong, 3 nothing was found.
+    """
+    from rich.console import Console
+
+    from brimline.check import failures, print_snapshot, read_once
+
+    config = _open_config(config_path)
+    _raise_open_file_limit()
+    if config_path is None:
+        config = asyncio.run(_discovered(config, discover_ports))
+        if not config.targets:
+            ports = ", ".join(map(str, _ports(discover_ports)))
+            _fail(
+                f"no inference server answers on 127.0.0.1 at the ports {ports}; name yours with --config FILE",
+                3,
+            )
+    snapshot = asyncio.run(read_once(config, quiet_launch=config_path is None))
+    print_snapshot(snapshot, Console())
+    lines = failures(snapshot, config)
+    for line in lines:
+        click.echo(f"brimline: {line}", err=True)
+    _leave(EXIT_NEGATIVE if lines else 0)
+
+
+async def _discovered(config: Config, discover_ports: str | None) -> Config:
+    from brimline.discovery import Discovery
+
+    discovery = Discovery(_ports(discover_ports))
+    await discovery.look()
+    return discovery.config(config)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: daemon threads may hang in a driver, and the interpreter's own farewell could trip over them."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@cli.command()
+@click.argument("source", metavar="PAGE|CAPTURE_DIR|-")
+@click.option("--engine", help="Read the page as this engine's, where it holds several.")
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON; what the page does not state is null.")
+def read(source: str, engine: str | None, as_json_: bool) -> None:
+    """Print what a saved /metrics page, a capture or standard input says.
+
+    Exit status: 0 read, 2 no such file or engine, 3 no page of an inference engine.
+    """
+    import json
+
+    from brimline.engines import ENGINES
+    from brimline.errors import BrimlineError, EngineError
+    from brimline.saved_page import as_json, open_saved, read_saved
+
+    if engine is not None and engine not in ENGINES:
+        _fail(f"unknown engine {engine!r}; known: {', '.join(sorted(ENGINES))}")
+    try:
+        readings = read_saved(open_saved(source), engine)
+    except EngineError as error:
+        if as_json_:
+            click.echo(
+                json.dumps(
+                    {**as_json([]), "problem": {"reason": error.reason, "detail": str(error)}}, indent=2
+                )
+            )
+        _fail(f"{source}: {error.reason}: {error}", EXIT_NO_ANSWER)
+    except BrimlineError as error:
+        _fail(str(error))
+    else:
+        if as_json_:
+            click.echo(json.dumps(as_json(readings), indent=2))
+        else:
+            _print_readings(as_json(readings))
+
+
+def _print_readings(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for engine in document["engines"]:
+        for model in engine["models"]:
+            version = engine["engine_version"] or "(version not stated)"
+            table = Table(title=f"{engine['engine']} {version}: {model['model'] or '(model not named)'}")
+            table.title_justify = "left"
+            table.add_column("quantity")
+            ranks = model["ranks"] if len(model["ranks"]) > 1 else []
+            table.add_column("all ranks" if ranks else "value", justify="right")
+            for rank in ranks:
+                table.add_column(f"rank {rank['rank']}", justify="right")
+            for name, value in model.items():
+                if name not in ("model", "ranks"):
+                    cells = [value, *(rank[name] for rank in ranks)]
+                    table.add_row(name, *("–" if cell is None else f"{cell:,}" for cell in cells))
+            console.print(table)
+        for quantity in engine["missing_quantities"]:
+            console.print(f"! {quantity} is not on the page of this version")
+        if engine["unparsed_lines"]:
+            console.print(f"! {engine['unparsed_lines']} lines of the page could not be read")
+
+
+@cli.command()
+@click.option(
+    "--target", "url", required=True, metavar="URL", help="The server, such as http://127.0.0.1:8000."
+)
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--metrics-path", help="Where its metrics page is, if it is not found by itself.")
+@click.option("--bearer-token-file", help="File with the token that the server wants.")
+def capture(url: str, folder: Path, metrics_path: str | None, bearer_token_file: str | None) -> None:
+    """Save a server's metrics page and settings into a new folder, without secrets, for a bug report.
+
+    Exit status: 0 saved, 1 the server could not be read, 2 wrong usage, 3 saved, but it is no page of a known engine.
+    """
+    import json
+
+    from brimline.capture import write_capture
+    from brimline.config import parse
+    from brimline.errors import BrimlineError, ConfigError
+
+    target: dict[str, str] = {"name": "captured", "url": url}
+    if metrics_path is not None:
+        target["metrics_path"] = metrics_path
+    if bearer_token_file is not None:
+        target["bearer_token_file"] = bearer_token_file
+    try:
+        config = parse(json.dumps({"targets": [target]}), "capture")
+    except ConfigError as error:
+        _fail(str(error).partition(": ")[2])
+    snapshot, reader = asyncio.run(_read_target(config))
+    try:
+        written = write_capture(folder, snapshot, reader)
+    except BrimlineError as error:
+        _fail(str(error), EXIT_NEGATIVE)
+    else:
+        for path in written:
+            click.echo(path)
+        for problem in snapshot.problems:
+            click.echo(f"brimline: {problem.reason}: {problem.detail}", err=True)
+        sys.exit(0 if snapshot.up else EXIT_NO_ANSWER)
+
+
+async def _read_target(config: Config) -> tuple[TargetSnapshot, TargetReader]:
+    import time
+
+    from brimline.collect import TargetReader
+    from brimline.fetch import open_session
+
+    async with open_session() as session:
+        [target] = config.targets
+        reader = TargetReader(
+            target,
+            session,
+            timeout=config.scrape_timeout,
+            histograms="full",
+            clock=time.time,
+            monotonic=time.monotonic,
+            quiet=True,
+        )
+        return await reader.read(), reader
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

@@ -597,6 +597,10 @@ class Collector:
         # Shielded: a scraper that hangs up must not take the round away from the others.
         return await asyncio.shield(self._round[1])
 
+    def gpu_reading(self) -> GpuReading:
+        """The GPUs as they are known now."""
+        return self._gpu.read() if self._gpu is not None else GpuReading()
+
     def end_round_within(self, seconds: float) -> None:
         """Cut the round in flight short, so that its scrapers are answered before the process ends."""
         if self._round is not None:
@@ -612,7 +616,7 @@ class Collector:
                 snapshots.append(reader.timed_out(started))
             else:
                 snapshots.append(reader.failed("internal", f"{type(result).__name__}: {result}", started))
-        gpu = self._gpu.read() if self._gpu is not None else GpuReading()
+        gpu = self.gpu_reading()
         total, available = read_memory()
         return Snapshot(
             time=self._clock(),

@@ -14,7 +14,7 @@ _SERIAL = itertools.count()
 
 
 def build(directory: Path, *macros: str) -> Path:
-    """The library, compiled into `directory` with -D of each macro. A library already there is replaced at once."""
+    """The library, compiled into `directory` with -D of each macro; replaces one already there in one go."""
     source = Path(__file__).with_name("fake_nvml.c")
     library = directory / SONAME
     draft = directory / f".{SONAME}.{next(_SERIAL)}"
@@ -27,7 +27,7 @@ def build(directory: Path, *macros: str) -> Path:
 class State:
     """The state file of the fake and the file of its calls."""
 
-    def __init__(self, directory: Path, **values: int | str) -> None:
+    def __init__(self, directory: Path, values: dict[str, int | str]) -> None:
         self.path = directory / "nvml-state"
         self.calls_path = directory / "nvml-calls"
         self._values: dict[str, int | str] = {}
@@ -45,10 +45,6 @@ class State:
     def remove(self, *keys: str) -> None:
         """Take keys away; those that are not there are passed over."""
         self._write({key: value for key, value in self._values.items() if key not in keys})
-
-    def reset(self, values: dict[str, int | str]) -> None:
-        """Forget everything but these keys."""
-        self._write(dict(values))
 
     @contextmanager
     def during(self, values: dict[str, int | str]) -> Iterator[None]:

@@ -31,9 +31,8 @@ HIDDEN_SIZE = 4096
 VOCABULARY = 128_256
 PARAMETERS = 8_030_261_248
 WEIGHT_BYTES = 2 * PARAMETERS
-EMBEDDING_PARAMETERS = (
-    VOCABULARY * HIDDEN_SIZE
-)  # of the input; the head, which is not tied to it, has as many
+# Of the input; the head has as many, as they are not tied.
+EMBEDDING_PARAMETERS = VOCABULARY * HIDDEN_SIZE
 KV_ELEMENTS_PER_TOKEN = 2 * LAYERS * KV_HEADS * HEAD_DIM  # 65,536: 131,072 bytes in bf16, 65,536 in fp8
 
 # H100 SXM. Peaks by NVIDIA's data sheet: 3.35 TB/s, 989 TFLOP/s in dense bf16. Reached: 0.8 of the

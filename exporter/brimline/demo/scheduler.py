@@ -340,9 +340,8 @@ class Engine:
                 return
             self.waiting.popleft()
             self.running.append(request)
-            if (
-                not request.preemptions
-            ):  # vLLM counts the second look of a preempted request apart, unpublished
+            # vLLM counts the second look of a preempted request apart, and does not publish it.
+            if self.limits.enable_prefix_caching and not request.preemptions:
                 self.prefix_cache_queries_tokens_total += request.tokens
                 self.prefix_cache_hits_tokens_total += computed
             self.pool.refer(found)

@@ -1,13 +1,13 @@
 """GPU memory through NVML: the only module that imports pynvml.
 
-A call into the driver may fail or never come back, for one GPU or for all. Hence one daemon thread per GPU (and per
-MIG instance) does that GPU's calls, a supervising one loads and starts the library, and read() puts together what
-they have published without calling NVML. A thread that hangs is left alone until its call comes back; no second
-call is made on its GPU meanwhile.
+A call into the driver may fail or never come back, for one GPU or for all. Hence one daemon thread per GPU
+(and per MIG instance) does that GPU's calls, a supervising one loads and starts the library, and read() puts
+together what they have published without calling NVML. A thread that hangs is left alone until its call comes
+back; no second call is made on its GPU meanwhile.
 
-Rows: one for each GPU, or for each instance where MIG is on and instances can be reached; then the GPU itself has
-none, so that nothing is counted twice. A GPU that was seen and is gone keeps its row, with a problem. One that
-cannot even tell its UUID has a row with the UUID `index:N`.
+Rows: one for each GPU, or for each instance where MIG is on and instances can be reached; then the GPU itself
+has none, so that nothing is counted twice. A GPU that was seen and is gone keeps its row, with a problem. One
+that cannot even tell its UUID has a row with the UUID `index:N`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from _ctypes import dlclose
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,7 +78,7 @@ _CODE_NAMES: dict[int, str] = {
 }
 
 
-class _CallFailed(GpuError):
+class _CallError(GpuError):
     """NVML answered with an error code."""
 
     def __init__(self, function: str, code: int) -> None:
@@ -93,11 +93,11 @@ def _call(function: str, *arguments: Any) -> Any:
     try:
         return getattr(pynvml, function)(*arguments)
     except pynvml.NVMLError as error:
-        raise _CallFailed(function, error.value) from None
+        raise _CallError(function, error.value) from None
 
 
 class _Gate:
-    """Lets calls into the library pass side by side, and holds them back while it is shut down or unloaded."""
+    """Lets calls into the library pass side by side; holds them back while it is shut down or unloaded."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -134,7 +134,8 @@ class _Gate:
                     self._changed.notify_all()
 
 
-# One for the process, like the library: unloading it under a call that an earlier sampler left hanging would crash.
+# One for the process, like the library: unloading it under a call that an earlier sampler left hanging
+# would crash.
 _GATE = _Gate()
 
 
@@ -190,15 +191,12 @@ class _Memory:
     reserved_bytes: int | None
 
 
-def _read_memory(handle: Any, api: str) -> _Memory:
-    """The memory of a device: by version 2 of the call, or by version 1 where `api` says so or the driver lacks 2.
-
-    Raises GpuError.
-    """
-    if api != "v1":
+def _read_memory(handle: Any, *, lacks_v2: bool) -> _Memory:
+    """The memory of a device, by version 2 of the call unless that is lacking. Raises GpuError."""
+    if not lacks_v2:
         try:
             return _memory("v2", _call("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2))
-        except _CallFailed as failure:
+        except _CallError as failure:
             if failure.code not in _LACKS_MEMORY_V2:
                 raise
     return _memory("v1", _call("nvmlDeviceGetMemoryInfo", handle))
@@ -224,7 +222,7 @@ def _read_pids(handle: Any) -> frozenset[int] | None:
             *_call("nvmlDeviceGetComputeRunningProcesses_v3", handle),
             *_call("nvmlDeviceGetGraphicsRunningProcesses_v3", handle),
         ]
-    except _CallFailed:
+    except _CallError:
         return None
     return frozenset(process.pid for process in listed)
 
@@ -253,11 +251,13 @@ class _Library:
     """The state of the library. generation: counts up whenever handles taken before may be worthless.
 
     restarting: it is being shut down and started anew, which the last values may outlive.
+    since: when it was last started.
     """
 
     ready: bool = False
     restarting: bool = False
     generation: int = 0
+    since: float = 0.0
     driver: str | None = None
     count: int = 0
     problem: str | None = "uninitialized"
@@ -270,7 +270,7 @@ class _Device:
     def __init__(self, sampler: NvmlSampler, name: str) -> None:
         self.identity: _Identity | None = None
         self.sample: _Sample | None = None
-        self.api = "none"
+        self.api = "none"  # the last one that worked, so that a lost GPU keeps its labels
         self.busy_since: float | None = None
         self.retired = False
         self.wake = threading.Event()
@@ -278,6 +278,7 @@ class _Device:
         self._sampler = sampler
         self._backoff = sampler.backoff()
         self._peak = _PeakWindow(sampler.peak_window)
+        self._lacks_v2 = False
         self._pids: frozenset[int] | None = None
         self._pids_time: float | None = None
 
@@ -307,8 +308,9 @@ class _Device:
         raise NotImplementedError
 
     def _read(self, handle: Any, started: float) -> float:
-        memory = _read_memory(handle, self.api)
+        memory = _read_memory(handle, lacks_v2=self._lacks_v2)
         self.api = memory.api
+        self._lacks_v2 = memory.api == "v1"
         if self._sampler.want_pids and (
             self._pids_time is None or started - self._pids_time >= PIDS_INTERVAL
         ):
@@ -322,10 +324,11 @@ class _Device:
     def _failed(self, failure: GpuError, library: _Library, started: float) -> float:
         self.sample = _Sample(started, problem=failure.reason, detail=str(failure))
         self._pids_time = None
-        if isinstance(failure, _CallFailed) and failure.code in _NEEDS_RESTART:
+        if isinstance(failure, _CallError) and failure.code in _NEEDS_RESTART:
             self._sampler.ask_restart(failure.code, library.generation)
         if failure.reason in _LASTING:
             self.api = "none"
+            self._lacks_v2 = False
             return self._sampler.sample_interval
         return self._backoff.next()
 
@@ -335,11 +338,14 @@ class _Instance(_Device):
 
     def __init__(self, sampler: NvmlSampler, card: _Card, identity: _Identity) -> None:
         super().__init__(sampler, f"nvml-{identity.index}")
+        self.uuid = identity.uuid
+        self.index = identity.index
         self.identity = identity
         self._card = card
         self._given: tuple[int, Any] | None = None  # generation and handle, exchanged in one go
 
     def give(self, identity: _Identity, generation: int, handle: Any) -> None:
+        self.index = identity.index
         self.identity = identity
         self._given = (generation, handle)
         self.wake.set()
@@ -404,8 +410,9 @@ class _Card(_Device):
             self._peak = _PeakWindow(self._sampler.peak_window)
             self._retire(self.instances)
             self.sample = None
+            self.api = "none"
         identity = _Identity(uuid, str(self.number), self._name(handle))
-        self.api = "none"
+        self._lacks_v2 = False
         self._mig_on = self._has_mig_on(handle)
         self._find_instances(handle, library.generation)
         self.identity = identity
@@ -418,14 +425,14 @@ class _Card(_Device):
     def _name(self, handle: Any) -> str | None:
         try:
             return str(_call("nvmlDeviceGetName", handle))
-        except _CallFailed:
+        except _CallError:
             return None
 
     def _has_mig_on(self, handle: Any) -> bool | None:
         """Whether MIG is on; None where this GPU has no such mode."""
         try:
             current, _pending = _call("nvmlDeviceGetMigMode", handle)
-        except _CallFailed as failure:
+        except _CallError as failure:
             if failure.reason == "no_permission":
                 return True  # the instances may be readable where their GPU is not
             if self.instances and failure.code != pynvml.NVML_ERROR_NOT_SUPPORTED:
@@ -439,7 +446,7 @@ class _Card(_Device):
         if self._mig_on:
             try:
                 most = _call("nvmlDeviceGetMaxMigDeviceCount", handle)
-            except _CallFailed:
+            except _CallError:
                 if self.instances:
                     raise
                 most = 0
@@ -450,38 +457,31 @@ class _Card(_Device):
                     identity = _Identity(
                         Uuid(_call("nvmlDeviceGetUUID", instance)), index, self._name(instance)
                     )
-                except _CallFailed as failure:
+                except _CallError as failure:
                     if failure.code != pynvml.NVML_ERROR_NOT_FOUND:
                         refused.add(index)
                     continue
                 found[identity.uuid] = (identity, instance)
-        known = {one.identity.uuid: one for one in self.instances if one.identity is not None}
         # One that did not answer may be back; one whose place is empty was taken away by the administrator.
-        gone = [
-            one
-            for uuid, one in known.items()
-            if uuid not in found and one.identity and one.identity.index not in refused
-        ]
+        gone = [one for one in self.instances if one.uuid not in found and one.index not in refused]
         self._retire(gone)
         for one in gone:
-            if one.identity is not None:
-                self._sampler.forget(one.identity.uuid)
-        kept = {uuid: one for uuid, one in known.items() if one not in gone}
+            self._sampler.forget(one.uuid)
+        kept = {one.uuid: one for one in self.instances}
         self._stuck = [one for one in self._stuck if one.thread.is_alive()]
-        busy = {one.identity.uuid for one in self._stuck if one.identity is not None}
         for uuid, (identity, instance) in found.items():
-            if uuid in busy:
+            if any(one.uuid == uuid for one in self._stuck):
                 continue  # its old thread still hangs in a call; a second one is not sent after it
             self._sampler.remember(identity)
-            if uuid not in kept:
+            new = uuid not in kept
+            if new:
                 kept[uuid] = _Instance(self._sampler, self, identity)
-                kept[uuid].give(identity, generation, instance)
+            kept[uuid].give(identity, generation, instance)
+            if new:
                 kept[uuid].thread.start()
-            else:
-                kept[uuid].give(identity, generation, instance)
         self.instances = tuple(kept.values())
 
-    def _retire(self, instances: tuple[_Instance, ...] | list[_Instance]) -> None:
+    def _retire(self, instances: Sequence[_Instance]) -> None:
         for one in instances:
             one.retired = True
             one.wake.set()
@@ -492,8 +492,10 @@ class _Card(_Device):
 class NvmlSampler:
     """Samples the memory of every GPU each `sample_interval` seconds, on its own threads.
 
-    clock: seconds that only go forward. first_retry, longest_retry: pauses after failures, doubling in between.
-    recount_interval: how often the GPUs are counted and a lost one is given a restart of the library.
+    clock: seconds that only go forward.
+    first_retry, longest_retry: pauses after failures, doubling in between.
+    recount_interval: how often the GPUs are counted; and how long a GPU must have been lost for the library to
+    be started anew for its sake.
     """
 
     def __init__(
@@ -538,7 +540,8 @@ class NvmlSampler:
     def close(self) -> None:
         """Stop sampling. Threads whose call hangs are left behind; they do not keep the process alive."""
         self.stopping.set()
-        self._wake_everybody()
+        self._asked.set()
+        self._wake_devices()
         if self._supervisor.is_alive():
             self._supervisor.join(CLOSE_SECONDS)
 
@@ -588,7 +591,8 @@ class NvmlSampler:
                 self._asked.clear()
         with _GATE.shut(CLOSE_SECONDS / 2) as quiet:
             if quiet and self.library.ready:
-                with suppress(_CallFailed):
+                self.library = replace(self.library, ready=False, problem="uninitialized", detail="closed")
+                with suppress(_CallError):
                     _call("nvmlShutdown")
 
     def _guarded(self, step: Callable[[], bool]) -> bool:
@@ -615,8 +619,8 @@ class NvmlSampler:
         except GpuError as failure:
             self.library = replace(
                 self.library, restarting=False, problem=failure.reason, detail=str(failure)
-            )  # fmt: skip
-            self._take_down(failure.code if isinstance(failure, _CallFailed) else None, started=started)
+            )
+            self._take_down(failure.code if isinstance(failure, _CallError) else None, started=started)
             return False
         self._publish_ready(count, driver)
         return True
@@ -624,16 +628,16 @@ class NvmlSampler:
     def _driver(self) -> str | None:
         try:
             return str(_call("nvmlSystemGetDriverVersion"))
-        except _CallFailed:
+        except _CallError:
             return None
 
     def _publish_ready(self, count: int, driver: str | None) -> None:
         if len(self._cards) < count:
-            new = tuple(_Card(self, number) for number in range(len(self._cards), count))
-            self._cards += new
+            self._cards += tuple(_Card(self, number) for number in range(len(self._cards), count))
         self.library = _Library(
             ready=True,
             generation=self.library.generation + 1,
+            since=self.clock(),
             driver=driver,
             count=count,
             problem=None,
@@ -642,10 +646,10 @@ class NvmlSampler:
         for card in self._cards:
             if card.thread.ident is None:
                 card.thread.start()
-        self._wake_everybody()
+        self._wake_devices()
 
     def _look_after(self) -> bool:
-        """Start the library anew where that is asked for and safe, else count the GPUs."""
+        """Start the library anew where that is asked for and safe; else count the GPUs."""
         with self._lock:
             wanted, self._restart_wanted = self._restart_wanted, None
         if wanted is not None and wanted[1] == self.library.generation:
@@ -655,12 +659,13 @@ class NvmlSampler:
         try:
             with _GATE.passing():
                 count = _call("nvmlDeviceGetCount")
-        except _CallFailed as failure:
+        except _CallError as failure:
             if failure.code in _NEEDS_RESTART:
                 return self._restart(failure.code)
             self.library = replace(self.library, problem=failure.reason, detail=str(failure))
             return False
         if not count:
+            self.library = replace(self.library, problem="no_gpus", detail="nvmlDeviceGetCount: 0")
             return self._restart(None)
         if count != self.library.count:
             self._publish_ready(count, self.library.driver)
@@ -686,11 +691,11 @@ class NvmlSampler:
         return due
 
     def _restart(self, code: int | None) -> bool:
-        """Shut the library down and start it; False where a call that hangs forbids it, or the start fails."""
+        """Shut the library down and start it; False where a hanging call forbids it, or the start fails."""
         if not self._take_down(code, started=True):
             if code != pynvml.NVML_ERROR_UNINITIALIZED:
                 return False
-            # The library says of itself that it is not started, so there is nothing to shut down under the call.
+            # The library says of itself that it is not started: there is nothing to shut down under the call.
             self.library = replace(self.library, ready=False, restarting=True)
         return self._initialise()
 
@@ -701,14 +706,13 @@ class NvmlSampler:
                 if self.library.ready:
                     self.library = replace(self.library, ready=False, restarting=True)
                 if started:
-                    with suppress(_CallFailed):
+                    with suppress(_CallError):
                         _call("nvmlShutdown")
                 if code in _NEEDS_RELOAD:
                     _unload()
             return quiet
 
-    def _wake_everybody(self) -> None:
-        self._asked.set()
+    def _wake_devices(self) -> None:
         for card in self._cards:
             for device in (card, *card.instances):
                 device.wake.set()
@@ -724,8 +728,6 @@ class NvmlSampler:
         up, problem, detail = library.problem is None, library.problem, library.detail
         if hangs:
             up, problem, detail = False, "hang", "a call that concerns all GPUs has not come back"
-        elif library.restarting:
-            up, problem, detail = True, None, ""
         rows = self._rows(now, library, "hang" if hangs else problem, detail)
         if up and not any(card.identity is not None for card in self._cards):
             problems = [row for row in rows.values() if row.problem is not None]
@@ -734,7 +736,7 @@ class NvmlSampler:
             detail = problems[0].detail if problems else "the GPUs are being read for the first time"
         devices = sorted(rows.values(), key=lambda row: [int(part) for part in row.index.split(".")])
         reading = GpuReading(up=up, problem=problem, detail=detail, devices=tuple(devices))
-        self._log_changes(reading)
+        self._log_changes(reading, library)
         return reading
 
     def _rows(
@@ -792,15 +794,15 @@ class NvmlSampler:
             return replace(
                 row, problem=problem or "uninitialized", detail=detail or "the library is being restarted"
             )
-        if sample is None:
-            if identity is None:
-                return None
-            return replace(row, problem="uninitialized", detail="not read yet")
+        if sample is None and identity is None:
+            return None
+        if sample is None or sample.time < library.since:
+            return replace(row, problem="uninitialized", detail="not read since the library was started")
         return replace(
             row, problem="hang", detail=f"the last answer of GPU {index} was asked for too long ago"
         )
 
-    def _log_changes(self, reading: GpuReading) -> None:
+    def _log_changes(self, reading: GpuReading, library: _Library) -> None:
         """One line for each state that differs from the last reading's."""
         if not self._log_lock.acquire(blocking=False):
             return  # another reader is at it
@@ -811,10 +813,12 @@ class NvmlSampler:
                 if self._logged.get(uuid, "uninitialized" if uuid is None else None) == problem:
                     continue
                 self._logged[uuid] = problem
-                what = "nvml" if uuid is None else f"gpu uuid={uuid}"
-                if problem is None:
-                    logger.info("%s up=true", what)
-                else:
+                what = "nvml" if uuid is None else f"gpu={uuid}"
+                if problem is not None:
                     logger.warning("%s up=false reason=%s detail=%r", what, problem, detail)
+                elif uuid is None:
+                    logger.info("%s up=true driver=%s gpus=%d", what, library.driver, library.count)
+                else:
+                    logger.info("%s up=true", what)
         finally:
             self._log_lock.release()

@@ -7,8 +7,8 @@ JSON lines. The first describes the GPUs, each further one is a sample:
     {"t": 0, "used_bytes": {"GPU-3f": 1073741824}}
     {"t": 1, "used_bytes": {"GPU-3f": null}}
 
-`t`: seconds, ascending. null, or a GPU left out: it could not be read then. A sample is in force until the next;
-the last one for as long as the samples lie apart on average, then the recording starts over.
+`t`: seconds, ascending. null, or a GPU left out: it could not be read then. A sample is in force until the
+next; the last one for as long as the samples lie apart on average, then the recording starts over.
 """
 
 from __future__ import annotations

@@ -246,6 +246,39 @@ def test_the_last_prompt_token_is_computed_even_where_all_blocks_are_found() -> 
     assert engine.prefix_cache_hits_tokens_total == 48
 
 
+def test_blocks_filled_by_generated_tokens_can_be_found_too() -> None:
+    engine = engine_of(100)
+    engine.submit(request(0, prompt=16, output=33))
+
+    while engine.step():
+        pass
+
+    assert engine.pool.cached_blocks == 3  # 16 prompt tokens and 32 generated; the last one is never computed
+
+
+def test_the_second_look_of_a_preempted_request_is_not_counted() -> None:
+    engine = engine_of(3)
+    submit_all(engine, request(0, prompt=16, output=18), request(1, prompt=16, output=20))
+
+    while engine.step():
+        pass
+
+    assert engine.preemptions_total == 1
+    assert engine.prefix_cache_queries_tokens_total == 32
+    assert engine.prefix_cache_hits_tokens_total == 0
+
+
+def test_without_prefix_caching_nothing_is_looked_up() -> None:
+    engine = engine_of(100, prefix_caching=False)
+    for number in range(2):
+        engine.submit(request(number, prompt=64, output=50, prefix=64))
+        engine.step()
+
+    assert engine.prefix_cache_queries_tokens_total == 0
+    assert engine.pool.cached_blocks == 0
+    assert engine.pool.free_blocks == 100 - 5 - 4
+
+
 def test_cached_blocks_that_nobody_refers_to_count_as_free() -> None:
     engine = engine_of(10)
     engine.submit(request(0, prompt=64, output=1))

@@ -122,7 +122,7 @@ def test_the_settings_and_the_model_folder_are_stated(server: Served) -> None:
 
     assert reading.settings["kv_cache_dtype"] == dtype
     assert reading.settings["gpu_memory_utilization"] == "0.9"
-    assert reading.settings["enable_prefix_caching"] == "True"
+    assert b'enable_prefix_caching="True"' in server.body("/metrics")
     assert reading.start_time == pytest.approx(server.started, abs=15)
     assert reading.served_root is not None
     shape = json.loads((Path(reading.served_root) / "config.json").read_text(encoding="utf-8"))

@@ -1,0 +1,175 @@
+"""`brimline check`: read every target and GPU once and say what was understood."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from brimline import units
+from brimline.collect import Collector
+from brimline.config import Config
+from brimline.readings import DeviceReading, GpuReading, RankReading, Snapshot, TargetSnapshot, combine_ranks
+
+GPU_PATIENCE = 3.0
+
+
+async def read_once(config: Config, *, quiet_launch: bool) -> Snapshot:
+    """One snapshot of everything, once the GPUs were sampled or three seconds have passed."""
+    collector = Collector(config, quiet_launch=quiet_launch)
+    await collector.start()
+    try:
+        deadline = asyncio.get_running_loop().time() + GPU_PATIENCE
+        while not gpu_is_settled(collector.gpu_reading()) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        return await collector.snapshot()
+    finally:
+        await collector.close()
+
+
+def gpu_is_settled(gpu: GpuReading) -> bool:
+    """True once every GPU was sampled, or the library has said why not."""
+    if gpu.up is None:
+        return True
+    if not gpu.up:
+        return gpu.problem not in (None, "uninitialized")
+    return all(device.used_bytes is not None or device.problem is not None for device in gpu.devices)
+
+
+def failures(snapshot: Snapshot, config: Config) -> list[str]:
+    """What could not be read, a line each; empty where all is well.
+
+    A machine without NVIDIA's library is no failure as long as no target names a GPU.
+    """
+    lines = []
+    for target in snapshot.targets:
+        if not target.up:
+            lines.append(f"{target.name}: {_problems(target)}")
+        lines += [
+            f"{target.name}: {p.detail}" for p in target.problems if target.up and p.reason == "gpu_unknown"
+        ]
+    gpu = snapshot.gpu
+    names_gpus = any(target.gpus is not None for target in config.targets)
+    if gpu.up is False and (gpu.problem != "library_not_found" or names_gpus):
+        lines.append(f"GPUs: {gpu.problem}: {gpu.detail}")
+    lines += [f"GPU {d.index}: {d.problem}: {d.detail}" for d in gpu.devices if d.problem is not None]
+    return lines
+
+
+def _problems(target: TargetSnapshot) -> str:
+    return "; ".join(f"{problem.reason}: {problem.detail}" for problem in target.problems)
+
+
+def _pair(used: float | None, capacity: float | None, form: str) -> str:
+    shown = units.format_bytes if form == "bytes" else units.format_count
+    return f"{shown(used)} of {shown(capacity)}"
+
+
+def _model_lines(target: TargetSnapshot) -> Iterator[tuple[str, str]]:
+    if target.reading is None:
+        return
+    for model, ranks in target.reading.by_model().items():
+        whole = combine_ranks(ranks)
+        yield "model", f"{model or '(no name)'}{f' in {len(ranks)} ranks' if len(ranks) > 1 else ''}"
+        yield "context window", f"{units.format_count(whole.max_model_len_tokens)} tokens"
+        yield "KV cache", _kv_line(whole)
+        per_gpu = ranks[0]
+        if per_gpu.kv_cache_capacity_bytes is not None:
+            per_token = ""
+            if per_gpu.kv_cache_capacity_tokens:
+                bytes_per_token = per_gpu.kv_cache_capacity_bytes / per_gpu.kv_cache_capacity_tokens
+                per_token = f", {units.format_count(bytes_per_token)} B/token"
+            text = _pair(per_gpu.kv_cache_used_bytes, per_gpu.kv_cache_capacity_bytes, "bytes")
+            yield "", f"{text} on each GPU{per_token} (by {target.kv_bytes_source})"
+        running, waiting = whole.requests_running, whole.requests_waiting
+        yield "requests", f"{units.format_count(running)} running, {units.format_count(waiting)} waiting"
+        generated = units.format_count(whole.generation_tokens_total)
+        yield "tokens", f"{units.format_count(whole.prompt_tokens_total)} prompt, {generated} generated"
+
+
+def _kv_line(rank: RankReading) -> str:
+    text = f"{units.format_ratio(rank.kv_cache_usage_ratio)} used"
+    if rank.kv_cache_capacity_tokens is not None:
+        text += f", {_pair(rank.kv_cache_used_tokens, rank.kv_cache_capacity_tokens, 'tokens')} tokens"
+    if rank.kv_cache_blocks is not None:
+        blocks, size = (
+            units.format_count(rank.kv_cache_blocks),
+            units.format_count(rank.kv_cache_block_tokens),
+        )
+        text += f" ({blocks} blocks of {size})"
+    return text
+
+
+def _warnings(target: TargetSnapshot) -> Iterator[str]:
+    yield from (f"{problem.reason}: {problem.detail}" for problem in target.problems)
+    for setting, differs in target.mismatches.items():
+        if differs:
+            yield f"{setting}: the server says {target.settings[setting]}, which is not what is declared"
+    if target.reading is not None:
+        yield from (f"{quantity} is not on the page of this version" for quantity in target.reading.missing)
+        if target.reading.unparsed_lines:
+            yield f"{target.reading.unparsed_lines} lines of the page could not be read"
+        if target.reading.simulated:
+            yield "simulated: nothing here was measured"
+
+
+def print_snapshot(snapshot: Snapshot, console: Console) -> None:
+    """Print a table of what was understood."""
+    table = Table(title="Servers", title_justify="left", show_lines=True, expand=False)
+    table.add_column("target", overflow="fold")
+    table.add_column("state")
+    table.add_column("understood", overflow="fold")
+    for target in snapshot.targets:
+        lines = Text()
+        if target.reading is not None:
+            version = target.reading.engine_version or "(version not stated)"
+            lines.append(f"{target.reading.engine} {version} at {target.url}\n")
+        else:
+            lines.append(f"{target.url}\n")
+        for name, value in _model_lines(target):
+            lines.append(f"{name:15}", style="dim").append(f"{value}\n")
+        for uuid, rank in target.gpus:
+            lines.append(f"{'GPU':15}", style="dim").append(f"{uuid} (rank {rank})\n")
+        for warning in _warnings(target):
+            lines.append(f"! {warning}\n", style="yellow" if target.up else "red")
+        lines.rstrip()
+        state = Text("up", style="green") if target.up else Text("down", style="bold red")
+        table.add_row(target.name, state, lines)
+    if snapshot.targets:
+        console.print(table)
+    else:
+        console.print("No servers.")
+    _print_gpus(snapshot, console)
+
+
+def _print_gpus(snapshot: Snapshot, console: Console) -> None:
+    gpu = snapshot.gpu
+    if gpu.up is None:
+        console.print("GPUs are not read (gpu.backend is none).")
+        return
+    if not gpu.up:
+        console.print(Text(f"GPUs: {gpu.problem}: {gpu.detail}", style="yellow"))
+    if not gpu.devices:
+        return
+    table = Table(title="GPUs", title_justify="left")
+    for column in ("index", "UUID", "name", "used", "total", "reserved", "memory API", "problem"):
+        table.add_column(column, overflow="fold")
+    for device in gpu.devices:
+        table.add_row(*_gpu_row(device))
+    console.print(table)
+
+
+def _gpu_row(device: DeviceReading) -> list[str]:
+    sizes = (device.used_bytes, device.total_bytes, device.reserved_bytes)
+    problem = f"{device.problem}: {device.detail}" if device.problem else ""
+    return [
+        device.index,
+        device.uuid,
+        device.name or "",
+        *map(units.format_bytes, sizes),
+        device.memory_api,
+        problem,
+    ]

@@ -1,0 +1,389 @@
+"""NVML sampling inside this process, with our own library and our own clock."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pynvml
+import pytest
+from fake_nvml import State, build
+from waiting import eventually
+
+from brimline.config import GpuConfig
+from brimline.gpu import nvml, open_gpu_reader
+from brimline.gpu.nvml import NvmlSampler
+from brimline.readings import GPU_REASONS, DeviceReading, GpuReading
+
+GIB = 1 << 30
+TWO_GPUS: dict[str, int | str] = {
+    "count": 2, "driver": "570.1", "total": 80 * GIB, "used.0": 10 * GIB, "used.1": 20 * GIB, "reserved": GIB,
+}  # fmt: skip
+NOT_AVAILABLE = 2**64 - 1  # nvml.h: NVML_VALUE_NOT_AVAILABLE as unsigned long long
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def state(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    state = State(tmp_path, TWO_GPUS)
+    for name, value in state.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(library)))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    return state
+
+
+Sample = Callable[..., NvmlSampler]
+
+
+@pytest.fixture
+def sample(state: State) -> Iterator[Sample]:
+    started: list[NvmlSampler] = []
+
+    def start(interval: float = 0.02, peak_window: float = 60.0, **options: object) -> NvmlSampler:
+        sampler = NvmlSampler(interval, peak_window, first_retry=0.02, longest_retry=0.05, **options)  # type: ignore[arg-type]
+        sampler.start()
+        started.append(sampler)
+        return sampler
+
+    yield start
+    for sampler in started:
+        sampler.close()
+
+
+def all_read(sampler: NvmlSampler, rows: int = 2) -> GpuReading:
+    def check() -> GpuReading | None:
+        reading = sampler.read()
+        complete = len(reading.devices) == rows and all(
+            device.used_bytes is not None for device in reading.devices
+        )
+        return reading if complete and reading.up else None
+
+    return eventually(check)
+
+
+def row(reading: GpuReading, index: str) -> DeviceReading:
+    return next(device for device in reading.devices if device.index == index)
+
+
+def test_before_the_first_answer_nothing_is_claimed(state: State) -> None:
+    reading = NvmlSampler(1.0, 60.0).read()
+
+    assert (reading.up, reading.problem, reading.devices) == (False, "uninitialized", ())
+
+
+def test_every_gpu_has_a_row_with_used_and_reserved_apart(sample: Sample) -> None:
+    reading = all_read(sample())
+
+    assert (reading.up, reading.problem) == (True, None)
+    assert reading.devices[1] == DeviceReading(
+        uuid=reading.devices[1].uuid, index="1", name="Fake GPU", driver="570.1", memory_api="v2",
+        total_bytes=80 * GIB, used_bytes=20 * GIB, free_bytes=59 * GIB, reserved_bytes=GIB, used_peak_bytes=20 * GIB,
+    )  # fmt: skip
+    assert reading.devices[1].uuid == "GPU-fake-1"
+
+
+def test_a_value_lives_for_two_sample_intervals(sample: Sample) -> None:
+    clock = Clock()
+    sampler = sample(5.0, clock=clock)
+    all_read(sampler)
+
+    clock.now += 10.0
+    last = sampler.read()
+    clock.now += 0.1
+    late = sampler.read()
+
+    assert row(last, "0").used_bytes == 10 * GIB
+    assert [device.used_bytes for device in late.devices] == [None, None]
+    assert [device.total_bytes for device in late.devices] == [None, None]
+    assert [device.used_peak_bytes for device in late.devices] == [None, None]
+    assert [device.problem for device in late.devices] == ["hang", "hang"]
+    assert row(late, "0").uuid == "GPU-fake-0"
+
+
+def test_peak_is_the_highest_use_of_the_window(sample: Sample, state: State) -> None:
+    clock = Clock()
+    sampler = sample(peak_window=30.0, clock=clock)
+    all_read(sampler)
+    state.set({"used.0": 70 * GIB})
+    eventually(lambda: row(sampler.read(), "0").used_bytes == 70 * GIB)
+    state.set({"used.0": 5 * GIB})
+    eventually(lambda: row(sampler.read(), "0").used_bytes == 5 * GIB)
+
+    within = row(sampler.read(), "0").used_peak_bytes
+    clock.now += 30.1
+    eventually(lambda: row(sampler.read(), "0").used_peak_bytes == 5 * GIB)
+
+    assert within == 70 * GIB
+
+
+def test_a_not_available_field_is_absent_and_the_rest_stays(sample: Sample, state: State) -> None:
+    sampler = sample()
+    all_read(sampler)
+
+    state.set({"reserved.0": NOT_AVAILABLE})
+    gpu = eventually(lambda: (found := row(sampler.read(), "0")).reserved_bytes is None and found)
+
+    assert (gpu.used_bytes, gpu.total_bytes, gpu.problem) == (10 * GIB, 80 * GIB, None)
+
+
+@pytest.mark.parametrize("answer", [{"total.0": 0}, {"used.0": NOT_AVAILABLE}, {"used.0": 81 * GIB}])
+def test_memory_that_cannot_be_is_not_supported(
+    sample: Sample, state: State, answer: dict[str, int | str]
+) -> None:
+    sampler = sample()
+    all_read(sampler)
+
+    state.set(answer)
+    gpu = eventually(lambda: (found := row(sampler.read(), "0")).problem and found)
+
+    assert (gpu.problem, gpu.memory_api, gpu.used_bytes, gpu.total_bytes) == (
+        "not_supported",
+        "none",
+        None,
+        None,
+    )
+    assert row(sampler.read(), "1").used_bytes == 20 * GIB
+
+
+def test_version_1_counts_reserved_as_used_and_says_so(sample: Sample, state: State) -> None:
+    state.set({"err.nvmlDeviceGetMemoryInfo_v2": 25})
+
+    gpu = row(all_read(sample()), "0")
+
+    assert (gpu.memory_api, gpu.used_bytes, gpu.reserved_bytes) == ("v1", 11 * GIB, None)
+
+
+def test_a_cycle_asks_each_gpu_for_its_memory_and_nothing_else(sample: Sample, state: State) -> None:
+    sampler = sample()
+    all_read(sampler)
+    before = state.calls()
+    eventually(lambda: (state.calls() - before)["nvmlDeviceGetMemoryInfo_v2 0"] >= 20)
+
+    during = state.calls() - before
+
+    assert {call.split()[0] for call in during} == {"nvmlDeviceGetMemoryInfo_v2"}
+
+
+def test_read_makes_no_call(sample: Sample, state: State) -> None:
+    sampler = sample(60.0)
+    all_read(sampler)
+    before = state.calls()
+
+    for _ in range(100):
+        sampler.read()
+
+    assert state.calls() == before
+
+
+def test_processes_are_listed_only_on_demand_and_at_most_every_five_seconds(
+    sample: Sample, state: State
+) -> None:
+    state.set({"pids.0": "12,34", "graphics_pids.0": "56"})
+    clock = Clock()
+    sampler = sample(clock=clock, want_pids=True)
+    reading = all_read(sampler)
+    state.set({"pids.0": "78"})
+    before = state.calls()
+    eventually(lambda: (state.calls() - before)["nvmlDeviceGetMemoryInfo_v2 0"] >= 10)
+
+    lists_at_once = [call for call in state.calls() - before if "Processes" in call]
+    clock.now += 5.0
+    eventually(lambda: row(sampler.read(), "0").pids == {78, 56})
+
+    assert row(reading, "0").pids == {12, 34, 56}
+    assert row(reading, "1").pids == frozenset()
+    assert lists_at_once == []
+
+
+def test_processes_that_cannot_be_listed_are_unknown_not_none_at_all(sample: Sample, state: State) -> None:
+    state.set({"err.nvmlDeviceGetComputeRunningProcesses.0": 4})
+
+    reading = all_read(sample(want_pids=True))
+
+    assert row(reading, "0").pids is None
+    assert row(reading, "1").pids == frozenset()
+
+
+def test_mig_instances_have_rows_instead_of_their_gpu(sample: Sample, state: State) -> None:
+    state.set(
+        {"mig.0": 2, "used.0.0": 3 * GIB, "used.0.1": 4 * GIB, "total.0.0": 40 * GIB, "total.0.1": 40 * GIB}
+    )
+
+    reading = all_read(sample(), rows=3)
+
+    assert [(device.index, device.uuid, device.used_bytes) for device in reading.devices] == [
+        ("0.0", "MIG-fake-0.0", 3 * GIB),
+        ("0.1", "MIG-fake-0.1", 4 * GIB),
+        ("1", "GPU-fake-1", 20 * GIB),
+    ]
+
+
+def test_mig_instances_that_come_and_go_are_followed(sample: Sample, state: State) -> None:
+    state.set({"mig.0": 1, "used.0.0": 3 * GIB, "used.0.1": 4 * GIB})
+    sampler = sample(recount_interval=0.05)
+    all_read(sampler, rows=2)
+
+    state.set({"mig.0": 2})
+    more = all_read(sampler, rows=3)
+    state.remove("mig.0")
+    eventually(lambda: [device.index for device in sampler.read().devices] == ["0", "1"])
+
+    assert [device.index for device in more.devices] == ["0.0", "0.1", "1"]
+    assert row(all_read(sampler), "0").used_bytes == 10 * GIB
+
+
+def test_a_gpu_that_leaves_the_list_is_lost_and_one_that_joins_is_read(sample: Sample, state: State) -> None:
+    sampler = sample(recount_interval=0.05)
+    all_read(sampler)
+
+    state.set({"count": 1})
+    gone = eventually(lambda: (found := row(sampler.read(), "1")).problem == "gpu_lost" and found)
+    stays = row(sampler.read(), "0")
+    state.set({"count": 3, "used.2": 30 * GIB})
+    joined = all_read(sampler, rows=3)
+
+    assert (gone.uuid, gone.name, gone.used_bytes) == ("GPU-fake-1", "Fake GPU", None)
+    assert stays.used_bytes == 10 * GIB
+    assert [device.used_bytes for device in joined.devices] == [10 * GIB, 20 * GIB, 30 * GIB]
+
+
+def test_values_follow_the_uuid_when_indexes_shift(sample: Sample, state: State) -> None:
+    sampler = sample(recount_interval=0.05)
+    all_read(sampler)
+
+    state.set({"count": 1, "uuid.0": "GPU-fake-1", "used.0": 20 * GIB})
+    eventually(
+        lambda: (
+            {device.uuid: device.problem for device in sampler.read().devices}.get("GPU-fake-0") == "gpu_lost"
+        )
+    )
+    reading = sampler.read()
+
+    by_uuid = {device.uuid: device.used_bytes for device in reading.devices}
+    assert by_uuid == {"GPU-fake-0": None, "GPU-fake-1": 20 * GIB}
+
+
+def test_a_gpu_that_never_told_its_uuid_has_a_row_by_index(sample: Sample, state: State) -> None:
+    state.set({"err.nvmlDeviceGetUUID.0": 999})
+    sampler = sample()
+    eventually(lambda: row(sampler.read(), "1").used_bytes if len(sampler.read().devices) == 2 else None)
+
+    reading = sampler.read()
+
+    assert reading.up is True
+    assert [(device.uuid, device.problem) for device in reading.devices] == [
+        ("index:0", "unknown"),
+        ("GPU-fake-1", None),
+    ]
+
+
+def test_where_no_gpu_can_be_reached_nvml_is_down(sample: Sample, state: State) -> None:
+    state.set({"err.nvmlDeviceGetHandleByIndex": 4})
+    sampler = sample()
+
+    reading = eventually(lambda: (found := sampler.read()).problem == "no_permission" and found)
+
+    assert reading.up is False
+
+
+def test_name_and_driver_are_not_worth_a_failure(sample: Sample, state: State) -> None:
+    state.set({"err.nvmlDeviceGetName": 999, "err.nvmlSystemGetDriverVersion": 999})
+
+    gpu = row(all_read(sample()), "0")
+
+    assert (gpu.name, gpu.driver, gpu.used_bytes) == (None, None, 10 * GIB)
+
+
+def test_every_error_code_gives_a_known_reason() -> None:
+    assert set(nvml.REASONS.values()) <= set(GPU_REASONS)
+
+
+@pytest.mark.parametrize("code", [*range(1, 31), 999])
+def test_an_error_of_one_gpu_costs_that_gpu_only(sample: Sample, state: State, code: int) -> None:
+    sampler = sample()
+    all_read(sampler)
+
+    with state.during({"err.nvmlDeviceGetMemoryInfo.0": code, "used.0": 15 * GIB}):
+        gpu = eventually(lambda: (found := row(sampler.read(), "0")).problem and found)
+        other = all_read_or_restarting(sampler)
+    state.set({"used.0": 12 * GIB})
+    eventually(lambda: row(sampler.read(), "0").used_bytes == 12 * GIB)
+
+    assert gpu.problem in GPU_REASONS
+    assert (gpu.used_bytes, gpu.total_bytes, gpu.free_bytes, gpu.used_peak_bytes) == (None, None, None, None)
+    assert other == 20 * GIB
+
+
+def all_read_or_restarting(sampler: NvmlSampler) -> int:
+    """What GPU 1 uses; it may have no value for a moment while the library is started anew."""
+    return eventually(lambda: row(sampler.read(), "1").used_bytes)
+
+
+def test_a_change_of_state_is_logged_once(
+    sample: Sample, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "brimline.gpu.nvml")
+    sampler = sample()
+    all_read(sampler)
+    with state.during({"err.nvmlDeviceGetMemoryInfo.0": 3}):
+        eventually(lambda: row(sampler.read(), "0").problem)
+        for _ in range(20):
+            sampler.read()
+    all_read(sampler)
+
+    lines = [record.getMessage() for record in caplog.records]
+
+    assert lines == [
+        "nvml up=true driver=570.1 gpus=2",
+        "gpu=GPU-fake-0 up=false reason=not_supported detail='nvmlDeviceGetMemoryInfo: NOT_SUPPORTED (3)'",
+        "gpu=GPU-fake-0 up=true",
+    ]
+
+
+def test_close_shuts_the_library_down_and_takes_no_time(sample: Sample, state: State) -> None:
+    sampler = sample()
+    all_read(sampler)
+
+    started = time.monotonic()
+    sampler.close()
+    took = time.monotonic() - started
+
+    assert took < 0.5
+    eventually(lambda: state.calls()["nvmlShutdown"] == state.calls()["nvmlInitWithFlags"] == 1)
+
+
+def test_close_leaves_the_library_alone_while_a_call_hangs(sample: Sample, state: State) -> None:
+    sampler = sample()
+    all_read(sampler)
+
+    with state.during({"hang.nvmlDeviceGetMemoryInfo.0": 30}):
+        eventually(lambda: row(sampler.read(), "0").problem == "hang")
+        started = time.monotonic()
+        sampler.close()
+        took = time.monotonic() - started
+
+    assert took < 0.5
+    assert state.calls()["nvmlShutdown"] == 0
+
+
+def test_the_backend_nvml_samples_as_configured(state: State) -> None:
+    reader = open_gpu_reader(GpuConfig(), 60.0)
+
+    assert isinstance(reader, NvmlSampler)
+    assert (reader.sample_interval, reader.peak_window, reader.want_pids) == (1.0, 60.0, False)
