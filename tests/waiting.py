@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
 
-def eventually(check: Callable[[], T], *, within: float = 10.0) -> T:
+def eventually(check: Callable[[], T | Literal[False] | None], *, within: float = 10.0) -> T:
     """The first truthy result of `check`; AssertionError with the last one after `within` seconds."""
     deadline = time.monotonic() + within
     while True:

@@ -83,7 +83,7 @@ def _model_lines(target: TargetSnapshot) -> Iterator[tuple[str, str]]:
                 bytes_per_token = per_gpu.kv_cache_capacity_bytes / per_gpu.kv_cache_capacity_tokens
                 per_token = f", {units.format_count(bytes_per_token)} B/token"
             text = _pair(per_gpu.kv_cache_used_bytes, per_gpu.kv_cache_capacity_bytes, "bytes")
-            yield "", f"{text} on each GPU{per_token} (by {target.kv_bytes_source})"
+            yield "", f"{text} on each GPU{per_token} (from {target.kv_bytes_source})"
         running, waiting = whole.requests_running, whole.requests_waiting
         yield "requests", f"{units.format_count(running)} running, {units.format_count(waiting)} waiting"
         generated = units.format_count(whole.generation_tokens_total)
@@ -110,6 +110,7 @@ def _warnings(target: TargetSnapshot) -> Iterator[str]:
             yield f"{setting}: the server says {target.settings[setting]}, which is not what is declared"
     if target.reading is not None:
         yield from (f"{quantity} is not on the page of this version" for quantity in target.reading.missing)
+        yield from target.reading.notes
         if target.reading.unparsed_lines:
             yield f"{target.reading.unparsed_lines} lines of the page could not be read"
         if target.reading.simulated:

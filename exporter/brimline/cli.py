@@ -329,6 +329,18 @@ async def _read_target(config: Config) -> tuple[TargetSnapshot, TargetReader]:
         return await reader.read(), reader
 
 
+@cli.command()
+def demo() -> None:
+    """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on a machine without a GPU."""
+    from brimline.demo.run import run
+    from brimline.errors import BrimlineError
+
+    try:
+        run(click.echo)
+    except BrimlineError as error:
+        _fail(str(error), EXIT_NEGATIVE)
+
+
 def _report_end(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logger.error("discovery ended", exc_info=task.exception())

@@ -383,13 +383,14 @@ class TargetReader:
             ranks = tuple(_used_bytes(rank) for rank in reading.ranks)
             return dataclasses.replace(reading, ranks=ranks), "the server's own budget"
         path = self._model_path(reading)
-        if path is None or not (detected.launch_known or self._may_assume_defaults()):
+        kv_layout = detected.adapter.kv_layout
+        if path is None or kv_layout is None or not (detected.launch_known or self._may_assume_defaults()):
             return reading, None
         try:
             shape = await self._shape(path)
             if shape is None:
                 return reading, None
-            layout = KV_LAYOUTS[detected.adapter.kv_layout]
+            layout = KV_LAYOUTS[kv_layout]
             per_token = layout(shape, {**detected.launch, **reading.settings})
         except FootprintError as error:
             if self.target.model is not None:

@@ -131,6 +131,7 @@ class EngineReading:
     served_root: the path or name of the model that the server says it loaded.
     missing: quantities that this version of the engine should give and does not.
     bad_values: values that cannot be (a ratio above 1, a negative count), which were dropped.
+    notes: what an operator can do to learn more from this server.
     """
 
     engine: str
@@ -143,6 +144,7 @@ class EngineReading:
     simulated: bool = False
     missing: tuple[str, ...] = ()
     bad_values: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     unparsed_lines: int = 0
     dropped_series: int = 0
 

@@ -38,8 +38,13 @@ METRICS_PATHS = ("/prometheus/metrics", "/metrics", "/v1/metrics")
 def engines_on(body: bytes) -> list[str]:
     """Names of the known engines whose families stand on the page, the one with most families first."""
     names = families(body)
-    counts = {engine: sum(map(adapter.owns, names)) for engine, adapter in ENGINES.items()}
-    return sorted((engine for engine, count in counts.items() if count), key=lambda engine: -counts[engine])
+    counts = {
+        engine: sum(map(adapter.owns, names)) if adapter.requires <= names else 0
+        for engine, adapter in ENGINES.items()
+    }
+    found = {engine for engine, count in counts.items() if count}
+    wrapped = {inner for engine in found for inner in ENGINES[engine].wraps}
+    return sorted(found - wrapped, key=lambda engine: (-counts[engine], engine))
 
 
 def engine_of_models(models: object) -> str | None:

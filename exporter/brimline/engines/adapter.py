@@ -51,31 +51,43 @@ class Evidence:
     launch: Mapping[str, str] = field(default_factory=dict)
 
 
+def _no_program(_words: Sequence[str]) -> bool:
+    return False
+
+
+def _unknown_size(_settings: Mapping[str, str]) -> int | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """One inference engine.
 
     owns: whether a metric name is one of this engine's own.
+    requires: names without which a page is not this engine's, where its names are not telling by themselves.
+    wraps: engines whose families stand on this engine's pages too, and then belong to it.
     owned_by: what its /v1/models says in `owned_by`.
     wanted: sample names that `read` looks at.
-    launch_program: whether a command line starts this engine; launch_flags: short or other spellings of
-    flags,
-    to the engine's own long name with underscores; launch_switches: flags that take no value.
-    kv_layout: a key of brimline.footprint.kv_cache.KV_LAYOUTS.
+    launch_program: whether a command line starts this engine.
+    launch_flags: short or other spellings of flags, to the engine's own long name with underscores.
+    launch_switches: flags that take no value.
     world_size: how many GPUs the server uses by its settings; None where they do not say.
+    kv_layout: a key of brimline.footprint.kv_cache.KV_LAYOUTS; None where its K/V bytes are not computed.
     """
 
     name: str
     title: str
-    usual_ports: tuple[int, ...]
     owns: Callable[[str], bool]
-    owned_by: str
     wanted: frozenset[bytes]
-    endpoints: tuple[Endpoint, ...]
     read: Callable[[Evidence], EngineReading]
-    launch_program: Callable[[Sequence[str]], bool]
-    launch_flags: Mapping[str, str]
-    launch_switches: frozenset[str]
-    launch_model_flag: str
-    world_size: Callable[[Mapping[str, str]], int | None]
-    kv_layout: str
+    requires: frozenset[str] = frozenset()
+    wraps: frozenset[str] = frozenset()
+    owned_by: str | None = None
+    usual_ports: tuple[int, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    launch_program: Callable[[Sequence[str]], bool] = _no_program
+    launch_flags: Mapping[str, str] = field(default_factory=dict)
+    launch_switches: frozenset[str] = frozenset()
+    launch_model_flag: str = "model"
+    world_size: Callable[[Mapping[str, str]], int | None] = _unknown_size
+    kv_layout: str | None = None

@@ -152,6 +152,12 @@ def read(evidence: Evidence) -> EngineReading:
     if isinstance(props.get("total_slots"), int):
         settings["parallel"] = str(props["total_slots"])
     sleeping = props.get("is_sleeping")
+    notes: tuple[str, ...] = ()
+    if len(slots) > 1 and "kv_cache_capacity_tokens" not in values:
+        notes = (
+            f"whether the {len(slots)} slots share one KV cache is not on its pages, so its capacity is not known: "
+            "say how it was started, with launch_command or launch: {parallel: N}",
+        )
     return EngineReading(
         engine="llamacpp",
         engine_version=clean_label(build) if isinstance(build, str) and build else None,
@@ -164,6 +170,7 @@ def read(evidence: Evidence) -> EngineReading:
         simulated=SIMULATED in evidence.page,
         missing=tuple(missing),
         bad_values=tuple(sorted(table.bad)),
+        notes=notes,
         unparsed_lines=evidence.page.unparsed_lines,
         dropped_series=table.dropped,
     )

@@ -494,8 +494,8 @@ class NvmlSampler:
 
     clock: seconds that only go forward.
     first_retry, longest_retry: pauses after failures, doubling in between.
-    recount_interval: how often the GPUs are counted; and how long a GPU must have been lost for the library to
-    be started anew for its sake.
+    recount_interval: how often the GPUs are counted; when one has been lost for as long, the library is started
+    anew for its sake.
     """
 
     def __init__(

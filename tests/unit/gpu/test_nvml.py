@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from fake_nvml import State, build
-from waiting import eventually
 
 from brimline.config import GpuConfig
 from brimline.gpu import nvml, open_gpu_reader
 from brimline.gpu.nvml import NvmlSampler
 from brimline.readings import GPU_REASONS, DeviceReading, GpuReading
+from fake_nvml import State, build
+from waiting import eventually
 
 GIB = 1 << 30
 TWO_GPUS: dict[str, int | str] = {
@@ -35,7 +35,9 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("nvml"))
+    path = build(tmp_path_factory.mktemp("nvml"))
+    ctypes.CDLL(str(path))  # held, so that the sampler finds it by its soname after unloading it
+    return path
 
 
 @pytest.fixture
@@ -77,6 +79,16 @@ def all_read(sampler: NvmlSampler, rows: int = 2) -> GpuReading:
     return eventually(check)
 
 
+def once(sampler: NvmlSampler, index: str, holds: Callable[[DeviceReading], object]) -> DeviceReading:
+    """The first row of that index for which `holds` is true."""
+
+    def check() -> DeviceReading | None:
+        found = row(sampler.read(), index)
+        return found if holds(found) else None
+
+    return eventually(check)
+
+
 def row(reading: GpuReading, index: str) -> DeviceReading:
     return next(device for device in reading.devices if device.index == index)
 
@@ -93,7 +105,8 @@ def test_every_gpu_has_a_row_with_used_and_reserved_apart(sample: Sample) -> Non
     assert (reading.up, reading.problem) == (True, None)
     assert reading.devices[1] == DeviceReading(
         uuid=reading.devices[1].uuid, index="1", name="Fake GPU", driver="570.1", memory_api="v2",
-        total_bytes=80 * GIB, used_bytes=20 * GIB, free_bytes=59 * GIB, reserved_bytes=GIB, used_peak_bytes=20 * GIB,
+        total_bytes=80 * GIB, used_bytes=20 * GIB, free_bytes=59 * GIB, reserved_bytes=GIB,
+        used_peak_bytes=20 * GIB,
     )  # fmt: skip
     assert reading.devices[1].uuid == "GPU-fake-1"
 
@@ -121,13 +134,13 @@ def test_peak_is_the_highest_use_of_the_window(sample: Sample, state: State) -> 
     sampler = sample(peak_window=30.0, clock=clock)
     all_read(sampler)
     state.set({"used.0": 70 * GIB})
-    eventually(lambda: row(sampler.read(), "0").used_bytes == 70 * GIB)
+    once(sampler, "0", lambda gpu: gpu.used_bytes == 70 * GIB)
     state.set({"used.0": 5 * GIB})
-    eventually(lambda: row(sampler.read(), "0").used_bytes == 5 * GIB)
+    once(sampler, "0", lambda gpu: gpu.used_bytes == 5 * GIB)
 
     within = row(sampler.read(), "0").used_peak_bytes
     clock.now += 30.1
-    eventually(lambda: row(sampler.read(), "0").used_peak_bytes == 5 * GIB)
+    once(sampler, "0", lambda gpu: gpu.used_peak_bytes == 5 * GIB)
 
     assert within == 70 * GIB
 
@@ -137,7 +150,7 @@ def test_a_not_available_field_is_absent_and_the_rest_stays(sample: Sample, stat
     all_read(sampler)
 
     state.set({"reserved.0": NOT_AVAILABLE})
-    gpu = eventually(lambda: (found := row(sampler.read(), "0")).reserved_bytes is None and found)
+    gpu = once(sampler, "0", lambda gpu: gpu.reserved_bytes is None)
 
     assert (gpu.used_bytes, gpu.total_bytes, gpu.problem) == (10 * GIB, 80 * GIB, None)
 
@@ -150,7 +163,7 @@ def test_memory_that_cannot_be_is_not_supported(
     all_read(sampler)
 
     state.set(answer)
-    gpu = eventually(lambda: (found := row(sampler.read(), "0")).problem and found)
+    gpu = once(sampler, "0", lambda gpu: gpu.problem)
 
     assert (gpu.problem, gpu.memory_api, gpu.used_bytes, gpu.total_bytes) == (
         "not_supported",
@@ -204,9 +217,9 @@ def test_processes_are_listed_only_on_demand_and_at_most_every_five_seconds(
 
     lists_at_once = [call for call in state.calls() - before if "Processes" in call]
     clock.now += 5.0
-    eventually(lambda: row(sampler.read(), "0").pids == {78, 56})
+    once(sampler, "0", lambda gpu: gpu.pids == frozenset({78, 56}))
 
-    assert row(reading, "0").pids == {12, 34, 56}
+    assert row(reading, "0").pids == frozenset({12, 34, 56})
     assert row(reading, "1").pids == frozenset()
     assert lists_at_once == []
 
@@ -253,7 +266,7 @@ def test_a_gpu_that_leaves_the_list_is_lost_and_one_that_joins_is_read(sample: S
     all_read(sampler)
 
     state.set({"count": 1})
-    gone = eventually(lambda: (found := row(sampler.read(), "1")).problem == "gpu_lost" and found)
+    gone = once(sampler, "1", lambda gpu: gpu.problem == "gpu_lost")
     stays = row(sampler.read(), "0")
     state.set({"count": 3, "used.2": 30 * GIB})
     joined = all_read(sampler, rows=3)
@@ -282,7 +295,7 @@ def test_values_follow_the_uuid_when_indexes_shift(sample: Sample, state: State)
 def test_a_gpu_that_never_told_its_uuid_has_a_row_by_index(sample: Sample, state: State) -> None:
     state.set({"err.nvmlDeviceGetUUID.0": 999})
     sampler = sample()
-    eventually(lambda: row(sampler.read(), "1").used_bytes if len(sampler.read().devices) == 2 else None)
+    once(sampler, "1", lambda gpu: gpu.used_bytes if len(sampler.read().devices) == 2 else None)
 
     reading = sampler.read()
 
@@ -320,10 +333,10 @@ def test_an_error_of_one_gpu_costs_that_gpu_only(sample: Sample, state: State, c
     all_read(sampler)
 
     with state.during({"err.nvmlDeviceGetMemoryInfo.0": code, "used.0": 15 * GIB}):
-        gpu = eventually(lambda: (found := row(sampler.read(), "0")).problem and found)
+        gpu = once(sampler, "0", lambda gpu: gpu.problem)
         other = all_read_or_restarting(sampler)
     state.set({"used.0": 12 * GIB})
-    eventually(lambda: row(sampler.read(), "0").used_bytes == 12 * GIB)
+    once(sampler, "0", lambda gpu: gpu.used_bytes == 12 * GIB)
 
     assert gpu.problem in GPU_REASONS
     assert (gpu.used_bytes, gpu.total_bytes, gpu.free_bytes, gpu.used_peak_bytes) == (None, None, None, None)
@@ -332,7 +345,7 @@ def test_an_error_of_one_gpu_costs_that_gpu_only(sample: Sample, state: State, c
 
 def all_read_or_restarting(sampler: NvmlSampler) -> int:
     """What GPU 1 uses; it may have no value for a moment while the library is started anew."""
-    return eventually(lambda: row(sampler.read(), "1").used_bytes)
+    return once(sampler, "1", lambda gpu: gpu.used_bytes)
 
 
 def test_a_change_of_state_is_logged_once(
@@ -342,7 +355,7 @@ def test_a_change_of_state_is_logged_once(
     sampler = sample()
     all_read(sampler)
     with state.during({"err.nvmlDeviceGetMemoryInfo.0": 3}):
-        eventually(lambda: row(sampler.read(), "0").problem)
+        once(sampler, "0", lambda gpu: gpu.problem)
         for _ in range(20):
             sampler.read()
     all_read(sampler)
@@ -373,7 +386,7 @@ def test_close_leaves_the_library_alone_while_a_call_hangs(sample: Sample, state
     all_read(sampler)
 
     with state.during({"hang.nvmlDeviceGetMemoryInfo.0": 30}):
-        eventually(lambda: row(sampler.read(), "0").problem == "hang")
+        once(sampler, "0", lambda gpu: gpu.problem == "hang")
         started = time.monotonic()
         sampler.close()
         took = time.monotonic() - started

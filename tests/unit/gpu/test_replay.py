@@ -15,7 +15,10 @@ from brimline.readings import DeviceReading, GpuReading, Uuid
 HEADER = {
     "brimline_gpu_recording": 1,
     "gpus": [
-        {"uuid": "GPU-a", "name": "Recorded", "index": "0", "driver": "570.1", "total_bytes": 1000, "reserved_bytes": 50},
+        {
+            "uuid": "GPU-a", "name": "Recorded", "index": "0", "driver": "570.1",
+            "total_bytes": 1000, "reserved_bytes": 50,
+        },
         {"uuid": "GPU-b", "index": "1", "total_bytes": 500},
     ],
 }  # fmt: skip

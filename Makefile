@@ -1,0 +1,42 @@
+# Everything sets itself up: `make demo`, `make test`, `make check`, `make test-engines`, `make bench`.
+PYTHON := .venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check test-engines bench format clean
+help:
+	@echo "make demo          watch two simulated servers, without a GPU"
+	@echo "make test          the fast tests"
+	@echo "make check         style, types and layers"
+	@echo "make test-engines  tests against real vLLM and llama.cpp servers (installs about 4 GB once)"
+	@echo "make bench         measurements"
+
+demo:
+	@tools/setup.sh
+	@bin=$$(tools/prometheus.sh) || bin=; PATH="$${bin:+$$bin:}$$PATH" .venv/bin/brimline demo
+
+test:
+	@tools/setup.sh dev
+	@bin=$$(tools/prometheus.sh) && PATH="$$bin:$$PATH" $(PYTHON) -m pytest
+
+check:
+	@tools/setup.sh dev
+	.venv/bin/ruff format --check exporter tests benchmarks
+	.venv/bin/ruff check exporter tests benchmarks
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+test-engines:
+	@tools/setup.sh dev
+	@bin=$$(tools/prometheus.sh) && PATH="$$bin:$$PATH" $(PYTHON) -m pytest tests/engines
+
+bench:
+	@tools/setup.sh dev
+	@for file in benchmarks/bench_*.py; do $(PYTHON) $$file || exit 1; done
+
+format:
+	@tools/setup.sh dev
+	.venv/bin/ruff format exporter tests benchmarks
+	.venv/bin/ruff check --fix exporter tests benchmarks
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,213 @@
+"""`brimline demo`: two simulated servers, a replayed GPU, the exporter and a Prometheus, all ended together."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from brimline.demo.gpu_recording import write_recording
+from brimline.demo.profiles import MODEL_FOLDER, PROFILES
+from brimline.errors import BrimlineError
+
+EXPORTER_PORT = 10778
+PROMETHEUS_PORT = 9090
+SERVER_PORT = 18000
+START_PATIENCE = 30.0
+SCRAPE_INTERVAL = "5s"
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port of 127.0.0.1 where it is free, else another one."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise BrimlineError("no free TCP port on 127.0.0.1")
+
+
+def answers(port: int, path: str) -> bool:
+    """True where http://127.0.0.1:port/path answers 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@dataclass(slots=True)
+class Processes:
+    """The demo's child processes. All are ended together."""
+
+    folder: Path
+    running: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
+
+    def start(self, name: str, command: Sequence[str | Path]) -> None:
+        """Start a child whose output goes to NAME.log in the folder."""
+        with open(self.folder / f"{name}.log", "wb") as log:
+            # A session of its own: Ctrl-C reaches this process only, which then ends the children in order.
+            child = subprocess.Popen(
+                [str(word) for word in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self.running.append((name, child))
+
+    def wait_until(self, name: str, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds. Raises BrimlineError where a child ends or time runs out."""
+        deadline = time.monotonic() + START_PATIENCE
+        while not condition():
+            self.raise_if_ended()
+            if time.monotonic() > deadline:
+                raise BrimlineError(f"{name} did not answer within {START_PATIENCE:g} s; its log:\n{self.log(name)}")
+            time.sleep(0.1)
+
+    def raise_if_ended(self) -> None:
+        """Raises BrimlineError, with the end of its log, where a child has ended."""
+        for name, child in self.running:
+            if child.poll() is not None:
+                raise BrimlineError(f"{name} ended with status {child.returncode}; its log:\n{self.log(name)}")
+
+    def log(self, name: str) -> str:
+        """The end of a child's log."""
+        return "\n".join((self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
+
+    def stop(self) -> None:
+        """End all children: asked first, killed after five seconds."""
+        for _, child in reversed(self.running):
+            if child.poll() is None:
+                child.terminate()
+        deadline = time.monotonic() + 5
+        for _, child in self.running:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def exporter_config(port: int, server_ports: Sequence[int], recording: Path) -> str:
+    """The exporter's configuration as YAML (written as JSON, which is YAML too)."""
+    with open(recording, encoding="utf-8") as file:
+        gpus = json.loads(file.readline())["gpus"]
+    targets = []
+    for number, (name, profile) in enumerate(PROFILES.items()):
+        targets.append(
+            {
+                "name": name,
+                "url": f"http://127.0.0.1:{server_ports[number]}",
+                "model": str(MODEL_FOLDER),
+                "gpus": [gpus[number]["uuid"]],
+                "experiment": "context-window",
+                "variant": profile.variant,
+                "role": "candidate" if number else "baseline",
+                "launch": {
+                    "max_model_len": profile.max_model_len,
+                    "kv_cache_dtype": profile.kv_cache_dtype,
+                    "tensor_parallel_size": 1,
+                },
+            }
+        )
+    return json.dumps(
+        {"listen": f"127.0.0.1:{port}", "gpu": {"backend": "replay", "path": str(recording)}, "targets": targets},
+        indent=2,
+    )
+
+
+def prometheus_config(exporter_port: int) -> str:
+    """Prometheus' configuration: the exporter is all it scrapes."""
+    return (
+        f"global: {{scrape_interval: {SCRAPE_INTERVAL}}}\n"
+        "scrape_configs:\n"
+        "  - job_name: brimline\n"
+        f"    static_configs: [{{targets: ['127.0.0.1:{exporter_port}']}}]\n"
+    )
+
+
+def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
+    folder = processes.folder
+    server_ports = []
+    for number, name in enumerate(PROFILES):
+        port = free_port(SERVER_PORT + number)
+        server_ports.append(port)
+        processes.start(name, [sys.executable, "-m", "brimline.demo.vllm_server", "--port", str(port), "--profile", name])
+    recording = folder / "gpu.jsonl"
+    write_recording(recording)
+    exporter_port = free_port(EXPORTER_PORT)
+    config = folder / "brimline.yaml"
+    config.write_text(exporter_config(exporter_port, server_ports, recording))
+    for name, port in zip(PROFILES, server_ports, strict=True):
+        processes.wait_until(name, lambda port=port: answers(port, "/health"))  # type: ignore[misc]
+    processes.start("exporter", [sys.executable, "-m", "brimline", "serve", "--config", config])
+    processes.wait_until("exporter", lambda: answers(exporter_port, "/-/ready"))
+    prometheus = shutil.which("prometheus")
+    prometheus_port = None
+    if prometheus is not None:
+        prometheus_port = free_port(PROMETHEUS_PORT)
+        (folder / "prometheus.yml").write_text(prometheus_config(exporter_port))
+        processes.start(
+            "prometheus",
+            [
+                prometheus,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{prometheus_port}",
+            ],
+        )
+        processes.wait_until("prometheus", lambda: answers(prometheus_port, "/-/ready"))
+    say("")
+    say("Brimline demo: every number is SIMULATED; no GPU and no model is at work.")
+    say("")
+    say(f"  status page   http://127.0.0.1:{exporter_port}/")
+    say(f"  metrics       http://127.0.0.1:{exporter_port}/metrics")
+    if prometheus_port is not None:
+        query = "brimline_kv_cache_usage_ratio&g0.tab=0&g0.range_input=15m"
+        say(f"  Prometheus    http://127.0.0.1:{prometheus_port}/graph?g0.expr={query}")
+    else:
+        say("  Prometheus    not found on PATH: install it to see history (Debian: apt-get install prometheus)")
+    for name, port in zip(PROFILES, server_ports, strict=True):
+        say(f"  {name:13} http://127.0.0.1:{port}/metrics")
+    say("")
+    say("Ctrl-C ends all of it.")
+
+
+class _Ended(Exception):
+    """A signal asked the demo to end."""
+
+
+def run(say: Callable[[str], None]) -> None:
+    """Run the demo until Ctrl-C or SIGTERM. Raises BrimlineError where a part of it cannot run."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise _Ended
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    folder = Path(tempfile.mkdtemp(prefix="brimline-demo-"))
+    processes = Processes(folder)
+    try:
+        _start_all(processes, say)
+        while True:
+            processes.raise_if_ended()
+            time.sleep(0.5)
+    except _Ended:
+        say("ending …")
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        processes.stop()
+        shutil.rmtree(folder, ignore_errors=True)
