@@ -124,5 +124,5 @@ def _assign_listener(
 
 
 def wants_pids(targets: Sequence[Target]) -> bool:
-    """True where some target takes its GPUs from the listening process, so that process lists must be read."""
+    """True where some target takes its GPUs from the listening process, so that processes must be listed."""
     return any(isinstance(target.gpus, GpuSource) and target.gpus.listener for target in targets)

@@ -1,8 +1,7 @@
 """METRICS: every family that is exported, defined once.
 
 A published name is frozen. Help strings end with when a series is absent. Units are in the names: bytes,
-seconds,
-tokens, blocks, ratio (0 to 1).
+seconds, tokens, blocks, ratio (0 to 1).
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ class Family:
 
 
 # --- where rows come from
-# ------------------------------------------------------------------------------------------
 
 
 def _exporter(

@@ -37,7 +37,9 @@ NOT_YET = {
     "targets[].calibration": "calibrating predictions",
 }
 
-Engine = Literal["auto", "llamacpp", "vllm"]
+Engine = Literal[
+    "auto", "dynamo", "llamacpp", "lmdeploy", "nim", "ray", "sglang", "tgi", "triton", "trtllm", "vllm"
+]
 Role = Literal["", "baseline", "candidate"]
 
 
@@ -156,7 +158,6 @@ class Config(_Struct, frozen=True):
 
 
 # --- YAML to plain objects, with the line of every key and item
-# --------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -188,10 +189,7 @@ class _Source:
         return ConfigError(f"{self.name}:{self.lines[place]}: {what}")
 
     def plain(self, node: yaml.Node, place: Path_ = ()) -> Any:
-        line = node.start_mark.line + 1
-        self.lines.setdefault(place, line)
-        if len(place) > MAX_DEPTH:
-            raise ConfigError(f"{self.name}:{line}: nested deeper than {MAX_DEPTH} levels; flatten it")
+        self.lines.setdefault(place, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
             return _scalar(self, node, place)
         if isinstance(node, yaml.SequenceNode):
@@ -225,37 +223,48 @@ def _scalar(source: _Source, node: yaml.ScalarNode, place: Path_) -> Any:
         if len(text) > 20:
             raise source.error(place, f"{text[:20]}… is too large a number; write a smaller one")
         return int(text)
-    if kind == "float":
-        return float(text)
-    raise source.error(place, f"the tag {node.tag!r} is not supported; write a plain value")
+    return float(text)
+
+
+def _refuse_features(text: str, name: str) -> None:
+    """Refuse anchors, aliases, tags and deep nesting before anything is built. Raises ConfigError."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ConfigError(f"{name}:{line}: YAML anchors and aliases are not supported; repeat the value")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ConfigError(f"{name}:{line}: the tag {tag!r} is not supported; write a plain value")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels; flatten it")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _compose(text: str, name: str) -> tuple[Any, _Source]:
     source = _Source(name)
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise ConfigError(
-                    f"{name}:{line}: YAML anchors and aliases are not supported; repeat the value"
-                )
+        _refuse_features(text, name)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(
-            f"{name}:{line}: not YAML: {error.problem or error.context}; check indentation and quotes"
-        ) from None
+        what = error.problem or error.context or "unreadable"
+        if what.startswith("but "):  # the second half of a sentence
+            what = f"{error.context}, {what}"
+        raise ConfigError(f"{name}:{line}: not YAML: {what}; check indentation and quotes") from None
     except yaml.YAMLError as error:
         what = str(error).splitlines()[0]
         raise ConfigError(f"{name}:1: not YAML: {what}; save the file as UTF-8 text") from None
-    except RecursionError:
-        raise ConfigError(f"{name}:1: nested deeper than {MAX_DEPTH} levels; flatten it") from None
+    except (ValueError, OverflowError):
+        # PyYAML lets these out for escapes such as "\\UFFFFFFFF" and for overlong version numbers.
+        raise ConfigError(f"{name}:1: not YAML: a number beyond its range; check escapes in quotes") from None
     return (None if node is None else source.plain(node)), source
 
 
 # --- plain objects to Config
-# -------------------------------------------------------------------------------------
 
 _PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _WHAT_IS_WANTED = {
@@ -267,6 +276,8 @@ _WHAT_IS_WANTED = {
     "`object`": "a mapping of keys to values",
     "`object | null`": "a mapping of keys to values",
     "`str | null`": "text",
+    "`int | str`": "a GPU's UUID or index",
+    "`bool | int | float | str`": "text, a number or true or false",
 }
 _HINTS = {
     "gpus": "a list of GPU UUIDs or indexes, {file: PATH} or {listener: true}",
@@ -338,12 +349,21 @@ def _refuse_unknown(source: _Source, value: Any, place: Path_ = ()) -> None:
 
 
 def _translate(source: _Source, plain: Any, error: msgspec.ValidationError) -> ConfigError:
-    text, _, path = str(error).partition(" - at `$")
+    # The last one: what stands before it may quote the file.
+    text, separator, path = str(error).rpartition(" - at `$")
+    if not separator:
+        text, path = path, ""
     place: Path_ = ()
-    for name, index in _PATH_PART.findall(path.rstrip("`")):
-        place += (name,) if name else ((int(index),) if index.isdigit() else ())
     value: Any = plain
-    for part in place:
+    for name, index in _PATH_PART.findall(path.rstrip("`")):
+        if index == "...":
+            # Some value of a mapping with free keys: the first one that is nothing, a list or a mapping, or
+            # that is no text where only text may stand.
+            plain_kinds = str if text.startswith("Expected `str`") else (str, int, float)
+            part: str | int = next(key for key, item in value.items() if not isinstance(item, plain_kinds))
+        else:
+            part = name or int(index)
+        place += (part,)
         value = value[part]
     what = f"{_dotted(place)}: " if place else ""
     if missing := re.search(r"missing required field `(\w+)`", text):
@@ -385,13 +405,13 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
         )
     try:
         parts = urlsplit(target.url)
-        port_is_valid = parts.port is None or parts.port > 0
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        raise refuse("url", f"{target.url!r} is not a URL; write http://HOST:PORT") from None
-    if parts.username is not None or parts.password is not None:
+        is_url = False
+    if "@" in (parts.netloc if is_url else target.url):
         # The message must not repeat the secret.
         raise refuse("url", "the url holds a user name or password; use basic_auth with a password_file")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
+    if not is_url:
         raise refuse("url", f"{target.url!r} is not an http(s) URL; write http://HOST:PORT")
     if parts.query or parts.fragment:
         raise refuse(
@@ -410,7 +430,7 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
     if target.bearer_token_file is not None and target.basic_auth is not None:
         raise refuse("basic_auth", "bearer_token_file and basic_auth both stand here; keep one")
     if isinstance(target.gpus, GpuSource) and (target.gpus.file is None) == (not target.gpus.listener):
-        raise refuse("gpus", "write either {file: PATH} or {listener: true}")
+        raise refuse("gpus", "gpus names not one source; write {file: PATH} or {listener: true}")
     if target.timeout is not None and not target.timeout > 0:
         raise refuse("timeout", "a timeout of zero reads nothing; write a duration such as 5s")
     if isinstance(target.launch_command, PidSource) and not target.launch_command.from_pid:
@@ -442,7 +462,7 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
 def parse_listen(text: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all interfaces). Raises ValueError."""
     host, separator, port = text.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535 or ("]" in port):
+    if not separator or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT; write {DEFAULT_LISTEN}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -476,8 +496,7 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
         if seconds < least:
             raise source.error(
                 place,
-                f"{_dotted(place)} of {seconds:g}s is too short; write at least "
-                f"{units.format_duration(least)}",
+                f"{_dotted(place)} of {seconds:g}s is too short; write at least {least:g}s",
             )
     if (config.gpu.backend == "replay") != (config.gpu.path is not None):
         raise source.error(
@@ -499,9 +518,9 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
 def load(path: Path) -> Config:
     """Config from a file. Raises ConfigError, also where the file cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # non-blocking: a FIFO must not hang us
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        # Non-blocking: a FIFO must not hang us. By an opener: fdopen would leave a directory's open.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path}: not a regular file; name a YAML file")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
@@ -523,7 +542,7 @@ def masked(config: Config) -> str:
 
     def encode(value: object) -> object:
         if isinstance(value, Seconds):
-            return f"{float(value):g}s"
+            return f"{float(value):.12g}s"
         raise NotImplementedError  # pragma: no cover - msgspec hands over custom types only
 
     plain = msgspec.to_builtins(config, enc_hook=encode)
@@ -548,21 +567,24 @@ def is_secret_setting(name: str) -> bool:
     return _SECRET_WORD.search(name) is not None
 
 
+# Words of a shell command, quotes and all, and what stands between them.
+_SHELL_PART = re.compile(r"""((?:\s|\\\n)+)|((?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+|.)""", re.DOTALL)
+
+
 def mask_command(command: str) -> str:
     """A launch command with the values of secret options replaced by `<secret>`."""
-    words = command.split(" ")
     hide_next = False
     shown = []
-    for word in words:
-        option, separator, _ = word.partition("=")
-        if hide_next and word and not word.startswith("-"):
-            word = SECRET_MASK
-        elif word.startswith("-") or separator:
-            hide_next = is_secret_setting(option.lstrip("-")) and not separator
-            if separator and is_secret_setting(option.lstrip("-")):
-                word = f"{option}={SECRET_MASK}"
-            elif hide_next:
-                shown.append(word)
-                continue
-        shown.append(word)
-    return " ".join(shown)
+    for blank, word in _SHELL_PART.findall(command):
+        option, separator, _ = word.strip("\"'").partition("=")
+        if blank:
+            shown.append(blank)
+        elif hide_next and not word.startswith("-"):
+            shown.append(SECRET_MASK)
+        elif is_secret_setting(option.lstrip("-")) and (separator or option.startswith("-")):
+            hide_next = not separator
+            shown.append(f"{option}={SECRET_MASK}" if separator else word)
+        else:
+            hide_next = hide_next and not option.startswith("-")
+            shown.append(word)
+    return "".join(shown)

@@ -28,8 +28,7 @@ def _add_histograms(
     """Add rows of sums, or of whole histograms.
 
     A histogram needs at least its infinite bucket to be valid. A page where no target asked for buckets
-    carries sums
-    and counts alone, and calls the family a summary, which may have those.
+    carries sums and counts alone, and calls the family a summary, which may have those.
     """
     if all(isinstance(value, Sums) for _, value in rows):
         metric.type = "summary"

@@ -142,7 +142,7 @@ def _read_secret(path: str) -> str:
 
 
 def request_headers(target: Target) -> dict[str, str]:
-    """Headers of a request, secrets read from their files now. Raises SourceError where one cannot be read."""
+    """Headers of a request, secrets read from their files now. Raises SourceError for an unreadable one."""
     headers = dict(target.headers)
     if target.bearer_token_file is not None:
         headers["Authorization"] = f"Bearer {_read_secret(target.bearer_token_file)}"
@@ -177,10 +177,12 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     """The body, inflated where it is gzip. Raises SourceError beyond 16 MiB of either form."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip"):
-        raise SourceError("encoding", f"the answer is encoded as {encoding!r}, which was not asked for")
+        raise SourceError("encoding", f"the answer is encoded as {encoding[:40]!r}, which was not asked for")
     inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
     body = bytearray()
+    received = 0
     async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        received += len(chunk)
         pending = chunk
         while pending:
             if inflate is None:
@@ -192,8 +194,11 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
                     body += inflate.decompress(pending, MAX_BODY_BYTES + 1 - len(body))
                 except zlib.error as error:
                     raise SourceError("encoding", f"the compressed answer is damaged ({error})") from None
+                if inflate.unused_data:
+                    # Kept by the decompressor without limit, and not what was asked for.
+                    raise SourceError("encoding", "the compressed answer goes on behind its end")
                 pending = inflate.unconsumed_tail
-            if len(body) > MAX_BODY_BYTES:
+            if max(len(body), received) > MAX_BODY_BYTES:
                 raise SourceError("too_large", "the answer is larger than 16 MiB")
     if inflate is not None and not inflate.eof:
         raise SourceError("truncated", "the compressed answer ends in the middle")
@@ -201,7 +206,10 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 class Client:
-    """Asks one target; its session is shared. trace: a line for each request since the caller last emptied it."""
+    """Asks one target; its session is shared.
+
+    trace: a line for each request since the caller last emptied it.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, target: Target) -> None:
         self._session = session
@@ -239,8 +247,9 @@ class Client:
                 ) as response:
                     location = response.headers.get("Location")
                     if response.status in (301, 302, 307, 308) and location is not None:
-                        if attempt == 0 and _only_adds_slash(url, urljoin(url, location)):
-                            url += "/"
+                        place = urljoin(url, location)
+                        if attempt == 0 and _only_adds_slash(url, place):
+                            url = place
                             continue
                         raise SourceError(
                             "redirect", f"{url} redirects to another place; configure that one instead"
@@ -289,7 +298,7 @@ def _translate(error: aiohttp.ClientError, url: str) -> SourceError:
     if isinstance(error, aiohttp.ClientPayloadError):
         return SourceError("truncated", f"{url}: the answer ends before its announced length")
     if isinstance(error, aiohttp.ClientResponseError):
-        return SourceError("http_status", f"{url}: not an HTTP answer ({error.message})")
+        return SourceError("http_status", f"{url}: not an HTTP answer ({_one_line(error.message)})")
     return SourceError("connection", f"{url}: {str(error) or type(error).__name__}")
 
 
@@ -313,12 +322,16 @@ def _error_message(answer: Answer) -> str:
     message = document.get("error") if isinstance(document, dict) else None
     if isinstance(message, dict):
         message = message.get("message")
-    text = message if isinstance(message, str) else ""
-    return "".join(character for character in text if character.isprintable())[:120]
+    return _one_line(message) if isinstance(message, str) else ""
+
+
+def _one_line(text: str) -> str:
+    """At most 120 printable characters of a server's own words."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())[:120]
 
 
 async def get_json(client: Client, path: str) -> Any:
-    """A JSON document; None where the server does not have it. Raises SourceError where it cannot be asked."""
+    """A JSON document; None where the server has none. Raises SourceError where it cannot be asked."""
     try:
         return (await client.get(path)).json()
     except SourceError as error:

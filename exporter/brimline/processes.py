@@ -1,12 +1,12 @@
 """What /proc tells of the process that listens on a port: its command line and its descendants.
 
 Only processes that this one may look at are seen; in another PID namespace there are none. Every function
-takes the
-root of /proc, so that recorded trees can stand in for it.
+takes the root of /proc, so that recorded trees can stand in for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import struct
 from collections.abc import Iterator
@@ -55,27 +55,35 @@ def _pids(proc: Path) -> Iterator[int]:
 
 
 def listening_pid(port: int, proc: Path = PROC) -> int | None:
-    """The process that listens on the port; the oldest where children share the socket. None where none is seen."""
+    """The process that listens on the port; the oldest where children share the socket. None where none is
+    seen.
+    """
     wanted = {f"socket:[{inode}]" for inode in listening_inodes(port, proc)}
     if not wanted:
         return None
     owners = []
     for pid in _pids(proc):
-        try:
-            for descriptor in (proc / str(pid) / "fd").iterdir():
-                if str(descriptor.readlink()) in wanted:
-                    owners.append(pid)
-                    break
-        except OSError:
-            continue
+        if not wanted.isdisjoint(_open_files(pid, proc)):
+            owners.append(pid)
     parents = {pid: parent_of(pid, proc) for pid in owners}
     return next((pid for pid in owners if parents[pid] not in owners), None)
+
+
+def _open_files(pid: int, proc: Path) -> Iterator[str]:
+    try:
+        descriptors = list((proc / str(pid) / "fd").iterdir())
+    except OSError:
+        return
+    for descriptor in descriptors:
+        # A busy server closes descriptors all the time; one that is gone says nothing about the others.
+        with contextlib.suppress(OSError):
+            yield str(descriptor.readlink())
 
 
 def parent_of(pid: int, proc: Path = PROC) -> int | None:
     """The parent of a process; None where it cannot be read."""
     try:
-        stat = (proc / str(pid) / "stat").read_text()
+        stat = (proc / str(pid) / "stat").read_text(errors="replace")  # a process names itself as it likes
     except OSError:
         return None
     # The name in parentheses may hold blanks and parentheses of its own.

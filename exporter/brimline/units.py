@@ -5,7 +5,9 @@ Arithmetic elsewhere is in bytes, tokens and seconds; nothing but this module kn
 
 from __future__ import annotations
 
+import math
 import re
+from decimal import Decimal
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -31,7 +33,10 @@ def parse_duration(text: str) -> float:
     parts = list(_DURATION.finditer(text))
     if not parts or "".join(part.group(0) for part in parts) != text:
         raise ValueError(f"{text!r} is not a duration; write it with a unit, such as 250ms, 5s or 1m30s")
-    return sum(float(part.group(1)) * _SECONDS[part.group(2)] for part in parts)
+    seconds = sum(float(part.group(1)) * _SECONDS[part.group(2)] for part in parts)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text[:20]!r}… is too long a duration; write a shorter one, such as 5s")
+    return seconds
 
 
 def parse_bytes(text: str) -> int:
@@ -39,7 +44,7 @@ def parse_bytes(text: str) -> int:
     match = _BYTES.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size in bytes; write it as 512MiB, 2GiB or a plain number")
-    return int(float(match.group(1)) * _BYTE_UNITS[match.group(2)])
+    return int(Decimal(match.group(1)) * _BYTE_UNITS[match.group(2)])
 
 
 def parse_count(text: str) -> int:
@@ -47,7 +52,7 @@ def parse_count(text: str) -> int:
     match = _COUNT.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a count; write it as 131072, 128k (128,000) or 128K (131,072)")
-    value = float(match.group(1)) * _COUNT_UNITS[match.group(2)]
+    value = Decimal(match.group(1)) * _COUNT_UNITS[match.group(2)]
     if value != int(value):
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)

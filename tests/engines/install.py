@@ -2,7 +2,8 @@
 
     python tests/engines/install.py vllm llamacpp      # prints "NAME PYTHON" for each one that is ready
 
-The environments live under $BRIMLINE_CACHE (default: $XDG_CACHE_HOME/brimline, else ~/.cache/brimline) and are
+The environments live under $BRIMLINE_CACHE (default: $XDG_CACHE_HOME/brimline, else ~/.cache/brimline) and
+are
 reused by every clone. A finished one carries the file `ready`; anything else is built anew, so an interrupted
 installation never passes for a finished one. Exit status 1 and the failing command where one cannot be had.
 """

@@ -1,6 +1,8 @@
-"""Write a tiny random Llama as GGUF that llama.cpp serves: MAKE_GGUF FILE. Runs in the engine's own environment.
+"""Write a tiny random Llama as GGUF that llama.cpp serves: make_gguf.py FILE.
 
-2 layers, 4 query heads and 2 KV heads of 32: one token of KV cache is 2 · 2 · 2 · 32 · 2 bytes = 512 bytes at f16.
+Runs in the engine's own environment. 8 layers, 4 query heads and 2 KV heads of 128: one token of KV cache is
+2 · 8 · 2 · 128 · 2 bytes = 8192 bytes at f16. Large enough to spend some milliseconds on a token, so that its
+work can be watched.
 """
 
 import sys
@@ -8,7 +10,7 @@ import sys
 import gguf
 import numpy as np
 
-LAYERS, WIDTH, HEADS, KV_HEADS, FEED_FORWARD, CONTEXT = 2, 128, 4, 2, 256, 4096
+LAYERS, WIDTH, HEADS, KV_HEADS, FEED_FORWARD, CONTEXT = 8, 512, 4, 2, 1024, 8192
 HEAD = WIDTH // HEADS
 
 tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", "a", "b", "▁a", "▁b"]

@@ -1,4 +1,4 @@
-"""Write a tiny random Llama that vLLM serves: MAKE_VLLM_MODEL DIR. Runs in the engine's own environment.
+"""Write a tiny random Llama that vLLM serves: make_vllm_model.py DIR. Runs in the engine's own environment.
 
 4 layers, 8 query heads and 2 KV heads of 32: one token of KV cache is 2 · 4 · 2 · 32 · 2 bytes = 1024 bytes.
 """

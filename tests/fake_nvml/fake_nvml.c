@@ -5,7 +5,7 @@
  *   mig.0=2               MIG is on for GPU 0, with two instances
  *   pids.DEVICE=12,34     compute processes; graphics_pids.DEVICE= likewise
  *   err.FUNCTION[.DEVICE]=CODE     hang.FUNCTION[.DEVICE]=SECONDS (ends early when the line goes)
- *   needs_init.0=3        GPU 0 is lost until the library has been initialised three times
+ *   lost_until_init.0=1   GPU 0 is lost from now on until the library is initialised again
  * DEVICE is 0, or 0.1 for the second MIG instance of GPU 0. FUNCTION is the exported name, or that name without
  * its _v2 or _v3. FAKE_NVML_CALLS names a file that gets a line `FUNCTION DEVICE` for every call.
  *
@@ -32,6 +32,7 @@ typedef struct { unsigned int version; unsigned long long total, reserved, free,
 typedef struct { unsigned int pid; unsigned long long used; unsigned int gpu_instance, compute_instance; } process;
 
 static int references, initialisations;
+static int lost_at[64]; /* the initialisation during which a GPU got lost, with lost_until_init */
 
 /* The value of KEY in the state file; 0 where it has none. */
 static int value_of(const char *key, char *value, size_t size) {
@@ -112,7 +113,9 @@ static int enter_device(const char *function, void *handle, char *device) {
     int result = enter(function, device);
     if (result) return result;
     if (!references) return UNINITIALIZED;
-    if ((unsigned long long)initialisations < number("needs_init", index, 0)) return GPU_IS_LOST;
+    if (!number("lost_until_init", index, 0)) lost_at[gpu % 64] = 0;
+    else if (!lost_at[gpu % 64]) lost_at[gpu % 64] = initialisations;
+    if (lost_at[gpu % 64] == initialisations) return GPU_IS_LOST;
     if ((bits >> 32) != (uintptr_t)initialisations || gpu >= number("count", "", 0)) return INVALID_ARGUMENT;
     return instance > number("mig", index, 0) ? NOT_FOUND : OK;
 }

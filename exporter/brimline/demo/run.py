@@ -63,7 +63,11 @@ class Processes:
         with open(self.folder / f"{name}.log", "wb") as log:
             # A session of its own: Ctrl-C reaches this process only, which then ends the children in order.
             child = subprocess.Popen(
-                [str(word) for word in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                [str(word) for word in command],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         self.running.append((name, child))
 
@@ -73,14 +77,18 @@ class Processes:
         while not condition():
             self.raise_if_ended()
             if time.monotonic() > deadline:
-                raise BrimlineError(f"{name} did not answer within {START_PATIENCE:g} s; its log:\n{self.log(name)}")
+                raise BrimlineError(
+                    f"{name} did not answer within {START_PATIENCE:g} s; its log:\n{self.log(name)}"
+                )
             time.sleep(0.1)
 
     def raise_if_ended(self) -> None:
         """Raises BrimlineError, with the end of its log, where a child has ended."""
         for name, child in self.running:
             if child.poll() is not None:
-                raise BrimlineError(f"{name} ended with status {child.returncode}; its log:\n{self.log(name)}")
+                raise BrimlineError(
+                    f"{name} ended with status {child.returncode}; its log:\n{self.log(name)}"
+                )
 
     def log(self, name: str) -> str:
         """The end of a child's log."""
@@ -123,7 +131,11 @@ def exporter_config(port: int, server_ports: Sequence[int], recording: Path) -> 
             }
         )
     return json.dumps(
-        {"listen": f"127.0.0.1:{port}", "gpu": {"backend": "replay", "path": str(recording)}, "targets": targets},
+        {
+            "listen": f"127.0.0.1:{port}",
+            "gpu": {"backend": "replay", "path": str(recording)},
+            "targets": targets,
+        },
         indent=2,
     )
 
@@ -144,7 +156,9 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
     for number, name in enumerate(PROFILES):
         port = free_port(SERVER_PORT + number)
         server_ports.append(port)
-        processes.start(name, [sys.executable, "-m", "brimline.demo.vllm_server", "--port", str(port), "--profile", name])
+        processes.start(
+            name, [sys.executable, "-m", "brimline.demo.vllm_server", "--port", str(port), "--profile", name]
+        )
     recording = folder / "gpu.jsonl"
     write_recording(recording)
     exporter_port = free_port(EXPORTER_PORT)
@@ -178,7 +192,9 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
         query = "brimline_kv_cache_usage_ratio&g0.tab=0&g0.range_input=15m"
         say(f"  Prometheus    http://127.0.0.1:{prometheus_port}/graph?g0.expr={query}")
     else:
-        say("  Prometheus    not found on PATH: install it to see history (Debian: apt-get install prometheus)")
+        say(
+            "  Prometheus    not found on PATH: install it to see history (Debian: apt-get install prometheus)"
+        )
     for name, port in zip(PROFILES, server_ports, strict=True):
         say(f"  {name:13} http://127.0.0.1:{port}/metrics")
     say("")

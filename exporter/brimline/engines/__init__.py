@@ -5,7 +5,7 @@ Adding an engine: one file beside this one that defines an `Adapter`, one line i
 
 from __future__ import annotations
 
-from brimline.engines import llamacpp, vllm
+from brimline.engines import dynamo, llamacpp, lmdeploy, nim, ray, sglang, tgi, triton, trtllm, vllm
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.errors import EngineError
 from brimline.exposition_text import families
@@ -24,7 +24,15 @@ __all__ = [
 ]
 
 ENGINES: dict[str, Adapter] = {
+    "dynamo": dynamo.ADAPTER,
     "llamacpp": llamacpp.ADAPTER,
+    "lmdeploy": lmdeploy.ADAPTER,
+    "nim": nim.ADAPTER,
+    "ray": ray.ADAPTER,
+    "sglang": sglang.ADAPTER,
+    "tgi": tgi.ADAPTER,
+    "triton": triton.ADAPTER,
+    "trtllm": trtllm.ADAPTER,
     "vllm": vllm.ADAPTER,
 }
 
@@ -39,8 +47,9 @@ def engines_on(body: bytes) -> list[str]:
     """Names of the known engines whose families stand on the page, the one with most families first."""
     names = families(body)
     counts = {
-        engine: sum(map(adapter.owns, names)) if adapter.requires <= names else 0
+        engine: sum(map(adapter.owns, names))
         for engine, adapter in ENGINES.items()
+        if adapter.requires <= names and adapter.recognises(names, body)
     }
     found = {engine for engine, count in counts.items() if count}
     wrapped = {inner for engine in found for inner in ENGINES[engine].wraps}
@@ -85,5 +94,6 @@ def describe_foreign_page(body: bytes) -> str:
         prefix = name.partition("_")[0].partition(":")[0]
         prefixes[prefix] = prefixes.get(prefix, 0) + 1
     top = sorted(prefixes, key=lambda prefix: -prefixes[prefix])[:3]
-    seen = ", ".join(f"{prefix}_… ({prefixes[prefix]})" for prefix in top)
-    return f"no metric of a known inference engine ({', '.join(sorted(ENGINES))}) stands on this page; it has {seen}"
+    seen = ", ".join(f"{prefix}_… ({prefixes[prefix]})" for prefix in top) or "no metric at all"
+    known = ", ".join(sorted(ENGINES))
+    return f"no metric of a known inference engine ({known}) stands on this page; it has {seen}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,7 @@ class Endpoint:
 
     live: asked in every round; otherwise once for each start of the server.
     fields: the only keys that are kept, at any depth, because the document also holds what users wrote
-    (llama.cpp's
-    /slots shows prompts); None keeps all.
+    (llama.cpp's /slots shows prompts); None keeps all.
     """
 
     path: str
@@ -39,10 +38,9 @@ class Endpoint:
 class Evidence:
     """All that was read from one server in one round.
 
-    documents: decoded JSON by path, of those endpoints that answered. headers: of the metrics page, lower
-    case.
-    launch: the settings that the server was started with, as far as they are declared; empty where they are
-    not.
+    documents: decoded JSON by path, of those endpoints that answered.
+    headers: of the metrics page, lower case.
+    launch: the settings that the server was started with, as far as they are declared; else empty.
     """
 
     page: Page
@@ -55,6 +53,10 @@ def _no_program(_words: Sequence[str]) -> bool:
     return False
 
 
+def _any_page(_names: Set[str], _body: bytes) -> bool:
+    return True
+
+
 def _unknown_size(_settings: Mapping[str, str]) -> int | None:
     return None
 
@@ -65,7 +67,10 @@ class Adapter:
 
     owns: whether a metric name is one of this engine's own.
     requires: names without which a page is not this engine's, where its names are not telling by themselves.
+    recognises: whether a page is this engine's, by all its sample names and its bytes, where single names do
+    not tell.
     wraps: engines whose families stand on this engine's pages too, and then belong to it.
+    metrics_paths: where its page is, in the order to try; never a path whose reading disturbs the server.
     owned_by: what its /v1/models says in `owned_by`.
     wanted: sample names that `read` looks at.
     launch_program: whether a command line starts this engine.
@@ -81,7 +86,9 @@ class Adapter:
     wanted: frozenset[bytes]
     read: Callable[[Evidence], EngineReading]
     requires: frozenset[str] = frozenset()
+    recognises: Callable[[Set[str], bytes], bool] = _any_page
     wraps: frozenset[str] = frozenset()
+    metrics_paths: tuple[str, ...] = ("/metrics",)
     owned_by: str | None = None
     usual_ports: tuple[int, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brimline.exposition_text import Page, Sample
-from brimline.readings import Histogram
+from brimline.readings import EngineReading, Histogram, RankReading
 
 # A page with more (model, rank) rows than this is an attack or a mistake; the rest is dropped and counted.
 MAX_RANKS = 256
 MAX_REASONS = 32
 MAX_BUCKETS = 128
 MAX_LABEL_CHARS = 128
+
+START_TIME = "process_start_time_seconds"
+SIMULATED = "brimline_simulated_server_info"
 
 Key = tuple[str, str]  # model, rank
 
@@ -30,11 +33,10 @@ class Scalar:
 
     names: sample names, newest first; the first one on the page is taken, never two added up.
     combine: for rows that differ in other labels.
-    where: labels that a row must carry.
+    where: labels that a row must carry; an empty value also stands for a label that is not there.
     ratio: the value must lie in 0..1.
     since, until: versions that give it, the second exclusive; None is open. `expected` says whether a server
-    in
-    that range always does, so that its absence is worth a word.
+    in that range always does, so that its absence is worth a word.
     """
 
     names: tuple[str, ...]
@@ -55,7 +57,7 @@ def gauge(*names: str, **options: Any) -> Scalar:
 
 
 def counter(*names: str, **options: Any) -> Scalar:
-    """A counter, named as scraped. The client library's parser adds `_total`; so both spellings are looked for."""
+    """A counter, named as scraped; some servers leave `_total` out, so both spellings are looked for."""
     spelled = tuple(dict.fromkeys(s for n in names for s in (n, n.removesuffix("_total"))))
     return Scalar(spelled, sum, **options)
 
@@ -144,6 +146,38 @@ def read_table(
     return reading
 
 
+def key_by(models: Sequence[str], ranks: Sequence[str] = ()) -> Callable[[Mapping[str, str]], Key]:
+    """The model and rank of a row: the first of these labels that is not empty; "" and "0" where none is."""
+
+    def key(labels: Mapping[str, str]) -> Key:
+        model = next((labels[name] for name in models if labels.get(name)), "")
+        rank = next((labels[name] for name in ranks if labels.get(name)), "0")
+        return clean_label(model), clean_label(rank)
+
+    return key
+
+
+def engine_reading(engine: str, page: Page, table: TableReading, **more: Any) -> EngineReading:
+    """The reading of an engine that says no more of its ranks than its table does.
+
+    more: fields of the EngineReading beside those that the page and the table give.
+    """
+    starts = [s.value for s in page.get(START_TIME) if math.isfinite(s.value) and s.value > 0]
+    fields: dict[str, Any] = {
+        "engine": engine,
+        "ranks": tuple(
+            RankReading(model=model, rank=rank, **values)
+            for (model, rank), values in sorted(table.values.items())
+        ),
+        "start_time": starts[0] if starts else None,
+        "simulated": SIMULATED in page,
+        "bad_values": tuple(sorted(table.bad)),
+        "unparsed_lines": page.unparsed_lines,
+        "dropped_series": table.dropped,
+    }
+    return EngineReading(**fields | more)
+
+
 def _first_present(page: Page, names: Sequence[str]) -> tuple[Sample, ...]:
     for name in names:
         if samples := page.get(name):
@@ -160,7 +194,7 @@ def _read_scalar(
 ) -> None:
     rows: dict[Key, list[float]] = {}
     for sample in _first_present(page, quantity.names):
-        if any(sample.labels.get(label) != value for label, value in quantity.where.items()):
+        if any(sample.labels.get(label, "") != value for label, value in quantity.where.items()):
             continue
         if not _is_possible(sample.value, ratio=quantity.ratio):
             reading.bad.add(name)
@@ -197,10 +231,12 @@ def _read_by_label(
 
 
 def _bound(text: str) -> float | None:
+    """A bucket's upper bound; None for what cannot be one."""
     try:
-        return float(text)
+        bound = float(text)
     except ValueError:
         return None
+    return None if math.isnan(bound) or bound == -math.inf else bound
 
 
 def _read_histogram(

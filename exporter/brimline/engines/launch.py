@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from brimline.engines.adapter import Adapter
 from brimline.units import parse_count
@@ -33,8 +34,8 @@ def split_command(command: str) -> list[str]:
 def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
     """Settings of a command line, by the engine's own flag names with underscores.
 
-    `--no-x` becomes x=false, a flag without value x=true; the model may be positional. The last of several
-    wins.
+    `--no-x` becomes x=false, a flag without value x=true; the model may be positional. Of several, the last
+    one wins.
     """
     settings: dict[str, str] = {}
     start = _first_argument(words)
@@ -53,12 +54,13 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
             not has_value
             and index < len(words)
             and name not in adapter.launch_switches
+            and not name.startswith("no_")
             and _is_value(words[index])
         ):
             value, has_value = words[index], "="
             index += 1
         if not has_value:
-            if name.startswith("no_") and flag.startswith("--no-"):
+            if name.startswith("no_"):
                 name, value = name.removeprefix("no_"), "false"
             else:
                 value = "true"
@@ -74,16 +76,19 @@ def _is_value(word: str) -> bool:
 
 
 def _first_argument(words: Sequence[str]) -> int:
-    """Index behind the program: behind `serve`, the module after `-m`, or the script."""
+    """Index behind the program: behind `serve`, the module after Python's `-m`, or the script."""
+    in_options_of_python = False
     for index, word in enumerate(words):
-        if word == "serve":
+        # Of llama-server, -m is the model.
+        if in_options_of_python and word == "-m":
+            behind = index + 2
+            return behind + 1 if behind < len(words) and words[behind] == "serve" else behind
+        if word == "serve" or word.endswith(".py"):
             return index + 1
-        if word == "-m" and index + 1 < len(words) and "." in words[index + 1]:
-            return index + 2
-        if word.startswith("-"):
+        if word.startswith("-") and not in_options_of_python:
             return index
-        if word.endswith(".py"):
-            return index + 1
+        if not word.startswith("-"):
+            in_options_of_python = PurePath(word).name.startswith("python")
     return 1
 
 
@@ -110,8 +115,7 @@ def mismatches(declared: Mapping[str, str], live: Mapping[str, str]) -> dict[str
     """For each setting that is both declared and live, whether they differ.
 
     `auto` on either side is the engine's own choice and never differs; paths compare by their last part,
-    because a
-    container sees its model elsewhere.
+    because a container sees its model elsewhere.
     """
     compared = {}
     for name, value in declared.items():

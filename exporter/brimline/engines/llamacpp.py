@@ -1,8 +1,7 @@
 """llama.cpp's server (`llama-server --metrics`).
 
 Its page has lost the KV cache figures (kv_cache_usage_ratio went in May 2025, commit 797f2ac06), so these
-come from
-/slots, asked in every round, and /props. The page has no labels: one server holds one model.
+come from /slots, asked in every round, and /props. The page has no labels: one server holds one model.
 """
 
 from __future__ import annotations
@@ -75,9 +74,8 @@ def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
     """Whether the slots share one KV cache; None where nothing tells.
 
     /slots shows the same for both. A server started without --parallel chooses the number of slots and a
-    unified
-    cache by itself; with --parallel the cache is split unless --kv-unified is given (common/arg.cpp and
-    tools/server, 2026).
+    unified cache by itself; with --parallel the cache is split unless --kv-unified is given (common/arg.cpp
+    and tools/server, 2026).
     """
     if slots <= 1:
         return False
@@ -92,9 +90,8 @@ def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
 def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> dict[str, float]:
     """KV cache in tokens: used by the slots at work, of all slots' contexts.
 
-    `n_prompt_tokens` of a slot already includes what it has generated. Idle slots keep their last value;
-    what they
-    hold can be dropped at any time, so it counts as free.
+    `n_prompt_tokens` of a slot already includes what it has generated. Idle slots keep their last value; what
+    they hold can be dropped at any time, so it counts as free.
     """
     contexts = [_whole(slot.get("n_ctx")) for slot in slots]
     if not slots or any(context is None for context in contexts):
@@ -155,8 +152,10 @@ def read(evidence: Evidence) -> EngineReading:
     notes: tuple[str, ...] = ()
     if len(slots) > 1 and "kv_cache_capacity_tokens" not in values:
         notes = (
-            f"whether the {len(slots)} slots share one KV cache is not on its pages, so its capacity is not known: "
-            "say how it was started, with launch_command or launch: {parallel: N}",
+            (
+                f"whether the {len(slots)} slots share one KV cache is not on its pages, so its capacity is "
+                "not known: say how it was started, with launch_command or launch: {parallel: N}"
+            ),
         )
     return EngineReading(
         engine="llamacpp",

@@ -1,7 +1,7 @@
 """vLLM 0.4 to 0.33, engines V0 and V1, the Python and the Rust front end.
 
-Names by version: read from the `name="vllm:…"` calls of 32 releases, 0.4.2 to 0.33.0. What a page does not state
-(max_model_len, the version) comes from /v1/models and /version.
+Names by version: read from the `name="vllm:…"` calls of 32 releases, 0.4.2 to 0.33.0. What a page does not
+state (max_model_len, the version) comes from /v1/models and /version.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from brimline.engines.launch import normalize
 from brimline.exposition_text import Page, Sample
 from brimline.readings import EngineReading, RankReading
 
-# V1 declares every family with its labels at start; V0 only after the first request, so nothing is expected
-# of it.
+# V1 declares every family with its labels at start; V0 only after the first request, so it owes nothing.
 V1 = (0, 8, 5)
 
 TABLE: dict[str, Quantity] = {
@@ -131,8 +130,7 @@ def _prefix_tokens(
     """Turn prefix-cache counts into tokens, in place.
 
     Up to 0.8.5 the V1 counters count blocks, from 0.9.0 tokens; the name changed later, at 0.9.2. Where only
-    the
-    old name is there and the version is not known, the unit is not known either.
+    the old name is there and the version is not known, the unit is not known either.
     """
     names = ("prefix_cache_queries_tokens_total", "prefix_cache_hits_tokens_total")
     if "vllm:prefix_cache_queries_total" in page or "vllm:prefix_cache_queries" in page:
@@ -189,9 +187,10 @@ def _add_pools(page: Page, table: TableReading, version: tuple[int, ...] | None)
     rows: dict[str, Sample] = {clean_label(s.labels.get("engine") or "0"): s for s in page.get(CONFIG_INFO)}
     for rank, row in rows.items():
         # The row names no model. Where several models share the page, it is not known whose pool this is.
-        owners = [
-            key for key in table.values if key[1] == rank and "kv_cache_usage_ratio" in table.values[key]
-        ]
+        # A model that waits for another engine has rows, but no cache. Where none states its usage, as after
+        # an upgrade that renamed it, the pool is still that of the only model.
+        models = [key for key in table.values if key[1] == rank]
+        owners = [key for key in models if "kv_cache_usage_ratio" in table.values[key]] or models
         if len(owners) == 1:
             _pool(row.labels, len(rows), table.values[owners[0]], version)
     for (_, rank), values in table.values.items():

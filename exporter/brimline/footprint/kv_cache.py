@@ -26,10 +26,8 @@ def vllm_element_bytes(shape: ModelShape, settings: Mapping[str, str]) -> int:
     """Bytes of one element of vLLM's K/V cache.
 
     `auto` is the type the model runs in: --dtype, else the checkpoint's, where float32 is cast down to 16
-    bits
-    (vLLM 0.32, config/model.py _resolve_auto_dtype). Raises FootprintError for types with scales of their
-    own, and
-    where the checkpoint asks for a quantized cache by itself.
+    bits (vLLM 0.32, config/model.py _resolve_auto_dtype). Raises FootprintError for types with scales of
+    their own, and where the checkpoint asks for a quantized cache by itself.
     """
     kv_dtype = settings.get("kv_cache_dtype", "auto")
     if kv_dtype == "auto":
@@ -52,9 +50,8 @@ def kv_cache_bytes_per_token(
     """Bytes of K/V cache that one token occupies on the fullest GPU of a rank.
 
     K and V for each layer of the longest pipeline stage: kv_heads_per_rank * (key_dim + value_dim) *
-    element_bytes.
-    K/V heads are replicated, not split, once tensor_parallel exceeds them (vLLM 0.32, config/model.py
-    get_num_kv_heads). Raises FootprintError where the heads cannot be divided.
+    element_bytes. K/V heads are replicated, not split, once tensor_parallel exceeds them (vLLM 0.32,
+    config/model.py get_num_kv_heads). Raises FootprintError where the heads cannot be divided.
     """
     if tensor_parallel < 1 or pipeline_parallel < 1:
         raise FootprintError("parallel sizes start at 1")

@@ -43,8 +43,7 @@ def read_shape(path: Path) -> ModelShape:
     """Shape of the model at a directory, a config.json or a .gguf file.
 
     Raises FootprintError where there is none, or where its attention keeps something else than one K and one
-    V
-    vector per head, layer and token (then K/V bytes are not a plain product).
+    V vector per head, layer and token (then K/V bytes are not a plain product).
     """
     if path.suffix == ".gguf":
         return shape_of_gguf(read_gguf_metadata(path), str(path))
@@ -134,7 +133,6 @@ def _checkpoint_kv_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 # --- GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-# ---------------------------------------------
 
 _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9

@@ -494,8 +494,8 @@ class NvmlSampler:
 
     clock: seconds that only go forward.
     first_retry, longest_retry: pauses after failures, doubling in between.
-    recount_interval: how often the GPUs are counted; when one has been lost for as long, the library is started
-    anew for its sake.
+    recount_interval: how often the GPUs are counted; when one has been lost for as long, the library is
+    started anew for its sake.
     """
 
     def __init__(
@@ -769,7 +769,7 @@ class NvmlSampler:
             driver=library.driver,
             memory_api=device.api,
         )
-        if not library.ready and not library.restarting:
+        if not library.ready and problem is not None:
             # Of a driver that lists no GPU, each one that was there is lost.
             return replace(row, problem="gpu_lost" if problem == "no_gpus" else problem, detail=detail)
         memory = sample.memory if sample is not None else None
@@ -791,9 +791,7 @@ class NvmlSampler:
         if device is not card and card.sample is not None and card.sample.problem is not None:
             return replace(row, problem=card.sample.problem, detail=card.sample.detail)
         if library.restarting:
-            return replace(
-                row, problem=problem or "uninitialized", detail=detail or "the library is being restarted"
-            )
+            return replace(row, problem="uninitialized", detail="the library is being restarted")
         if sample is None and identity is None:
             return None
         if sample is None or sample.time < library.since:

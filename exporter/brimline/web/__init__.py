@@ -14,18 +14,20 @@ from brimline.readings import DeviceReading, Snapshot, TargetSnapshot, combine_r
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of the page. ratio: 0 to 1; None where nothing is known. level: calm, high or full."""
+    """A bar of the page. ratio: 0 to 1; None where nothing is known. high, full: ratios from which it changes colour."""
 
     label: str
     text: str
     ratio: float | None
     peak: float | None = None
+    high: float = 0.8
+    full: float = 0.95
 
     @property
     def level(self) -> str:
         if self.ratio is None:
             return "unknown"
-        return "full" if self.ratio >= 0.95 else "high" if self.ratio >= 0.8 else "calm"
+        return "full" if self.ratio >= self.full else "high" if self.ratio >= self.high else "calm"
 
 
 @functools.cache
@@ -74,7 +76,8 @@ def _gpu_bar(device: DeviceReading) -> Bar:
     peak = None if device.used_peak_bytes is None else device.used_peak_bytes / total
     if device.used_peak_bytes is not None:
         text += f" · peak {units.format_bytes(device.used_peak_bytes)}"
-    return Bar("VRAM", text, used / total, peak)
+    # Engines take nine tenths of a GPU on purpose; that alone is no reason to look up.
+    return Bar("VRAM", text, used / total, peak, high=0.95, full=0.98)
 
 
 def status_page(snapshot: Snapshot) -> str:

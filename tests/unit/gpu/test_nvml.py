@@ -83,8 +83,8 @@ def once(sampler: NvmlSampler, index: str, holds: Callable[[DeviceReading], obje
     """The first row of that index for which `holds` is true."""
 
     def check() -> DeviceReading | None:
-        found = row(sampler.read(), index)
-        return found if holds(found) else None
+        rows = (device for device in sampler.read().devices if device.index == index)
+        return next((device for device in rows if holds(device)), None)
 
     return eventually(check)
 
@@ -281,21 +281,16 @@ def test_values_follow_the_uuid_when_indexes_shift(sample: Sample, state: State)
     all_read(sampler)
 
     state.set({"count": 1, "uuid.0": "GPU-fake-1", "used.0": 20 * GIB})
-    eventually(
-        lambda: (
-            {device.uuid: device.problem for device in sampler.read().devices}.get("GPU-fake-0") == "gpu_lost"
-        )
-    )
-    reading = sampler.read()
+    shifted = {"GPU-fake-0": None, "GPU-fake-1": 20 * GIB}
 
-    by_uuid = {device.uuid: device.used_bytes for device in reading.devices}
-    assert by_uuid == {"GPU-fake-0": None, "GPU-fake-1": 20 * GIB}
+    eventually(lambda: {device.uuid: device.used_bytes for device in sampler.read().devices} == shifted)
 
 
 def test_a_gpu_that_never_told_its_uuid_has_a_row_by_index(sample: Sample, state: State) -> None:
     state.set({"err.nvmlDeviceGetUUID.0": 999})
     sampler = sample()
-    once(sampler, "1", lambda gpu: gpu.used_bytes if len(sampler.read().devices) == 2 else None)
+    once(sampler, "1", lambda gpu: gpu.used_bytes)
+    once(sampler, "0", lambda gpu: gpu.problem)
 
     reading = sampler.read()
 
@@ -334,18 +329,59 @@ def test_an_error_of_one_gpu_costs_that_gpu_only(sample: Sample, state: State, c
 
     with state.during({"err.nvmlDeviceGetMemoryInfo.0": code, "used.0": 15 * GIB}):
         gpu = once(sampler, "0", lambda gpu: gpu.problem)
-        other = all_read_or_restarting(sampler)
+        # It may have no value for a moment, while the library is started anew.
+        other = once(sampler, "1", lambda gpu: gpu.used_bytes)
     state.set({"used.0": 12 * GIB})
     once(sampler, "0", lambda gpu: gpu.used_bytes == 12 * GIB)
 
     assert gpu.problem in GPU_REASONS
     assert (gpu.used_bytes, gpu.total_bytes, gpu.free_bytes, gpu.used_peak_bytes) == (None, None, None, None)
-    assert other == 20 * GIB
+    assert other.used_bytes == 20 * GIB
 
 
-def all_read_or_restarting(sampler: NvmlSampler) -> int:
-    """What GPU 1 uses; it may have no value for a moment while the library is started anew."""
-    return once(sampler, "1", lambda gpu: gpu.used_bytes)
+CALLS_OF_ONE_GPU = ["HandleByIndex", "UUID", "Name", "MemoryInfo", "MigMode", "MaxMigDeviceCount"]
+CALLS_OF_ALL = ["nvmlInitWithFlags", "nvmlDeviceGetCount", "nvmlSystemGetDriverVersion", "nvmlShutdown"]
+EVERY_CODE = [*range(1, 31), 999]  # nvml.h, nvmlReturn_t
+
+
+@pytest.mark.parametrize("call", CALLS_OF_ONE_GPU)
+def test_whatever_one_gpu_answers_at_the_start_the_other_is_right_and_it_heals(
+    sample: Sample, state: State, call: str
+) -> None:
+    for code in EVERY_CODE:
+        with state.during({f"err.nvmlDeviceGet{call}.0": code}):
+            sampler = sample()
+            other = once(sampler, "1", lambda gpu: gpu.used_bytes)
+            problems = {gpu.problem for gpu in sampler.read().devices}
+        healed = all_read(sampler)
+        sampler.close()
+
+        assert other.used_bytes == 20 * GIB, code
+        assert problems <= {None, *GPU_REASONS}, code
+        assert row(healed, "0").used_bytes == 10 * GIB, code
+
+
+def first_answer(sampler: NvmlSampler, code: int) -> GpuReading:
+    """The first reading that is up, or down for that error."""
+
+    def check() -> GpuReading | None:
+        reading = sampler.read()
+        return reading if reading.up or f"({code})" in reading.detail else None
+
+    return eventually(check)
+
+
+@pytest.mark.parametrize("call", CALLS_OF_ALL)
+def test_whatever_the_library_answers_at_the_start_it_heals(sample: Sample, state: State, call: str) -> None:
+    for code in EVERY_CODE:
+        with state.during({f"err.{call}": code}):
+            sampler = sample()
+            reading = first_answer(sampler, code)
+        healed = all_read(sampler)
+        sampler.close()
+
+        assert reading.problem in {None, *GPU_REASONS}, code
+        assert row(healed, "0").used_bytes == 10 * GIB, code
 
 
 def test_a_change_of_state_is_logged_once(

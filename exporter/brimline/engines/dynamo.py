@@ -1,0 +1,102 @@
+"""NVIDIA Dynamo 0.7 to 1.6, worker and frontend; not tested against a live server.
+
+Names: prometheus_names.rs of the runtime, wheels 0.7.1, 1.0.2 and 1.6.1, and the metric tables of its
+documentation. A worker's page (port DYN_SYSTEM_PORT) holds the families of its engine, vLLM, SGLang or
+TensorRT-LLM, beside `dynamo_component_…`: what the engine says wins. Sample pages of the engine's families alone
+are that engine's.
+
+A frontend stands before all workers of a model. The blocks it gives are one worker's, by the last that
+registered, so no capacity is made of them; its `inflight` and `queued` requests overlap, and neither is what an
+engine runs or lets wait. A frontend whose names start otherwise (DYN_METRICS_PREFIX) is not recognised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from brimline.engines import sglang, trtllm, vllm
+from brimline.engines.adapter import Adapter, Evidence
+from brimline.engines.families import (
+    HistogramOf,
+    Key,
+    Quantity,
+    TableReading,
+    counter,
+    engine_reading,
+    gauge,
+    key_by,
+    read_table,
+    wanted_names,
+)
+from brimline.readings import EngineReading, RankReading
+
+_COMPONENT = "dynamo_component_"
+_FRONTEND = "dynamo_frontend_"
+
+TABLE: dict[str, Quantity] = {
+    "kv_cache_blocks": gauge(
+        _COMPONENT + "total_blocks",
+        _COMPONENT + "kvstats_total_blocks",  # 0.7
+        _FRONTEND + "model_total_kv_blocks",
+    ),
+    "kv_cache_used_blocks": gauge(_COMPONENT + "kvstats_active_blocks"),
+    # Called percent, and runs from 0 to 1.
+    "kv_cache_usage_ratio": gauge(
+        _COMPONENT + "gpu_cache_usage_percent", _COMPONENT + "kvstats_gpu_cache_usage_percent", ratio=True
+    ),
+    "kv_cache_block_tokens": gauge(_FRONTEND + "model_kv_cache_block_size"),
+    "max_model_len_tokens": gauge(_FRONTEND + "model_context_length"),
+    "prompt_tokens_total": counter(_FRONTEND + "input_sequence_tokens_sum"),
+    "generation_tokens_total": counter(_FRONTEND + "output_tokens_total"),
+    "time_to_first_token_seconds": HistogramOf((_FRONTEND + "time_to_first_token_seconds",)),
+    "inter_token_latency_seconds": HistogramOf((_FRONTEND + "inter_token_latency_seconds",)),
+    "request_e2e_latency_seconds": HistogramOf((_FRONTEND + "request_duration_seconds",)),
+    "request_prompt_tokens": HistogramOf((_FRONTEND + "input_sequence_tokens",)),
+    "request_generation_tokens": HistogramOf((_FRONTEND + "output_sequence_tokens",)),
+}
+INNER = (vllm.ADAPTER, sglang.ADAPTER, trtllm.ADAPTER)
+WANTED = wanted_names(TABLE).union(*(adapter.wanted for adapter in INNER))
+
+
+def _add(table: TableReading, ranks: dict[Key, RankReading]) -> None:
+    """Add to the engine's ranks what it does not state itself, in place."""
+    for (model, rank), values in table.values.items():
+        key = (model, rank)
+        if key not in ranks:
+            # The component may name the model otherwise than its engine.
+            others = [other for other in ranks if other[1] == rank]
+            key = others[0] if len(others) == 1 else key
+        stated = ranks.get(key, RankReading(model=model, rank=rank))
+        new = {name: value for name, value in values.items() if getattr(stated, name) is None}
+        ranks[key] = dataclasses.replace(stated, **new)
+
+
+def read(evidence: Evidence) -> EngineReading:
+    """What a Dynamo worker or frontend says, with what the worker's engine says."""
+    page = evidence.page
+    table = read_table(page, TABLE, key_by(("model", "model_name"), ("dp_rank",)))
+    own = engine_reading("dynamo", page, table)
+    inner = [adapter.read(evidence) for adapter in INNER if any(map(adapter.owns, page.samples))]
+    ranks = {(rank.model, rank.rank): rank for reading in inner for rank in reading.ranks}
+    _add(table, ranks)
+    sleeping = [reading.sleeping for reading in inner if reading.sleeping is not None]
+    return dataclasses.replace(
+        own,
+        ranks=tuple(ranks[key] for key in sorted(ranks)),
+        settings={name: value for reading in inner for name, value in reading.settings.items()},
+        start_time=next((reading.start_time for reading in inner if reading.start_time is not None), None),
+        sleeping=any(sleeping) if sleeping else None,
+        bad_values=tuple(sorted({*own.bad_values, *(name for one in inner for name in one.bad_values)})),
+        dropped_series=own.dropped_series + sum(reading.dropped_series for reading in inner),
+    )
+
+
+ADAPTER = Adapter(
+    name="dynamo",
+    title="Dynamo",
+    usual_ports=(8081,),
+    owns=lambda name: name.startswith((_COMPONENT, _FRONTEND)),
+    wraps=frozenset(adapter.name for adapter in INNER),
+    wanted=WANTED,
+    read=read,
+)

@@ -1,0 +1,231 @@
+"""SGLang 0.3.5 to 0.5.23, with `--enable-metrics`; not tested against a live server.
+
+Names by version: read from the metric declarations of 25 releases, 0.4.0 to 0.5.23, and the documentation's
+sample of 0.3.5. Gateways re-export their workers' pages with `sglang_` and a `worker_addr` label. What a page
+does not state (the version, before 0.5.6 the capacity) comes from /server_info and /v1/models.
+
+The token counters move when a request ends, not as it runs. With several data-parallel ranks the front end's
+counters and latencies carry no `dp_rank`: they stand at rank 0, for all ranks together. `num_queue_reqs` does
+not count the queues of disaggregated prefill and decode, nor that of grammars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from brimline.engines.adapter import Adapter, Endpoint, Evidence
+from brimline.engines.families import (
+    SIMULATED,
+    START_TIME,
+    HistogramOf,
+    Key,
+    Quantity,
+    Scalar,
+    clean_label,
+    counter,
+    engine_reading,
+    gauge,
+    key_by,
+    read_table,
+    wanted_names,
+)
+from brimline.engines.launch import normalize
+from brimline.exposition_text import Page
+from brimline.readings import EngineReading
+
+_GIB = 1 << 30
+
+# With priority scheduling, the rows of each priority stand beside their total, whose priority is empty.
+_TOTAL = {"priority": ""}
+
+
+def _named(*names: str) -> tuple[str, ...]:
+    """The names as the server spells them and as gateways do."""
+    return tuple(prefix + name for name in names for prefix in ("sglang:", "sglang_"))
+
+
+def _total(*names: str, combine: Callable[[Iterable[float]], float] = max, ratio: bool = False) -> Scalar:
+    """A scheduler's number; each tensor-parallel rank may show a copy, so the largest is taken."""
+    return Scalar(_named(*names), combine, where=_TOTAL, ratio=ratio)
+
+
+TABLE: dict[str, Quantity] = {
+    # The second names are those of 0.3.5.
+    "requests_running": _total("num_running_reqs", "num_requests_running"),
+    "requests_waiting": _total("num_queue_reqs", "num_requests_waiting"),
+    "prompt_tokens_total": counter(*_named("prompt_tokens_total")),
+    "generation_tokens_total": counter(*_named("generation_tokens_total")),
+    # Since 0.5.7; older gauges of retracted requests start anew at every log line.
+    "preemptions_total": _total("num_retracted_requests_total", "num_retracted_requests"),
+    # Split by `cache_source` since 0.5.9, where `total` holds the requests whose source is not known.
+    "prefix_cache_hits_tokens_total": counter(*_named("cached_tokens_total")),
+    # The fullest of the full-attention, sliding-window and Mamba pools; rounded to two decimals.
+    "kv_cache_usage_ratio": _total("token_usage", ratio=True),
+    "kv_cache_used_tokens": _total("kv_used_tokens", "num_used_tokens"),
+    "kv_cache_capacity_tokens": _total("max_total_num_tokens"),
+    "kv_cache_blocks": _total("num_pages"),
+    "kv_cache_block_tokens": _total("page_size"),
+    "max_model_len_tokens": _total("context_len"),
+    "time_to_first_token_seconds": HistogramOf(_named("time_to_first_token_seconds")),
+    # The second name up to 0.4.3, where it counted tokens as well.
+    "inter_token_latency_seconds": HistogramOf(
+        _named("inter_token_latency_seconds", "time_per_output_token_seconds")
+    ),
+    "request_e2e_latency_seconds": HistogramOf(_named("e2e_request_latency_seconds")),
+    "request_prompt_tokens": HistogramOf(_named("prompt_tokens_histogram", "request_prompt_tokens")),
+    "request_generation_tokens": HistogramOf(
+        _named("generation_tokens_histogram", "request_generation_tokens")
+    ),
+    # Not passed on as they are: each pool's usage, unrounded since 0.5.10, and GiB since 0.5.18.
+    "full_usage": _total("full_token_usage", ratio=True),
+    "window_usage": _total("swa_token_usage", ratio=True),
+    "mamba_usage": _total("mamba_usage", ratio=True),
+    "kv_cache_gib": _total("kv_cache_memory_usage_gb"),
+}
+
+CONFIG_INFO = _named("cache_config_info")  # 0.5.9 and 0.5.10 only
+WANTED = wanted_names(TABLE, SIMULATED, START_TIME, *CONFIG_INFO)
+
+# Server arguments that /server_info repeats. The document also holds the server's API keys.
+_SETTINGS = frozenset(
+    {
+        "attention_backend",
+        "chunked_prefill_size",
+        "context_length",
+        "cuda_graph_max_bs",
+        "disable_radix_cache",
+        "dp_size",
+        "dtype",
+        "ep_size",
+        "kv_cache_dtype",
+        "max_prefill_tokens",
+        "max_running_requests",
+        "max_total_tokens",
+        "mem_fraction_static",
+        "model_path",
+        "page_size",
+        "pp_size",
+        "quantization",
+        "schedule_policy",
+        "speculative_algorithm",
+        "tp_size",
+    }
+)
+_SERVER_INFO = _SETTINGS | {"version", "max_total_num_tokens", "internal_states", "memory_usage", "kvcache"}
+
+_model_and_rank = key_by(("model_name", "name", "model"), ("dp_rank",))
+
+
+def _key(labels: Mapping[str, str]) -> Key:
+    model, rank = _model_and_rank(labels)
+    if worker := labels.get("worker_addr"):
+        rank = clean_label(worker if rank == "0" else f"{worker}#{rank}")
+    return model, rank
+
+
+def _positive(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and value > 0 else None
+
+
+def _server_info(documents: Mapping[str, Any]) -> Mapping[str, Any]:
+    for path in ("/server_info", "/get_server_info"):
+        if isinstance(document := documents.get(path), dict):
+            return document
+    return {}
+
+
+def _pool_gib(info: Mapping[str, Any]) -> float | None:
+    """GiB of K/V cache on a GPU; None where the document holds several schedulers."""
+    states = info.get("internal_states")
+    if not isinstance(states, list) or len(states) != 1 or not isinstance(states[0], dict):
+        return None
+    usage = states[0].get("memory_usage")
+    return _positive(usage.get("kvcache")) if isinstance(usage, dict) else None
+
+
+def _max_model_lens(documents: Mapping[str, Any]) -> dict[str, float]:
+    models = documents.get("/v1/models")
+    entries = models.get("data") if isinstance(models, dict) else None
+    return {
+        clean_label(entry["id"]): length
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict)
+        and isinstance(entry.get("id"), str)
+        and (length := _positive(entry.get("max_model_len"))) is not None
+    }
+
+
+def _pages(page: Page) -> dict[Key, dict[str, float]]:
+    """Pages of the pool by cache_config_info, for each rank."""
+    pages: dict[Key, dict[str, float]] = {}
+    for row in (sample for name in CONFIG_INFO for sample in page.get(name)):
+        for quantity, label in (("kv_cache_blocks", "num_pages"), ("kv_cache_block_tokens", "page_size")):
+            if row.labels.get(label, "").isdecimal():
+                pages.setdefault(_key(row.labels), {})[quantity] = float(row.labels[label])
+    return pages
+
+
+def _complete(values: dict[str, Any]) -> None:
+    """Turn what the table read into the reading's quantities, in place."""
+    usages = [values.pop(name, None) for name in ("full_usage", "window_usage", "mamba_usage")]
+    if usages[0] is not None:
+        values["kv_cache_usage_ratio"] = max(usage for usage in usages if usage is not None)
+    # Zero where the engine keeps its pool outside the allocator that it asks.
+    if gib := values.pop("kv_cache_gib", None):
+        values["kv_cache_capacity_bytes"] = float(round(gib * _GIB))
+    if "prompt_tokens_total" in values and "prefix_cache_hits_tokens_total" in values:
+        # Both count when a request ends, and the prompt includes what came from the cache.
+        values["prefix_cache_queries_tokens_total"] = values["prompt_tokens_total"]
+
+
+def read(evidence: Evidence) -> EngineReading:
+    """What an SGLang server says of itself."""
+    page, info = evidence.page, _server_info(evidence.documents)
+    table = read_table(page, TABLE, _key)
+    lengths = _max_model_lens(evidence.documents)
+    pages = _pages(page)
+    for key, values in table.values.items():
+        _complete(values)
+        stated = {
+            **pages.get(key, {}),
+            "kv_cache_capacity_tokens": _positive(info.get("max_total_num_tokens")),
+            "max_model_len_tokens": lengths.get(key[0]),
+        }
+        if len(table.values) == 1 and (gib := _pool_gib(info)) is not None:
+            stated["kv_cache_capacity_bytes"] = float(round(gib * _GIB))
+        for quantity, value in stated.items():
+            if value is not None:
+                values.setdefault(quantity, value)
+    version, path = info.get("version"), info.get("model_path")
+    return engine_reading(
+        "sglang",
+        page,
+        table,
+        engine_version=clean_label(version) if isinstance(version, str) and version else None,
+        settings={
+            name: normalize(name, clean_label(str(info[name])))
+            for name in sorted(_SETTINGS)
+            if isinstance(info.get(name), str | int | float)
+        },
+        served_root=path if isinstance(path, str) else None,
+    )
+
+
+ADAPTER = Adapter(
+    name="sglang",
+    title="SGLang",
+    usual_ports=(30000,),
+    owns=lambda name: name.startswith(("sglang:", "sglang_")),
+    owned_by="sglang",
+    wanted=WANTED,
+    endpoints=(
+        Endpoint("/server_info", fields=_SERVER_INFO),  # since 0.5.6
+        Endpoint("/get_server_info", fields=_SERVER_INFO),
+        Endpoint("/v1/models"),
+    ),
+    read=read,
+    launch_model_flag="model_path",
+)

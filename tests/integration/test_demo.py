@@ -1,0 +1,94 @@
+"""`brimline demo`, as a stranger starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prometheus_server import Prometheus, get_text, is_up, tool
+from waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def demo(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    """The demo and the addresses that it printed."""
+    path = f"{Path(tool('prometheus')).parent}:{os.environ['PATH']}"
+    printed = tmp_path_factory.mktemp("demo") / "printed"
+    with open(printed, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "brimline", "demo"],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PATH": path},
+        )
+    try:
+        eventually(lambda: process.poll() is not None or b"Ctrl-C" in printed.read_bytes(), within=60)
+        text = printed.read_text()
+        assert process.poll() is None, text
+        assert "SIMULATED" in text
+        yield process, dict(re.findall(r"^  (\S+).*?(http://\S+)$", text, re.MULTILINE))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+Demo = tuple[subprocess.Popen[bytes], dict[str, str]]
+
+
+def test_prometheus_holds_both_servers_and_says_that_they_are_simulated(demo: Demo) -> None:
+    prometheus = Prometheus(demo[1]["Prometheus"].partition("/graph")[0])
+
+    eventually(lambda: len(prometheus.query("brimline_target_up == 1")) == 2, within=60)
+
+    assert {row["simulated"] for row, _ in prometheus.query("brimline_target_info")} == {"true"}
+    lengths = {row["target"]: value for row, value in prometheus.query("brimline_max_model_len_tokens")}
+    assert lengths == {"short-context": 32768, "long-context": 131072}
+    assert len(prometheus.query("brimline_gpu_memory_used_bytes > 70e9")) == 2
+    assert prometheus.query("brimline_target_problem") == []
+    assert prometheus.query("brimline_target_config_mismatch == 1") == []
+    # 16-bit and 8-bit K/V of Llama-3.1-8B: 32 layers, K and V, 8 heads of 128.
+    per_token = prometheus.query("brimline_kv_cache_capacity_bytes / brimline_kv_cache_capacity_tokens")
+    assert {row["target"]: value for row, value in per_token} == {
+        "short-context": 131072,
+        "long-context": 65536,
+    }
+
+
+def test_each_gpu_belongs_to_one_server(demo: Demo) -> None:
+    page = get_text(f"{demo[1]['metrics']}")
+
+    rows = re.findall(r'brimline_target_gpu_info\{gpu="([^"]+)",rank="0",target="([^"]+)"\} 1.0', page)
+
+    assert len({gpu for gpu, _ in rows}) == 2
+    assert {target for _, target in rows} == {"short-context", "long-context"}
+
+
+def test_the_page_carries_the_banner(demo: Demo) -> None:
+    assert "Simulated servers" in get_text(demo[1]["status"])
+
+
+def test_the_simulated_server_speaks_as_vllm_does(demo: Demo) -> None:
+    address = demo[1]["short-context"].removesuffix("/metrics")
+
+    assert json.loads(get_text(f"{address}/version"))["version"].endswith("+simulated")
+    assert "# TYPE vllm:kv_cache_usage_perc gauge" in get_text(f"{address}/metrics")
+
+
+def test_ctrl_c_ends_everything(demo: Demo) -> None:
+    """The last test of this file: it ends the demo."""
+    process, addresses = demo
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(20) == 0
+    assert not [address for address in addresses.values() if is_up(address)]

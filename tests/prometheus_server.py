@@ -1,0 +1,102 @@
+"""A real Prometheus for tests: started, asked over its HTTP API, ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from waiting import eventually
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get_text(url: str, headers: dict[str, str] | None = None, timeout: float = 20.0) -> str:
+    """Body of a GET."""
+    request = urllib.request.Request(url, headers=headers or {})
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return str(answer.read().decode())
+
+
+def is_up(url: str) -> bool:
+    """True where a GET is answered with 200."""
+    try:
+        get_text(url, timeout=2)
+    except OSError:
+        return False
+    return True
+
+
+def tool(name: str) -> str:
+    """Path of `prometheus` or `promtool`; `make test` puts them on PATH."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(
+            f"{name} is not on PATH; run `make test`, or put the folder that tools/prometheus.sh "
+            "prints on PATH"
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus."""
+
+    url: str
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and values of an instant query."""
+        url = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        document: dict[str, Any] = json.loads(get_text(url))
+        return [(row["metric"], float(row["value"][1])) for row in document["data"]["result"]]
+
+    def value(self, expression: str) -> float | None:
+        """The one value of an instant query; None where it is empty."""
+        rows = self.query(expression)
+        assert len(rows) <= 1, f"{expression}: {rows}"
+        return rows[0][1] if rows else None
+
+
+@contextmanager
+def running_prometheus(folder: Path, ports: list[int], *, interval: str = "1s") -> Iterator[Prometheus]:
+    """Prometheus that scrapes exporters on the ports as one job."""
+    port = free_port()
+    targets = ", ".join(f"'127.0.0.1:{exporter}'" for exporter in ports)
+    config = folder / "prometheus.yml"
+    config.write_text(
+        f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
+        f"scrape_configs: [{{job_name: brimline, static_configs: [{{targets: [{targets}]}}]}}]\n"
+    )
+    with open(folder / "prometheus.log", "wb") as log:
+        process = subprocess.Popen(
+            [
+                tool("prometheus"),
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        prometheus = Prometheus(f"http://127.0.0.1:{port}")
+        eventually(lambda: is_up(f"{prometheus.url}/-/ready"), within=30)
+        yield prometheus
+    finally:
+        process.terminate()
+        process.wait(10)

@@ -1,0 +1,682 @@
+"""Rounds over real servers: what a failed target leaves behind, what is shared, and what is asked when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from brimline.collect import Collector
+from brimline.config import BasicAuth, Config, GpuConfig, Seconds, Target
+from brimline.exposition import render
+from brimline.readings import TARGET_REASONS, RankReading, Snapshot, TargetSnapshot
+from fake_servers import (
+    FAULTS,
+    FakeServer,
+    FakeVllm,
+    answer,
+    hang,
+    json_answer,
+    llamacpp_routes,
+    when,
+)
+from waiting import eventually
+
+# What is said of a target that cannot be read: its health, and nothing that it ever said itself.
+HEALTH = {
+    "brimline_target_info",
+    "brimline_target_up",
+    "brimline_target_problem",
+    "brimline_target_errors_total",
+    "brimline_target_scrape_duration_seconds",
+    "brimline_target_last_success_timestamp_seconds",
+    "brimline_target_unparsed_lines_total",
+    "brimline_target_dropped_series_total",
+}
+PATIENT = Seconds(20.0)  # far above what a loaded machine needs
+IMPATIENT = Seconds(0.5)
+
+
+def target(name: str, server: FakeServer, **settings: Any) -> Target:
+    return Target(name=name, url=server.url, **{"timeout": PATIENT, **settings})
+
+
+def config_of(*targets: Target) -> Config:
+    return Config(targets=list(targets), gpu=GpuConfig(backend="none"))
+
+
+@contextlib.asynccontextmanager
+async def collecting(*targets: Target, **options: Any) -> AsyncIterator[Collector]:
+    collector = Collector(config_of(*targets), **options)
+    await collector.start()
+    try:
+        yield collector
+    finally:
+        await collector.close()
+
+
+def exposed(snapshot: Snapshot, name: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every exposed sample of one target: (sample name, the other labels) → value."""
+    page, _ = render(snapshot)
+    return {
+        (sample.name, frozenset(sample.labels.items() - {("target", name)})): sample.value
+        for family in text_string_to_metric_families(page.decode())
+        for sample in family.samples
+        if sample.labels.get("target") == name
+    }
+
+
+def one_of(snapshot: Snapshot, name: str) -> TargetSnapshot:
+    found = snapshot.target(name)
+    assert found is not None
+    return found
+
+
+def rank_of(snapshot: Snapshot, name: str) -> RankReading:
+    reading = one_of(snapshot, name).reading
+    assert reading is not None
+    [rank] = reading.ranks
+    return rank
+
+
+def assert_down(snapshot: Snapshot, name: str, reason: str, *, failures: int = 1) -> None:
+    samples = exposed(snapshot, name)
+    said = {sample for sample, _ in samples}
+    problems = [dict(labels)["reason"] for sample, labels in samples if sample == "brimline_target_problem"]
+    errors = {
+        dict(labels)["reason"]: value
+        for (sample, labels), value in samples.items()
+        if sample == "brimline_target_errors_total"
+    }
+    assert said <= HEALTH
+    assert samples["brimline_target_up", frozenset()] == 0
+    assert problems == [reason]
+    assert errors.keys() == TARGET_REASONS.keys()
+    assert errors[reason] == failures
+    # A server's settings may be refused along with its page; nothing else is counted.
+    assert {r for r, count in errors.items() if count} <= {reason, "config_endpoint"}
+
+
+def assert_up(snapshot: Snapshot, name: str, *, generation_tokens: float) -> None:
+    state = one_of(snapshot, name)
+    assert (state.up, state.problems) == (True, ())
+    assert rank_of(snapshot, name).generation_tokens_total == generation_tokens
+    assert exposed(snapshot, name)["brimline_target_up", frozenset()] == 1
+
+
+@pytest.fixture(name="healthy")
+def _healthy() -> Iterator[FakeServer]:
+    with FakeServer(FakeVllm(generation_tokens=77).routes()) as server:
+        yield server
+
+
+# --- faults
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_costs_the_target_and_no_other(name: str, healthy: FakeServer) -> None:
+    fault = FAULTS[name]
+
+    async def scenario(server: FakeServer) -> Snapshot:
+        faulty = target("faulty", server, timeout=IMPATIENT if fault.slow else PATIENT)
+        async with collecting(faulty, target("healthy", healthy)) as collector:
+            return await collector.snapshot()
+
+    with FakeServer(fault.routes) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert_down(snapshot, "faulty", fault.reason)
+    assert_up(snapshot, "healthy", generation_tokens=77)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_server_that_breaks_has_no_value_and_comes_back(name: str, healthy: FakeServer) -> None:
+    fault, vllm = FAULTS[name], FakeVllm(generation_tokens=10)
+
+    async def scenario(server: FakeServer) -> tuple[Snapshot, ...]:
+        breaking = target("breaking", server, timeout=Seconds(1.0) if fault.slow else PATIENT)
+        async with collecting(breaking, target("healthy", healthy)) as collector:
+            before = await collector.snapshot()
+            server.routes = dict(fault.routes)
+            during = await collector.snapshot()
+            vllm.generation_tokens = 20
+            server.routes = vllm.routes()
+            after = await collector.snapshot()
+        return before, during, after
+
+    with FakeServer(vllm.routes()) as server:
+        before, during, after = asyncio.run(scenario(server))
+
+    assert_up(before, "breaking", generation_tokens=10)
+    assert_down(during, "breaking", fault.reason)
+    assert_up(after, "breaking", generation_tokens=20)
+    for snapshot in (before, during, after):
+        assert_up(snapshot, "healthy", generation_tokens=77)
+
+
+def test_a_server_that_ends_is_down_at_once_and_up_again_when_it_is_back(healthy: FakeServer) -> None:
+    async def scenario() -> tuple[Snapshot, ...]:
+        server = FakeServer(FakeVllm(generation_tokens=10, keep_alive=True).routes())
+        async with collecting(target("ending", server), target("healthy", healthy)) as collector:
+            with server:
+                before = await collector.snapshot()
+            during = [await collector.snapshot() for _ in range(2)]
+            with FakeServer(FakeVllm(generation_tokens=5).routes(), port=server.port):
+                after = await collector.snapshot()
+        return before, *during, after
+
+    before, down, still_down, after = asyncio.run(scenario())
+
+    assert_up(before, "ending", generation_tokens=10)
+    assert_down(down, "ending", "connection")
+    assert_down(still_down, "ending", "connection", failures=2)
+    assert_up(after, "ending", generation_tokens=5)
+    assert_up(down, "healthy", generation_tokens=77)
+    assert one_of(still_down, "ending").last_success == one_of(before, "ending").last_success
+
+
+@pytest.mark.parametrize("between", ["nothing", "another program's metrics", "500", "404", "401"])
+def test_another_engine_may_come_back_in_its_place(between: str) -> None:
+    async def scenario(server: FakeServer) -> tuple[Snapshot, Snapshot]:
+        async with collecting(target("changing", server)) as collector:
+            before = await collector.snapshot()
+            if between != "nothing":
+                server.routes = dict(FAULTS[between].routes)
+                await collector.snapshot()
+            server.routes = llamacpp_routes()
+            return before, await collector.snapshot()
+
+    with FakeServer(FakeVllm(generation_tokens=0).routes()) as server:
+        before, after = asyncio.run(scenario(server))
+
+    changed = one_of(after, "changing").reading
+    assert_up(before, "changing", generation_tokens=0)
+    assert_up(after, "changing", generation_tokens=222)
+    assert changed is not None
+    assert changed.engine == "llamacpp"
+
+
+def test_a_configured_engine_takes_no_other() -> None:
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("strict", server, engine="vllm")) as collector:
+            await collector.snapshot()
+            server.routes = llamacpp_routes()
+            return await collector.snapshot()
+
+    with FakeServer(FakeVllm().routes()) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert_down(snapshot, "strict", "wrong_engine")
+
+
+def test_an_idle_server_that_loses_its_metrics_is_down() -> None:
+    # Without tokens and with the same start time nothing but the missing families tells it.
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("losing", server)) as collector:
+            await collector.snapshot()
+            server.routes["/metrics"] = FAULTS["vLLM without statistics"].routes["/metrics"]
+            return await collector.snapshot()
+
+    with FakeServer(FakeVllm(generation_tokens=0).routes()) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert_down(snapshot, "losing", "metrics_disabled")
+
+
+def test_settings_that_cannot_be_read_are_a_problem_of_a_target_that_is_up() -> None:
+    with FakeServer(FakeVllm().routes() | {"/v1/models": answer("", status=401)}) as server:
+        snapshot = asyncio.run(_one_round(target("keyed", server)))
+
+    state = one_of(snapshot, "keyed")
+    assert (state.up, [problem.reason for problem in state.problems]) == (True, ["config_endpoint"])
+    assert state.errors["config_endpoint"] == 1
+
+
+async def _one_round(*targets: Target) -> Snapshot:
+    async with collecting(*targets) as collector:
+        return await collector.snapshot()
+
+
+# --- what is read
+
+
+def test_every_model_and_rank_reaches_the_snapshot() -> None:
+    vllm = FakeVllm(models=("alpha", "beta"), generation_tokens=9)
+    ranked = FakeVllm(ranks=2, blocks=1000)
+    with FakeServer(vllm.routes()) as server, FakeServer(ranked.routes()) as parallel:
+        snapshot = asyncio.run(_one_round(target("models", server), target("ranks", parallel)))
+
+    models, ranks = one_of(snapshot, "models").reading, one_of(snapshot, "ranks").reading
+    assert models is not None
+    assert ranks is not None
+    assert [(r.model, r.rank, r.generation_tokens_total) for r in models.ranks] == [
+        ("alpha", "0", 9),
+        ("beta", "0", 9),
+    ]
+    assert [(r.model, r.rank, r.kv_cache_blocks) for r in ranks.ranks] == [
+        ("demo-model", "0", 500),
+        ("demo-model", "1", 500),
+    ]
+    assert {
+        labels for sample, labels in exposed(snapshot, "ranks") if sample == "brimline_requests_running"
+    } == {
+        frozenset({("model", "demo-model"), ("rank", "0")}),
+        frozenset({("model", "demo-model"), ("rank", "1")}),
+    }
+
+
+def test_what_costs_nothing_is_asked_before_any_metrics_page() -> None:
+    with FakeServer(FakeVllm().routes()) as server:
+        asyncio.run(_one_round(target("vllm", server)))
+
+    assert server.paths() == ["/version", "/v1/models", "/metrics"]
+
+
+def test_an_unknown_owner_is_asked_for_the_harmless_page_first() -> None:
+    routes = FakeVllm().routes()
+    routes["/v1/models"] = json_answer({"data": [{"id": "m", "owned_by": "somebody"}]})
+    with FakeServer(routes) as server:
+        snapshot = asyncio.run(_one_round(target("unknown", server)))
+
+    assert one_of(snapshot, "unknown").up
+    assert server.paths() == ["/version", "/v1/models", "/prometheus/metrics", "/metrics"]
+
+
+def test_a_page_found_at_another_path_is_kept() -> None:
+    routes = {"/v1/metrics": answer(FakeVllm().page())}
+
+    async def scenario(server: FakeServer) -> list[str]:
+        async with collecting(target("elsewhere", server)) as collector:
+            await collector.snapshot()
+            server.requests.clear()
+            await collector.snapshot()
+        return server.paths()
+
+    with FakeServer(routes) as server:
+        assert asyncio.run(scenario(server)) == ["/v1/metrics"]
+
+
+def test_a_configured_path_is_the_only_page_asked_for() -> None:
+    routes = FakeVllm().routes() | {"/own/page": answer(FakeVllm(generation_tokens=8).page())}
+    with FakeServer(routes) as server:
+        snapshot = asyncio.run(_one_round(target("own", server, metrics_path="/own/page")))
+
+    assert_up(snapshot, "own", generation_tokens=8)
+    assert server.count("/metrics") == 0
+
+
+# --- restarts
+
+
+def _restart_by_counter(vllm: FakeVllm) -> None:
+    vllm.generation_tokens = 3
+
+
+def _restart_by_start_time(vllm: FakeVllm) -> None:
+    vllm.generation_tokens += 1
+    vllm.start_time += 60
+
+
+@pytest.mark.parametrize("restart", [_restart_by_counter, _restart_by_start_time])
+def test_a_restarted_server_is_asked_for_its_settings_again(restart: Callable[[FakeVllm], None]) -> None:
+    vllm = FakeVllm(generation_tokens=1000, version="0.32.0", max_model_len=4096)
+
+    async def scenario(server: FakeServer) -> list[tuple[int, str | None, float | None]]:
+        seen = []
+        async with collecting(target("restarting", server)) as collector:
+            for step in range(4):
+                if step == 2:
+                    restart(vllm)
+                    vllm.version, vllm.max_model_len = "0.33.0", 8192
+                snapshot = await collector.snapshot()
+                reading = one_of(snapshot, "restarting").reading
+                assert reading is not None
+                seen.append(
+                    (server.count("/version"), reading.engine_version, reading.ranks[0].max_model_len_tokens)
+                )
+        return seen
+
+    with FakeServer(vllm.routes()) as server:
+        seen = asyncio.run(scenario(server))
+
+    assert seen == [(1, "0.32.0", 4096), (1, "0.32.0", 4096), (2, "0.33.0", 8192), (2, "0.33.0", 8192)]
+
+
+def test_a_restart_with_other_settings_is_a_change_of_configuration() -> None:
+    vllm = FakeVllm(generation_tokens=1000)
+
+    async def scenario(server: FakeServer) -> list[TargetSnapshot]:
+        async with collecting(target("t", server)) as collector:
+            first = await collector.snapshot()
+            vllm.generation_tokens = 3
+            same = await collector.snapshot()
+            vllm.generation_tokens, vllm.max_model_len = 2, 8192
+            return [one_of(s, "t") for s in (first, same, await collector.snapshot())]
+
+    with FakeServer(vllm.routes()) as server:
+        first, same, other = asyncio.run(scenario(server))
+
+    assert first.fingerprint == same.fingerprint != other.fingerprint
+    assert (first.config_changed, same.config_changed) == (None, None)
+    assert other.config_changed == other.last_success
+
+
+# --- rounds
+
+
+def test_one_round_is_shared_by_all_who_ask_meanwhile() -> None:
+    gate, vllm = threading.Event(), FakeVllm()
+
+    async def scenario(server: FakeServer) -> tuple[list[Snapshot], int]:
+        async with collecting(target("shared", server)) as collector:
+            await collector.snapshot()
+            server.requests.clear()
+            server.routes["/metrics"] = when(gate, vllm.routes()["/metrics"])
+            callers = [asyncio.ensure_future(collector.snapshot()) for _ in range(50)]
+            await asyncio.sleep(0)
+            gate.set()
+            snapshots = await asyncio.gather(*callers)
+            asked = len(server.requests)
+            await collector.snapshot()
+        return snapshots, asked
+
+    with FakeServer(vllm.routes()) as server:
+        snapshots, asked = asyncio.run(scenario(server))
+
+    assert asked == 1
+    assert len({id(snapshot) for snapshot in snapshots}) == 1
+    assert server.count("/metrics") == 2  # the next one asks again
+
+
+def test_a_round_lasts_as_long_as_its_slowest_server_and_not_their_sum() -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(FakeServer({"*": hang})) for _ in range(8)]
+        begun = time.monotonic()
+        snapshot = asyncio.run(
+            _one_round(*(target(f"hanging-{i}", s, timeout=Seconds(1.0)) for i, s in enumerate(servers)))
+        )
+        lasted = time.monotonic() - begun
+
+    assert [state.up for state in snapshot.targets] == [False] * 8
+    assert 0.9 < lasted < 5.0
+
+
+def test_a_budget_ends_the_round_and_costs_only_who_has_not_answered(healthy: FakeServer) -> None:
+    async def scenario(server: FakeServer) -> tuple[Snapshot, float]:
+        async with collecting(target("hanging", server), target("healthy", healthy)) as collector:
+            begun = time.monotonic()
+            snapshot = await collector.snapshot(1.5)
+            return snapshot, time.monotonic() - begun
+
+    with FakeServer({"*": hang}) as server:
+        snapshot, lasted = asyncio.run(scenario(server))
+
+    assert lasted < 8
+    assert_down(snapshot, "hanging", "timeout")
+    assert_up(snapshot, "healthy", generation_tokens=77)
+
+
+def test_a_joiner_with_less_time_ends_the_round_for_all(healthy: FakeServer) -> None:
+    async def scenario(server: FakeServer) -> tuple[list[Snapshot], float]:
+        async with collecting(target("hanging", server), target("healthy", healthy)) as collector:
+            begun = time.monotonic()
+            patient = asyncio.ensure_future(collector.snapshot(19))
+            await asyncio.sleep(0)
+            hurried = asyncio.ensure_future(collector.snapshot(1.5))
+            unhurried = asyncio.ensure_future(collector.snapshot())
+            snapshots = await asyncio.gather(patient, hurried, unhurried)
+            return snapshots, time.monotonic() - begun
+
+    with FakeServer({"*": hang}) as server:
+        snapshots, lasted = asyncio.run(scenario(server))
+
+    assert lasted < 8
+    assert snapshots[0] is snapshots[1] is snapshots[2]
+    assert_down(snapshots[0], "hanging", "timeout")
+    assert_up(snapshots[0], "healthy", generation_tokens=77)
+
+
+def test_a_caller_that_goes_away_does_not_take_the_round_with_it() -> None:
+    gate, vllm = threading.Event(), FakeVllm(generation_tokens=4)
+
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("shared", server)) as collector:
+            leaving = asyncio.ensure_future(collector.snapshot())
+            await asyncio.sleep(0)
+            staying = asyncio.ensure_future(collector.snapshot())
+            await asyncio.sleep(0)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            gate.set()
+            return await staying
+
+    with FakeServer({path: when(gate, reply) for path, reply in vllm.routes().items()}) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert_up(snapshot, "shared", generation_tokens=4)
+    assert server.count("/metrics") == 1
+
+
+def test_a_round_that_everybody_left_is_finished_for_the_next_caller() -> None:
+    gate, vllm = threading.Event(), FakeVllm(generation_tokens=4)
+
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("shared", server)) as collector:
+            leaving = asyncio.ensure_future(collector.snapshot())
+            await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            gate.set()
+            return await collector.snapshot()
+
+    with FakeServer({path: when(gate, reply) for path, reply in vllm.routes().items()}) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert_up(snapshot, "shared", generation_tokens=4)
+    assert server.count("/metrics") == 1
+
+
+def test_no_targets_are_a_snapshot_too() -> None:
+    snapshot = asyncio.run(_one_round())
+
+    assert snapshot.targets == ()
+    assert b"brimline_build_info" in render(snapshot)[0]
+
+
+def test_a_new_configuration_replaces_the_targets_and_keeps_what_did_not_change(healthy: FakeServer) -> None:
+    async def scenario(server: FakeServer) -> tuple[Snapshot, Snapshot]:
+        kept, dropped = target("kept", healthy), target("dropped", server)
+        async with collecting(kept, dropped) as collector:
+            before = await collector.snapshot()
+            collector.configure(config_of(kept, target("added", server, metrics_path="/metrics")))
+            return before, await collector.snapshot()
+
+    with FakeServer(FakeVllm().routes()) as server:
+        before, after = asyncio.run(scenario(server))
+
+    assert [state.name for state in before.targets] == ["kept", "dropped"]
+    assert [(state.name, state.up) for state in after.targets] == [("kept", True), ("added", True)]
+    assert healthy.count("/version") == 1  # not detected again
+
+
+# --- min_interval
+
+
+class Clock:
+    """A monotonic clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_within_min_interval_the_last_reading_is_served_with_its_age_and_nothing_is_asked() -> None:
+    clock, vllm = Clock(), FakeVllm(generation_tokens=10)
+
+    async def scenario(server: FakeServer) -> list[tuple[float, float | None, int]]:
+        seen = []
+        limited = target("limited", server, min_interval=Seconds(30.0))
+        async with collecting(limited, monotonic=clock) as collector:
+            for passed in (0.0, 10.0, 19.5, 0.5, 1.0):
+                clock.now += passed
+                snapshot = await collector.snapshot()
+                vllm.generation_tokens += 1
+                age = exposed(snapshot, "limited")["brimline_target_reading_age_seconds", frozenset()]
+                tokens = rank_of(snapshot, "limited").generation_tokens_total
+                seen.append((age, tokens, server.count("/metrics")))
+        return seen
+
+    with FakeServer(vllm.routes()) as server:
+        seen = asyncio.run(scenario(server))
+
+    assert seen == [(0, 10, 1), (10, 10, 1), (29.5, 10, 1), (0, 13, 2), (1, 13, 2)]
+
+
+def test_within_min_interval_a_failed_server_is_not_asked_again_either() -> None:
+    clock, vllm = Clock(), FakeVllm(generation_tokens=10)
+
+    async def scenario(server: FakeServer) -> list[tuple[bool, int, int]]:
+        seen = []
+        limited = target(
+            "limited", server, min_interval=Seconds(30.0), metrics_path="/metrics", engine="vllm"
+        )
+        async with collecting(limited, monotonic=clock) as collector:
+            for passed in (0.0, 29.0, 1.0):
+                clock.now += passed
+                state = one_of(await collector.snapshot(), "limited")
+                assert (state.reading is None) == (not state.up)
+                seen.append((state.up, state.errors["http_status"], server.count("/metrics")))
+                server.routes = vllm.routes()
+        return seen
+
+    with FakeServer(FAULTS["500"].routes) as server:
+        assert asyncio.run(scenario(server)) == [(False, 1, 1), (False, 1, 1), (True, 1, 2)]
+
+
+def test_a_failure_ends_the_reading_that_was_served_before() -> None:
+    clock, vllm = Clock(), FakeVllm(generation_tokens=10)
+
+    async def scenario(server: FakeServer) -> Snapshot:
+        limited = target("limited", server, min_interval=Seconds(30.0))
+        async with collecting(limited, monotonic=clock) as collector:
+            await collector.snapshot()
+            server.routes = dict(FAULTS["500"].routes)
+            clock.now += 31
+            await collector.snapshot()
+            clock.now += 1
+            return await collector.snapshot()
+
+    with FakeServer(vllm.routes()) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert_down(snapshot, "limited", "http_status")
+
+
+# --- credentials, proxies, names
+
+
+def test_credentials_are_read_at_each_scrape(tmp_path: Path) -> None:
+    token, password = tmp_path / "token", tmp_path / "password"
+    password.write_text("pw")
+
+    async def scenario(server: FakeServer, basic: FakeServer) -> list[Snapshot]:
+        snapshots = []
+        targets = (
+            target("token", server, bearer_token_file=str(token)),
+            target("basic", basic, basic_auth=BasicAuth(username="me", password_file=str(password))),
+        )
+        async with collecting(*targets) as collector:
+            for text in ("tok-1", "tok-2", None):
+                token.write_text(text) if text is not None else token.unlink()
+                snapshots.append(await collector.snapshot())
+        return snapshots
+
+    with FakeServer(FakeVllm().routes()) as server, FakeServer(FakeVllm().routes()) as basic:
+        first, second, missing = asyncio.run(scenario(server, basic))
+
+    sent = [request.headers["authorization"] for request in server.requests if request.path == "/metrics"]
+    assert (one_of(first, "token").up, one_of(second, "token").up) == (True, True)
+    assert sent == ["Bearer tok-1", "Bearer tok-2"]
+    assert_down(missing, "token", "credentials")
+    assert {request.headers["authorization"] for request in basic.requests} == {"Basic bWU6cHc="}
+    assert one_of(missing, "basic").up
+
+
+def test_names_that_hang_cost_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The event loop's own resolver has six threads here at most; this many names would fill them.
+    gate, real = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(host, str) and host.startswith("hanging"):
+            gate.wait(60)
+        if isinstance(host, str) and host.endswith(".test"):
+            host = "127.0.0.1"
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    async def scenario(server: FakeServer) -> tuple[Snapshot, float]:
+        hanging = [
+            Target(name=f"hanging-{i}", url=f"http://hanging-{i}.test:8000", timeout=Seconds(2.0))
+            for i in range(6)
+        ]
+        healthy = Target(name="healthy", url=f"http://healthy.test:{server.port}", timeout=Seconds(2.0))
+        async with collecting(*hanging, healthy) as collector:
+            begun = time.monotonic()
+            snapshot = await collector.snapshot()
+            return snapshot, time.monotonic() - begun
+
+    try:
+        with FakeServer(FakeVllm(generation_tokens=5).routes()) as server:
+            snapshot, lasted = asyncio.run(scenario(server))
+    finally:
+        gate.set()
+    eventually(lambda: not any(thread.name == "brimline-dns" for thread in threading.enumerate()))
+
+    assert lasted < 8
+    assert_up(snapshot, "healthy", generation_tokens=5)
+    for i in range(6):
+        assert_down(snapshot, f"hanging-{i}", "timeout")
+
+
+# --- hostile answers
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        '{"data": "vllm"}',
+        '{"data": [null, 7, {"id": 5, "owned_by": ["vllm"]}]}',
+        '{"data": [{"id": "demo-model", "owned_by": "vllm", "max_model_len": -1e999}]}',
+        "[" * 5000 + "]" * 5000,
+        '{"data": [{"id": "m", "owned_by": "vllm", "extra": ' + "[" * 700 + "]" * 700 + "}]}",
+    ],
+)
+def test_strange_settings_do_not_cost_the_page(models: str) -> None:
+    routes = FakeVllm(generation_tokens=6).routes() | {"/v1/models": answer(models)}
+    with FakeServer(routes) as server:
+        snapshot = asyncio.run(_one_round(target("strange", server)))
+
+    assert_up(snapshot, "strange", generation_tokens=6)
+
+
+def test_impossible_values_are_dropped_and_said() -> None:
+    vllm = FakeVllm(kv_usage=1.5)
+    with FakeServer(vllm.routes()) as server:
+        snapshot = asyncio.run(_one_round(target("odd", server)))
+
+    state = one_of(snapshot, "odd")
+    assert (state.up, [problem.reason for problem in state.problems]) == (True, ["bad_values"])
+    assert rank_of(snapshot, "odd").kv_cache_usage_ratio is None
+    assert rank_of(snapshot, "odd").requests_running == 3
