@@ -25,7 +25,7 @@ def strip_document(document: Any) -> Any:
     if isinstance(document, dict):
         return {
             key: SECRET_MASK
-            if is_secret_setting(key) and value not in (None, "", False)
+            if is_secret_setting(key) and isinstance(value, str) and value
             else strip_document(value)
             for key, value in document.items()
         }

@@ -31,11 +31,12 @@ from brimline.engines import (
     Evidence,
     describe_foreign_page,
     engine_of_models,
+    engines_on,
     identify,
 )
 from brimline.engines.launch import mismatches, normalize, parse_launch, split_command
 from brimline.errors import EngineError, FootprintError, SourceError
-from brimline.exposition_text import scan
+from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.footprint.kv_cache import KV_LAYOUTS
 from brimline.footprint.model import ModelShape, read_shape
@@ -140,7 +141,8 @@ class TargetReader:
         """This round's snapshot. Never raises but for cancellation."""
         started = self._monotonic()
         if self._kept is not None and started - self._kept[0] < self.target.min_interval:
-            return dataclasses.replace(self._kept[1], age_seconds=started - self._kept[0])
+            at, kept = self._kept
+            return dataclasses.replace(kept, age_seconds=started - at) if kept.up else kept
         self._client.trace.clear()
         try:
             async with asyncio.timeout(self.timeout):
@@ -162,13 +164,15 @@ class TargetReader:
     def failed(self, reason: str, detail: str, started: float) -> TargetSnapshot:
         """The snapshot of a round in which the target could not be read."""
         self._errors[reason] += 1
-        self._kept = None
         if reason in ("not_found", "not_an_engine", "wrong_engine", "metrics_disabled", "connection", "dns"):
             self._detected = None  # another server may answer there next time
         self._log_change(False, reason, detail)
-        return self._snapshot(
+        snapshot = self._snapshot(
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
         )
+        # min_interval holds for a server that fails too: it may be failing under its load.
+        self._kept = (started, snapshot)
+        return snapshot
 
     def timed_out(self, started: float) -> TargetSnapshot:
         """The snapshot of a round that ended before the target answered."""
@@ -223,8 +227,9 @@ class TargetReader:
         }
         self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
         page = scan(answer.body, detected.adapter.wanted)
-        if not page.samples:
-            identify(answer.body, detected.adapter.name)  # says what the page has become
+        if self._is_foreign(page, answer.body, detected.adapter):
+            self._detected = None
+            return await self._read()  # says what answers there now
         evidence = Evidence(page, documents, answer.headers, detected.launch)
         reading = detected.adapter.read(evidence)
         if self._has_restarted(detected, reading):
@@ -232,6 +237,14 @@ class TargetReader:
             return await self._read()
         self._detected = detected
         return await self._understand(detected, reading, problems)
+
+    @staticmethod
+    def _is_foreign(page: Page, body: bytes, adapter: Adapter) -> bool:
+        """True where the page is no longer that engine's: another server answers there, or it lost its metrics.
+
+        What every Python program exposes (its start time) does not count.
+        """
+        return not any(map(adapter.owns, page.samples)) and adapter.name not in engines_on(body)
 
     def _has_restarted(self, detected: _Detected, reading: EngineReading) -> bool:
         """True where the server is another process than the one whose settings were read, or may be."""
@@ -301,7 +314,8 @@ class TargetReader:
             except SourceError as error:
                 if error.reason not in ("not_found", "redirect", "http_status"):
                     raise
-                refusal = refusal or error
+                if refusal is None or refusal.reason == "not_found":
+                    refusal = error  # what an existing page answers says more than that others do not exist
                 continue
             try:
                 return ENGINES[identify(answer.body, self.target.engine)], answer
@@ -380,8 +394,7 @@ class TargetReader:
     ) -> tuple[EngineReading, str | None]:
         """The reading with its KV cache in bytes, where they are known, and what they come from."""
         if any(rank.kv_cache_capacity_bytes is not None for rank in reading.ranks):
-            ranks = tuple(_used_bytes(rank) for rank in reading.ranks)
-            return dataclasses.replace(reading, ranks=ranks), "the server's own budget"
+            return reading, "the server's own budget"
         path = self._model_path(reading)
         kv_layout = detected.adapter.kv_layout
         if path is None or kv_layout is None or not (detected.launch_known or self._may_assume_defaults()):
@@ -451,15 +464,6 @@ def _with_bytes(rank: RankReading, per_token: float) -> RankReading:
         kv_cache_capacity_bytes=None if capacity is None else float(int(capacity * per_token)),
         kv_cache_used_bytes=None if used is None else float(int(used * per_token)),
     )
-
-
-def _used_bytes(rank: RankReading) -> RankReading:
-    capacity, usage = rank.kv_cache_capacity_bytes, rank.kv_cache_usage_ratio
-    if capacity is None or usage is None:
-        return rank
-    tokens, used = rank.kv_cache_capacity_tokens, rank.kv_cache_used_tokens
-    share = used / tokens if tokens and used is not None else usage
-    return dataclasses.replace(rank, kv_cache_used_bytes=float(round(capacity * share)))
 
 
 # --- all targets

@@ -557,8 +557,11 @@ def masked(config: Config) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+# Not every token is one: next_token and max_tokens are ordinary settings of these engines.
 _SECRET_WORD = re.compile(
-    r"(?i)(?:^|[_-])(?:api[_-]?keys?|token|password|passwd|secret|credentials?)(?:$|[_-])"
+    r"(?i)^token$|(?:^|[_-])(?:api|auth|access|bearer|hf|hub|id|refresh|secret|session)[_-]?tokens?(?:$|[_-])"
+    r"|(?:^|[_-])(?:api|private|secret|access)[_-]?keys?(?:$|[_-])"
+    r"|(?:^|[_-])(?:password|passwd|secrets?|credentials?)(?:$|[_-])"
 )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from decimal import Decimal
+from fractions import Fraction
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -44,7 +44,7 @@ def parse_bytes(text: str) -> int:
     match = _BYTES.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size in bytes; write it as 512MiB, 2GiB or a plain number")
-    return int(Decimal(match.group(1)) * _BYTE_UNITS[match.group(2)])
+    return int(Fraction(match.group(1)) * _BYTE_UNITS[match.group(2)])
 
 
 def parse_count(text: str) -> int:
@@ -52,7 +52,7 @@ def parse_count(text: str) -> int:
     match = _COUNT.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a count; write it as 131072, 128k (128,000) or 128K (131,072)")
-    value = Decimal(match.group(1)) * _COUNT_UNITS[match.group(2)]
+    value = Fraction(match.group(1)) * _COUNT_UNITS[match.group(2)]
     if value != int(value):
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)

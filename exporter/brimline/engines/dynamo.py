@@ -1,13 +1,14 @@
 """NVIDIA Dynamo 0.7 to 1.6, worker and frontend; not tested against a live server.
 
-Names: prometheus_names.rs of the runtime, wheels 0.7.1, 1.0.2 and 1.6.1, and the metric tables of its
-documentation. A worker's page (port DYN_SYSTEM_PORT) holds the families of its engine, vLLM, SGLang or
-TensorRT-LLM, beside `dynamo_component_…`: what the engine says wins. Sample pages of the engine's families alone
-are that engine's.
+Names: lib/runtime/src/metrics/prometheus_names.rs of 2026, the wheels 0.7.1, 1.0.2 and 1.6.1, and the metric
+tables of its documentation. A worker's page (port DYN_SYSTEM_PORT) holds the families of its engine, vLLM,
+SGLang or TensorRT-LLM, beside `dynamo_component_…`: what the engine says wins. A page of an engine's families
+alone is that engine's.
 
 A frontend stands before all workers of a model. The blocks it gives are one worker's, by the last that
-registered, so no capacity is made of them; its `inflight` and `queued` requests overlap, and neither is what an
-engine runs or lets wait. A frontend whose names start otherwise (DYN_METRICS_PREFIX) is not recognised.
+registered, so no capacity is made of them. Its `inflight` requests include its `queued` ones, which last until
+the first token, so neither is what an engine runs or lets wait. A frontend whose names start otherwise
+(DYN_METRICS_PREFIX) is not recognised.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """NVIDIA NIM for LLMs 1.x; not tested against a live server.
 
-Names: a page of NIM 1.x; 2.x was not seen. They are vLLM's without a prefix, so two of them together are asked
-for that no other server is known to send. The page is at /v1/metrics and says nothing of blocks or tokens of the
-K/V cache.
+Names: a page of NIM 1.x; 2.x was not seen. They are vLLM's without a prefix, so two of them together are
+asked for that no other server is known to send. The page is at /v1/metrics and says nothing of blocks or
+tokens of the K/V cache.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """vLLM under Ray Serve LLM, on the page of Ray's agent; not tested against a live server.
 
-Names: vLLM's with `ray_` before them, spelled `ray_vllm:` (a page of Ray 2.32) or `ray_vllm_` (newer Ray, which
-replaces the colon). Ray adds labels of replica, worker, node and session, which are new after every start; they
-are dropped, and the replicas of a model on the page count together: counts summed, ratios by the fullest.
-A page of Ray alone is no engine.
+Names: vLLM's with `ray_` before them, spelled `ray_vllm:` (a page of Ray 2.32) or `ray_vllm_` (newer Ray,
+which replaces the colon). Ray adds labels of replica, worker, node and session, which are new after every
+start; they are dropped, and the replicas of a model on the page count together: counts summed, ratios by the
+fullest. The page's process_start_time_seconds is the agent's, not the engine's. A page of Ray alone is no
+engine.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from brimline.engines import vllm
 from brimline.engines.adapter import Adapter, Evidence
@@ -42,9 +44,8 @@ def _as_vllm_page(page: Page) -> Page:
     samples = {name: _combined(name, rows) for name, rows in found.items() if rows}
     # The row of the pool names no model: whose it is shows only where the page holds one.
     pools = found[vllm.CONFIG_INFO]
-    models = {
-        s.labels.get("model_name") for rows in samples.values() for s in rows if "model_name" in s.labels
-    }
+    rows = itertools.chain.from_iterable(samples.values())
+    models = {row.labels["model_name"] for row in rows if "model_name" in row.labels}
     samples.pop(vllm.CONFIG_INFO, None)
     if len(pools) == 1 and len(models) == 1:
         samples[vllm.CONFIG_INFO] = pools

@@ -26,7 +26,6 @@ from brimline.engines.families import (
     clean_label,
     counter,
     engine_reading,
-    gauge,
     key_by,
     read_table,
     wanted_names,

@@ -1,8 +1,8 @@
-"""Text Generation Inference (TGI) 1 to 3.3.7, the last release; not tested against a live server.
+"""Text Generation Inference (TGI) up to 3.3.7, its last release; not tested against a live server.
 
-Names: the `metrics::` calls of 3.3.7 (router/src and backends/v3), and a page of 1.x. The page has no labels: one
-server holds one model, which /info names. It does not say how full the K/V cache is: the batch's
-`tgi_batch_current_max_tokens` is what was reserved, not what is used. Of one request it gives the mean time per
+Names: the `metrics::` calls of 3.3.7 (router/src and backends/v3), and an older page. The page has no labels:
+one server holds one model, which /info names. It does not say how full the K/V cache is: the batch's
+`tgi_batch_current_max_tokens` is what was reserved, not what is used. Of a request it gives the mean time per
 token, which is not the time between two tokens, so there is no inter-token latency.
 """
 

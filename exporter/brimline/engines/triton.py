@@ -1,9 +1,10 @@
 """Triton Inference Server around an LLM backend, TensorRT-LLM or vLLM; not tested against a live server.
 
-Names: the README files of tensorrtllm_backend and vllm_backend (2025 and 2026). The backends' families stand on
-Triton's page among its own `nv_inference_…`; a page of those alone serves models of other kinds and is no engine.
-The TensorRT-LLM backend gives no total of tokens: its token numbers are those of one iteration. The vLLM backend
-gives counters and histograms only, where the model's REPORT_CUSTOM_METRICS is on.
+Names: the README files of tensorrtllm_backend (0b9d7d5) and vllm_backend (8de0c14). The backends' families
+stand on Triton's page among its own `nv_inference_…`; a page of those alone serves models of other kinds and
+is no engine, and one of `vllm:` families alone is vLLM's. The TensorRT-LLM backend gives no total of tokens:
+its token numbers are gauges, of one iteration. The vLLM backend gives counters and histograms only, where the
+model's REPORT_CUSTOM_METRICS is on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TensorRT-LLM's own server, trtllm-serve, 1.0 to the main branch of 2026; not tested against a live server.
 
-Names: tensorrt_llm/metrics/collector.py of the main branch. 1.0 and 1.1 sent five of them without any prefix,
-which only the label `engine_type` tells from other servers'; Dynamo 0.7 spelled them `trtllm:`. The load and the
-K/V cache are there with `enable_iter_perf_stats: true`, the rest with `return_perf_metrics: true`.
+Names: tensorrt_llm/metrics/collector.py of the main branch (050f80d). 1.0 and 1.1 sent five of them without a
+prefix, which only the label `engine_type` tells from other servers'; Dynamo 0.7 spelled them `trtllm:`. The
+load and the K/V cache are there with `enable_iter_perf_stats: true`, the rest with `return_perf_metrics: true`.
 
 The Prometheus page is /prometheus/metrics. /metrics and /perf_metrics are queues that a reader empties, so
 neither is ever asked. `time_per_output_token_seconds` is a request's mean, not the time between two tokens.
@@ -58,7 +58,8 @@ TABLE: dict[str, Quantity] = {
     "time_to_first_token_seconds": HistogramOf(_first_five("time_to_first_token_seconds")),
     "request_e2e_latency_seconds": HistogramOf(_first_five("e2e_request_latency_seconds")),
 }
-WANTED = wanted_names(TABLE, SIMULATED, START_TIME)
+_OWN = wanted_names(TABLE)
+WANTED = _OWN | wanted_names({}, SIMULATED, START_TIME)
 
 _model_and_rank = key_by(("model_name", "model"))
 
@@ -101,7 +102,7 @@ ADAPTER = Adapter(
     name="trtllm",
     title="TensorRT-LLM",
     usual_ports=(8000,),
-    owns=lambda name: name.startswith(("trtllm_", "trtllm:")) or name.encode() in WANTED,
+    owns=lambda name: name.startswith(("trtllm_", "trtllm:")) or name.encode() in _OWN,
     recognises=_recognises,
     metrics_paths=("/prometheus/metrics",),
     wanted=WANTED,

@@ -175,12 +175,17 @@ def _pool(
         values["kv_cache_capacity_bytes"] = _number(labels.get("kv_cache_memory_bytes"))
     if usage is None:
         return
-    if blocks is not None:
+    share = usage
+    if blocks:
         # V1 keeps one null block out of the pool since 0.9, and usage is the share of the others.
         pool = blocks - 1 if version is None or version >= (0, 9) else blocks
-        values["kv_cache_used_blocks"] = float(round(usage * max(pool, 0)))
-    if tokens is not None:
-        values["kv_cache_used_tokens"] = float(round(usage * tokens))
+        used = float(round(usage * pool))
+        values["kv_cache_used_blocks"] = used
+        share = used / blocks
+    for unit in ("tokens", "bytes"):
+        capacity = values.get(f"kv_cache_capacity_{unit}")
+        if capacity is not None:
+            values[f"kv_cache_used_{unit}"] = float(round(share * capacity))
 
 
 def _add_pools(page: Page, table: TableReading, version: tuple[int, ...] | None) -> None:

@@ -1,0 +1,183 @@
+"""check, read and capture as commands: what they print and how they exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prometheus_server import free_port, is_up
+from waiting import eventually
+
+CAPTURES = Path(__file__).parent.parent / "captures"
+
+
+def brimline(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "brimline", *map(str, arguments)]
+    environ = {**os.environ, "COLUMNS": "200"}  # so that no line of a table is folded
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=environ)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A simulated vLLM server."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "brimline.demo.vllm_server",
+        "--port",
+        str(port),
+        "--profile",
+        "short-context",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"), within=20)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_check_prints_what_it_understood_and_exits_0(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"gpu: {{backend: none}}\ntargets: [{{name: chat, url: '{server}', launch: {{}}}}]\n")
+
+    done = brimline("check", "--config", config)
+
+    printed = done.stdout.decode()
+    assert done.returncode == 0, done.stderr
+    assert "vllm 0.33.0+simulated" in printed
+    assert "32,768 tokens" in printed
+    assert "416,480 tokens" in printed
+    assert "131,072 B/token" in printed
+    assert "simulated: nothing here was measured" in printed
+
+
+def test_check_exits_1_where_a_server_cannot_be_read(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"gpu: {{backend: none}}\ntargets: [{{name: a, url: '{server}'}}, {{name: b, url: 'http://127.0.0.1:9'}}]\n"
+    )
+
+    done = brimline("check", "--config", config)
+
+    assert done.returncode == 1
+    assert b"brimline: b: connection: http://127.0.0.1:9" in done.stderr
+    assert b"brimline: a:" not in done.stderr
+
+
+def test_check_exits_2_for_a_bad_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("targets:\n  - {name: a, uri: http://x}\n")
+
+    done = brimline("check", "--config", config)
+
+    assert done.returncode == 2
+    assert f"brimline: {config}:2: unknown key 'uri' in targets[0]".encode() in done.stderr
+
+
+def test_check_says_what_it_looked_for_where_nothing_is_found() -> None:
+    done = brimline("check", "--discover-ports", str(free_port()))
+
+    assert done.returncode == 3
+    assert b"no inference server answers on 127.0.0.1" in done.stderr
+
+
+def test_check_finds_a_server_without_a_configuration(server: str) -> None:
+    done = brimline("check", "--discover-ports", server.rpartition(":")[2])
+
+    assert b"vllm 0.33.0+simulated" in done.stdout
+    assert done.returncode == 0, done.stderr
+
+
+def test_capture_saves_what_read_understands(server: str, tmp_path: Path) -> None:
+    saved = brimline("capture", "--target", server, "-o", tmp_path / "saved")
+    read = brimline("read", tmp_path / "saved", "--json")
+
+    assert saved.returncode == 0, saved.stderr
+    [engine] = json.loads(read.stdout)["engines"]
+    [model] = engine["models"]
+    assert (engine["engine"], engine["engine_version"]) == ("vllm", "0.33.0+simulated")
+    assert model["kv_cache_capacity_tokens"] == 416_480
+    assert model["max_model_len"] == 32_768
+    assert model["spec_decode_draft_tokens_total"] is None
+
+
+def test_capture_does_not_write_into_a_folder_that_holds_something(server: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+
+    done = brimline("capture", "--target", server, "-o", tmp_path)
+
+    assert done.returncode == 1
+    assert b"is not empty; name a new folder" in done.stderr
+
+
+def test_capture_of_a_dead_server_exits_1_and_writes_nothing(tmp_path: Path) -> None:
+    done = brimline("capture", "--target", "http://127.0.0.1:9", "-o", tmp_path / "saved")
+
+    assert done.returncode == 1
+    assert b"nothing to save" in done.stderr
+    assert not (tmp_path / "saved").exists()
+
+
+def test_capture_strips_secrets(tmp_path: Path) -> None:
+    from brimline.capture import strip_document, strip_page
+
+    document = {"api_key": "s3cret", "nested": [{"hf_token": "s3cret", "next_token": [{"n_decoded": 3}]}]}
+    page = b'a{api_key="s3cret",model="m"} 1\n'
+
+    assert strip_document(document) == {
+        "api_key": "<secret>",
+        "nested": [{"hf_token": "<secret>", "next_token": [{"n_decoded": 3}]}],
+    }
+    assert strip_page(page) == b'a{api_key="<secret>",model="m"} 1\n'
+
+
+def test_read_takes_a_page_from_standard_input_and_leaves_unsaid_things_null() -> None:
+    page = b'vllm:num_requests_running{model_name="m"} 3\nvllm:gpu_cache_usage_perc{model_name="m"} 0.5\n'
+
+    done = brimline("read", "-", "--json", stdin=page)
+
+    [model] = json.loads(done.stdout)["engines"][0]["models"]
+    assert done.returncode == 0
+    assert (model["model"], model["requests_running"], model["kv_cache_usage_ratio"]) == ("m", 3, 0.5)
+    assert model["requests_waiting"] is None
+    assert model["kv_cache_blocks"] is None
+
+
+@pytest.mark.parametrize(
+    ("page", "why"),
+    [
+        (b"<html>hello</html>", b"this is an HTML page, not metrics"),
+        (b'{"a": 1}', b"this is JSON, not metrics"),
+        (b"", b"the page is empty"),
+        (b"node_cpu_seconds_total 1\nnode_load1 2\n", b"node_\xe2\x80\xa6 (2)"),
+    ],
+)
+def test_read_refuses_a_page_that_is_no_engines(page: bytes, why: bytes) -> None:
+    done = brimline("read", "-", stdin=page)
+
+    assert done.returncode == 3
+    assert b"not_an_engine" in done.stderr
+    assert why in done.stderr
+
+
+def test_read_of_a_missing_file_exits_2(tmp_path: Path) -> None:
+    done = brimline("read", tmp_path / "none.prom")
+
+    assert done.returncode == 2
+    assert b"cannot be read (No such file or directory)" in done.stderr
+
+
+def test_read_prints_a_table_for_people() -> None:
+    done = brimline("read", CAPTURES / "vllm-0.32.0-cpu")
+
+    assert done.returncode == 0
+    assert b"1,048,576" in done.stdout
