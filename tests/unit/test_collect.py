@@ -41,7 +41,7 @@ HEALTH = {
     "brimline_target_unparsed_lines_total",
     "brimline_target_dropped_series_total",
 }
-PATIENT = Seconds(20.0)  # far above what a loaded machine needs
+PATIENT = Seconds(60.0)  # far above what a loaded machine needs
 IMPATIENT = Seconds(0.5)
 
 
@@ -142,7 +142,7 @@ def test_a_server_that_breaks_has_no_value_and_comes_back(name: str, healthy: Fa
     fault, vllm = FAULTS[name], FakeVllm(generation_tokens=10)
 
     async def scenario(server: FakeServer) -> tuple[Snapshot, ...]:
-        breaking = target("breaking", server, timeout=Seconds(1.0) if fault.slow else PATIENT)
+        breaking = target("breaking", server, timeout=Seconds(2.5) if fault.slow else PATIENT)
         async with collecting(breaking, target("healthy", healthy)) as collector:
             before = await collector.snapshot()
             server.routes = dict(fault.routes)
@@ -398,28 +398,28 @@ def test_one_round_is_shared_by_all_who_ask_meanwhile() -> None:
 
 def test_a_round_lasts_as_long_as_its_slowest_server_and_not_their_sum() -> None:
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(FakeServer({"*": hang})) for _ in range(8)]
+        servers = [stack.enter_context(FakeServer({"*": hang})) for _ in range(20)]
         begun = time.monotonic()
         snapshot = asyncio.run(
             _one_round(*(target(f"hanging-{i}", s, timeout=Seconds(1.0)) for i, s in enumerate(servers)))
         )
         lasted = time.monotonic() - begun
 
-    assert [state.up for state in snapshot.targets] == [False] * 8
-    assert 0.9 < lasted < 5.0
+    assert [state.up for state in snapshot.targets] == [False] * 20
+    assert 0.9 < lasted < 15
 
 
 def test_a_budget_ends_the_round_and_costs_only_who_has_not_answered(healthy: FakeServer) -> None:
     async def scenario(server: FakeServer) -> tuple[Snapshot, float]:
         async with collecting(target("hanging", server), target("healthy", healthy)) as collector:
             begun = time.monotonic()
-            snapshot = await collector.snapshot(1.5)
+            snapshot = await collector.snapshot(2.5)
             return snapshot, time.monotonic() - begun
 
     with FakeServer({"*": hang}) as server:
         snapshot, lasted = asyncio.run(scenario(server))
 
-    assert lasted < 8
+    assert lasted < 30
     assert_down(snapshot, "hanging", "timeout")
     assert_up(snapshot, "healthy", generation_tokens=77)
 
@@ -428,17 +428,17 @@ def test_a_joiner_with_less_time_ends_the_round_for_all(healthy: FakeServer) -> 
     async def scenario(server: FakeServer) -> tuple[list[Snapshot], float]:
         async with collecting(target("hanging", server), target("healthy", healthy)) as collector:
             begun = time.monotonic()
-            patient = asyncio.ensure_future(collector.snapshot(19))
+            patient = asyncio.ensure_future(collector.snapshot(59))
             await asyncio.sleep(0)
-            hurried = asyncio.ensure_future(collector.snapshot(1.5))
+            hurried = asyncio.ensure_future(collector.snapshot(2.5))
             unhurried = asyncio.ensure_future(collector.snapshot())
             snapshots = await asyncio.gather(patient, hurried, unhurried)
-            return snapshots, time.monotonic() - begun
+            return list(snapshots), time.monotonic() - begun
 
     with FakeServer({"*": hang}) as server:
         snapshots, lasted = asyncio.run(scenario(server))
 
-    assert lasted < 8
+    assert lasted < 30
     assert snapshots[0] is snapshots[1] is snapshots[2]
     assert_down(snapshots[0], "hanging", "timeout")
     assert_up(snapshots[0], "healthy", generation_tokens=77)
@@ -631,7 +631,7 @@ def test_names_that_hang_cost_nobody_else(monkeypatch: pytest.MonkeyPatch) -> No
             Target(name=f"hanging-{i}", url=f"http://hanging-{i}.test:8000", timeout=Seconds(2.0))
             for i in range(6)
         ]
-        healthy = Target(name="healthy", url=f"http://healthy.test:{server.port}", timeout=Seconds(2.0))
+        healthy = Target(name="healthy", url=f"http://healthy.test:{server.port}", timeout=PATIENT)
         async with collecting(*hanging, healthy) as collector:
             begun = time.monotonic()
             snapshot = await collector.snapshot()
@@ -644,7 +644,7 @@ def test_names_that_hang_cost_nobody_else(monkeypatch: pytest.MonkeyPatch) -> No
         gate.set()
     eventually(lambda: not any(thread.name == "brimline-dns" for thread in threading.enumerate()))
 
-    assert lasted < 8
+    assert lasted < 30
     assert_up(snapshot, "healthy", generation_tokens=5)
     for i in range(6):
         assert_down(snapshot, f"hanging-{i}", "timeout")

@@ -55,7 +55,7 @@ def target_at(url: str, **settings: Any) -> Target:
     return Target(name="t", url=url, **settings)
 
 
-def ask(target: Target, *paths: str, within: float = 20.0) -> list[Answer]:
+def ask(target: Target, *paths: str, within: float = 60.0) -> list[Answer]:
     """The answers of one client to several requests, one after the other; /metrics unless told otherwise."""
 
     async def scenario() -> list[Answer]:
@@ -66,7 +66,7 @@ def ask(target: Target, *paths: str, within: float = 20.0) -> list[Answer]:
     return asyncio.run(scenario())
 
 
-def refusal(target: Target, path: str = "/metrics", *, within: float = 20.0) -> SourceError:
+def refusal(target: Target, path: str = "/metrics", *, within: float = 60.0) -> SourceError:
     with pytest.raises(SourceError) as refused:
         ask(target, path, within=within)
     return refused.value

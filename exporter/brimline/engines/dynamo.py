@@ -6,8 +6,8 @@ SGLang or TensorRT-LLM, beside `dynamo_component_…`: what the engine says wins
 alone is that engine's.
 
 A frontend stands before all workers of a model. The blocks it gives are one worker's, by the last that
-registered, so no capacity is made of them. Its `inflight` requests include its `queued` ones, which last until
-the first token, so neither is what an engine runs or lets wait. A frontend whose names start otherwise
+registered, so no capacity is made of them. Its `inflight` requests include its `queued` ones, which last
+until the first token, so neither is what an engine runs or lets wait. A frontend whose names start otherwise
 (DYN_METRICS_PREFIX) is not recognised.
 """
 

@@ -2,7 +2,8 @@
 
 Names: tensorrt_llm/metrics/collector.py of the main branch (050f80d). 1.0 and 1.1 sent five of them without a
 prefix, which only the label `engine_type` tells from other servers'; Dynamo 0.7 spelled them `trtllm:`. The
-load and the K/V cache are there with `enable_iter_perf_stats: true`, the rest with `return_perf_metrics: true`.
+load and the K/V cache are there with `enable_iter_perf_stats: true`, the rest with
+`return_perf_metrics: true`.
 
 The Prometheus page is /prometheus/metrics. /metrics and /perf_metrics are queues that a reader empties, so
 neither is ever asked. `time_per_output_token_seconds` is a request's mean, not the time between two tokens.

@@ -1,0 +1,642 @@
+"""`brimline serve` as a process: its port, its signals, its secrets and what it finds by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_classic
+
+from fake_servers import FAULTS, FakeServer, FakeVllm, answer, dead_port, hang, when
+from waiting import eventually
+
+HEAVY = {"torch", "transformers", "vllm", "numpy", "grafanalib", "pandas", "rich", "jinja2"}
+
+
+@dataclass(frozen=True)
+class Got:
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    def values(self, name: str) -> dict[str, float]:
+        """The samples of that name, by target."""
+        return {
+            sample.labels.get("target", ""): sample.value
+            for family in parse_classic(self.text)
+            for sample in family.samples
+            if sample.name == name
+        }
+
+    def problems(self) -> dict[str, str]:
+        """The problem of each target that has one."""
+        return {
+            sample.labels["target"]: sample.labels["reason"]
+            for family in parse_classic(self.text)
+            for sample in family.samples
+            if sample.name == "brimline_target_problem"
+        }
+
+
+class Serving:
+    """A process of `brimline serve`, ready; ended with SIGTERM, or killed where it does not end."""
+
+    def __init__(self, folder: Path, *arguments: str, python: tuple[str, ...] = ()) -> None:
+        self.log_path = folder / "serve.log"
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *python, "-m", "brimline", "serve", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            match = eventually(self._listening, within=60)
+        except AssertionError:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"not listening: {self.log}") from None
+        self.port = int(match.group(1))
+
+    def _listening(self) -> re.Match[str] | None:
+        assert self.process.poll() is None, self.log
+        return re.search(r"listening=http://127\.0\.0\.1:(\d+) ", self.log)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, path: str, *, method: str = "GET", **headers: str) -> Got:
+        """An answer; header names with underscores for dashes."""
+        with contextlib.closing(self.connection()) as connection:
+            connection.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+            return take(connection)
+
+    def metrics(self, **headers: str) -> Got:
+        got = self.ask("/metrics", **headers)
+        assert got.status == 200
+        return got
+
+    def reload(self) -> Got:
+        return self.ask("/-/reload", method="POST")
+
+    def terminate(self, *, within: float) -> int:
+        """The exit status. Raises AssertionError where the process does not end in time."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running {within:g} s after SIGTERM") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def take(connection: http.client.HTTPConnection) -> Got:
+    response = connection.getresponse()
+    body = response.read()
+    return Got(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+
+
+def write_config(folder: Path, targets: Mapping[str, object], **more: object) -> Path:
+    """A configuration file (JSON is YAML) of targets by name; a target is its url or a mapping of keys."""
+    entries = [
+        {"name": name, **(settings if isinstance(settings, dict) else {"url": settings})}
+        for name, settings in targets.items()
+    ]
+    path = folder / "brimline.yaml"
+    settings = {"listen": "127.0.0.1:0", "gpu": {"backend": "none"}, "scrape_timeout": "30s", **more}
+    # One key on each line, so that an error's line number can be told.
+    path.write_text(json.dumps({**settings, "targets": entries}, indent=1))
+    return path
+
+
+def serving(folder: Path, targets: Mapping[str, object], *arguments: str, **more: object) -> Serving:
+    return Serving(folder, "--config", str(write_config(folder, targets, **more)), *arguments)
+
+
+def run_brimline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The outcome of a command that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "brimline", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(name="vllm", scope="module")
+def _vllm() -> Iterator[FakeServer]:
+    with FakeServer(FakeVllm(generation_tokens=42).routes()) as server:
+        yield server
+
+
+@pytest.fixture(name="exporter", scope="module")
+def _exporter(tmp_path_factory: pytest.TempPathFactory, vllm: FakeServer) -> Iterator[Serving]:
+    """An exporter of one healthy target, for tests that change nothing."""
+    with serving(tmp_path_factory.mktemp("exporter"), {"chat": vllm.url}) as running:
+        yield running
+
+
+# --- the page
+
+
+def test_the_page_is_classic_text_unless_asked_otherwise(exporter: Serving) -> None:
+    page = exporter.metrics()
+
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert page.values("brimline_target_up") == {"chat": 1}
+    assert page.values("brimline_generation_tokens_total") == {"chat": 42}
+
+
+def test_the_page_is_openmetrics_where_that_is_accepted(exporter: Serving) -> None:
+    page = exporter.metrics(Accept="application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+
+    names = {family.name for family in parse_openmetrics(page.text)}
+    assert page.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert page.text.endswith("# EOF\n")
+    assert {"brimline_target_up", "brimline_generation_tokens"} <= names
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [("gzip", "gzip"), ("br, gzip;q=0.5", "gzip"), ("identity", None), ("gzip;q=0", None), ("", None)],
+)
+def test_the_page_is_compressed_where_that_is_accepted(
+    exporter: Serving, accepted: str, encoding: str | None
+) -> None:
+    page = exporter.metrics(Accept_Encoding=accepted)
+
+    text = gzip.decompress(page.body) if encoding else page.body
+    assert page.headers.get("content-encoding") == encoding
+    assert b'brimline_target_up{target="chat"} 1.0' in text
+
+
+def test_health_and_readiness_ask_no_server(exporter: Serving, vllm: FakeServer) -> None:
+    asked = len(vllm.requests)
+
+    answers = [exporter.ask(path).status for path in ("/-/healthy", "/-/ready")]
+
+    assert answers == [200, 200]
+    assert len(vllm.requests) == asked
+
+
+def test_the_status_page_names_the_target(exporter: Serving) -> None:
+    page = exporter.ask("/")
+
+    assert page.headers["content-type"].startswith("text/html")
+    assert "chat" in page.text
+    assert "demo-model" in page.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/-/reload", 405),
+        ("POST", "/metrics", 405),
+        ("DELETE", "/", 405),
+        ("GET", "/nothing", 404),
+        ("GET", "/metrics/../config/x", 404),
+    ],
+)
+def test_other_methods_and_paths_are_refused(exporter: Serving, method: str, path: str, status: int) -> None:
+    assert exporter.ask(path, method=method).status == status
+
+
+def test_debug_shows_what_a_configured_target_was_asked(exporter: Serving) -> None:
+    page = exporter.ask("/debug?target=chat")
+
+    assert page.status == 200
+    assert "GET /metrics: 200" in page.text
+    assert "vllm:generation_tokens_total" in page.text
+
+
+def test_debug_takes_names_and_never_urls(exporter: Serving) -> None:
+    with FakeServer({"*": answer("")}) as other:
+        queries = [f"?target={other.url}", "?target=other", "?target=", "", f"?target=chat2&url={other.url}"]
+        statuses = [exporter.ask(f"/debug{query}").status for query in queries]
+
+    assert statuses == [404] * len(queries)
+    assert other.requests == []
+
+
+@pytest.mark.parametrize("header", ["abc", "-1", "nan", "inf", "0", ""])
+def test_a_bad_scrape_timeout_is_ignored(exporter: Serving, header: str) -> None:
+    page = exporter.metrics(X_Prometheus_Scrape_Timeout_Seconds=header)
+
+    assert page.values("brimline_target_up") == {"chat": 1}
+
+
+def test_the_scrape_timeout_is_kept_with_a_server_that_hangs(tmp_path: Path) -> None:
+    with FakeServer({"*": hang}) as hanging, serving(tmp_path, {"hanging": hanging.url}) as exporter:
+        begun = time.monotonic()
+        page = exporter.metrics(X_Prometheus_Scrape_Timeout_Seconds="1")
+        lasted = time.monotonic() - begun
+
+    assert 0.45 < lasted < 10  # the target's own timeout is 30 s
+    assert page.values("brimline_target_up") == {"hanging": 0}
+    assert page.problems() == {"hanging": "timeout"}
+
+
+def test_fifty_scrapes_at_once_ask_the_server_once(tmp_path: Path) -> None:
+    gate, vllm = threading.Event(), FakeVllm()
+    with FakeServer(vllm.routes()) as server, serving(tmp_path, {"chat": server.url}) as exporter:
+        exporter.metrics()
+        server.requests.clear()
+        server.routes["/metrics"] = when(gate, vllm.routes()["/metrics"])
+        with contextlib.ExitStack() as stack:
+            scrapes = [stack.enter_context(contextlib.closing(exporter.connection())) for _ in range(50)]
+            for scrape in scrapes:
+                scrape.request("GET", "/metrics")
+            eventually(lambda: server.count("/metrics") > 0)
+            for _ in range(3):  # answered after what was sent before
+                exporter.ask("/-/healthy")
+            gate.set()
+            pages = [take(scrape) for scrape in scrapes]
+        asked = server.paths()
+
+    assert [page.status for page in pages] == [200] * 50
+    assert asked == ["/metrics"]
+
+
+def test_a_dead_server_leaves_no_value_in_the_next_scrape(tmp_path: Path) -> None:
+    server = FakeServer(FakeVllm(generation_tokens=42).routes())
+    with serving(tmp_path, {"chat": server.url}) as exporter:
+        with server:
+            before = exporter.metrics()
+        after = exporter.metrics()
+
+    assert before.values("brimline_generation_tokens_total") == {"chat": 42}
+    assert after.values("brimline_generation_tokens_total") == {}
+    assert after.values("brimline_target_up") == {"chat": 0}
+    assert after.problems() == {"chat": "connection"}
+
+
+# --- the process
+
+
+def _rss_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+    assert match is not None
+    return int(match.group(1)) / 1024
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_process_stays_small(tmp_path: Path, vllm: FakeServer) -> None:
+    with serving(tmp_path, {"chat": vllm.url}) as exporter:
+        for _ in range(50):
+            exporter.metrics()
+
+        assert _rss_mib(exporter.process.pid) < 60
+
+
+def test_nothing_heavy_is_loaded_for_scrapes(tmp_path: Path, vllm: FakeServer) -> None:
+    def imported() -> set[str]:
+        lines = re.findall(r"^import time:\s+\d+ \|\s+\d+ \|\s+(\S+)$", exporter.log, re.MULTILINE)
+        return {name.partition(".")[0] for name in lines}
+
+    config = write_config(tmp_path, {"chat": vllm.url})
+    with Serving(tmp_path, "--config", str(config), python=("-X", "importtime")) as exporter:
+        exporter.metrics()
+        exporter.ask("/debug?target=chat")
+        exporter.reload()
+        scraping = imported()
+        exporter.ask("/")
+        looking = imported()
+
+    assert "aiohttp" in scraping
+    assert scraping & HEAVY == set()
+    assert looking & HEAVY == {"jinja2"}  # the status page's templates, only now
+
+
+def test_sigterm_ends_the_process(tmp_path: Path, vllm: FakeServer) -> None:
+    with serving(tmp_path, {"chat": vllm.url}) as exporter:
+        exporter.metrics()
+        begun = time.monotonic()
+        status = exporter.terminate(within=10)
+        lasted = time.monotonic() - begun
+
+    assert status == 0
+    assert lasted < 2
+    assert "Traceback" not in exporter.log
+
+
+def test_sigterm_answers_the_scrape_in_flight(tmp_path: Path, vllm: FakeServer) -> None:
+    with (
+        FakeServer({"*": hang}) as hanging,
+        serving(tmp_path, {"hanging": hanging.url, "chat": vllm.url}) as exporter,
+        contextlib.closing(exporter.connection()) as scrape,
+    ):
+        scrape.request("GET", "/metrics")
+        eventually(lambda: hanging.requests)
+        begun = time.monotonic()
+        exporter.process.send_signal(signal.SIGTERM)
+        page = take(scrape)
+        status = exporter.process.wait(10)
+        lasted = time.monotonic() - begun
+
+    assert (page.status, status) == (200, 0)
+    assert lasted < 2.5  # two seconds, and the time to notice on a loaded machine
+    assert page.values("brimline_target_up") == {"hanging": 0, "chat": 1}
+    assert "Traceback" not in exporter.log
+    assert "Unclosed" not in exporter.log
+
+
+def test_sigterm_ends_the_process_while_it_looks_for_servers(tmp_path: Path) -> None:
+    with FakeServer({"*": hang}) as hanging:
+        arguments = ("--listen", "127.0.0.1:0", "--discover-ports", str(hanging.port))
+        with Serving(tmp_path, *arguments) as exporter:
+            eventually(lambda: hanging.requests)
+            begun = time.monotonic()
+            status = exporter.terminate(within=10)
+            lasted = time.monotonic() - begun
+
+    assert status == 0
+    assert lasted < 2.5
+    assert "Traceback" not in exporter.log
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("targets:\n  - name: a\n    ulr: http://127.0.0.1:1\n", ":3: unknown key 'ulr'"),
+        ("listen: [", ":1: not YAML"),
+        ("scrape_timeout: 5\n", ":1: "),
+        ("listen: nowhere\n", ":1: "),
+    ],
+)
+def test_a_wrong_configuration_is_refused_in_one_line(tmp_path: Path, text: str, where: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+
+    ended = run_brimline("serve", "--config", str(path))
+
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1
+    assert f"{path}{where}" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config", "/nowhere/brimline.yaml"),
+        ("--listen", "nowhere"),
+        ("--listen", "127.0.0.1:0", "--discover-ports", "80,x"),
+        ("--listen", "127.0.0.1:0", "--discover-ports", "70000"),
+        ("--listen", "127.0.0.1:0", "--discover-ports", "8²"),
+        ("--listen", "127.0.0.1:0", "--discover-ports", ""),
+    ],
+)
+def test_a_wrong_flag_is_refused_in_one_line(arguments: tuple[str, ...]) -> None:
+    ended = run_brimline("serve", *arguments)
+
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith("brimline: ")
+
+
+def test_a_port_in_use_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with FakeServer({}) as other:
+        config = write_config(tmp_path, {}, listen=f"127.0.0.1:{other.port}")
+        ended = run_brimline("serve", "--config", str(config))
+
+    last = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 2
+    assert last.startswith(f"brimline: cannot listen on 127.0.0.1:{other.port} (")
+    assert "in use" in last
+    assert "--listen" in last
+    assert "Traceback" not in ended.stderr
+    assert "Unclosed" not in ended.stderr
+
+
+# --- reload
+
+
+def test_a_good_configuration_is_applied_and_a_bad_one_refused(tmp_path: Path, vllm: FakeServer) -> None:
+    name = "brimline_config_last_reload_successful"
+    with serving(tmp_path, {"old": vllm.url}) as exporter:
+        write_config(tmp_path, {"new": vllm.url, "more": vllm.url})
+        good, after_good = exporter.reload(), exporter.metrics()
+        path = write_config(tmp_path, {"bad": {"url": vllm.url, "wrong": 1}})
+        line = 1 + path.read_text().partition("wrong")[0].count("\n")
+        bad, after_bad = exporter.reload(), exporter.metrics()
+        path.unlink()
+        gone = exporter.reload()
+        write_config(tmp_path, {"last": vllm.url})
+        again, after_again = exporter.reload(), exporter.metrics()
+
+    assert (good.status, bad.status, gone.status, again.status) == (200, 400, 400, 200)
+    assert bad.text.startswith(f"{path}:{line}: unknown key 'wrong'")
+    assert after_good.values("brimline_target_up") == {"new": 1, "more": 1}
+    assert after_bad.values("brimline_target_up") == {"new": 1, "more": 1}
+    assert after_again.values("brimline_target_up") == {"last": 1}
+    assert [page.values(name)[""] for page in (after_good, after_bad, after_again)] == [1, 0, 1]
+
+
+def test_sighup_reloads_too(tmp_path: Path, vllm: FakeServer) -> None:
+    with serving(tmp_path, {"old": vllm.url}) as exporter:
+        path = write_config(tmp_path, {"new": vllm.url})
+        exporter.process.send_signal(signal.SIGHUP)
+        eventually(lambda: exporter.metrics().values("brimline_target_up") == {"new": 1}, within=30)
+        path.write_text("targets: 7\n")
+        exporter.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "reload=refused" in exporter.log, within=30)
+        refused = exporter.metrics()
+
+    assert refused.values("brimline_config_last_reload_successful") == {"": 0}
+    assert refused.values("brimline_target_up") == {"new": 1}
+
+
+def test_a_scrape_sees_all_of_the_old_or_all_of_the_new_targets(tmp_path: Path, vllm: FakeServer) -> None:
+    sets = [{"a1": vllm.url, "a2": vllm.url}, {"b1": vllm.url, "b2": vllm.url, "b3": vllm.url}]
+    seen: list[frozenset[str]] = []
+    done = threading.Event()
+
+    def scrape() -> None:
+        while not done.is_set():
+            seen.append(frozenset(exporter.metrics().values("brimline_target_up")))
+
+    with serving(tmp_path, sets[0]) as exporter:
+        scraping = threading.Thread(target=scrape)
+        scraping.start()
+        try:
+            for turn in range(20):
+                write_config(tmp_path, sets[(turn + 1) % 2])
+                assert exporter.reload().status == 200
+                count = len(seen)
+                eventually(lambda before=count: len(seen) > before)  # type: ignore[misc]
+        finally:
+            done.set()
+            scraping.join()
+
+    assert set(seen) == {frozenset(sets[0]), frozenset(sets[1])}
+
+
+def test_without_a_configuration_there_is_nothing_to_reload(tmp_path: Path) -> None:
+    with dead_port() as port:
+        arguments = ("--listen", "127.0.0.1:0", "--discover-ports", str(port))
+        with Serving(tmp_path, *arguments) as exporter:
+            refused = exporter.reload()
+            exporter.process.send_signal(signal.SIGHUP)
+            healthy = exporter.ask("/-/healthy")
+
+    assert (refused.status, healthy.status) == (400, 200)
+    assert "without a configuration" in refused.text
+
+
+# --- secrets
+
+
+def test_no_secret_is_ever_shown(tmp_path: Path, vllm: FakeServer) -> None:
+    secrets = [f"s3cr3t-{word}" for word in ("header", "trace", "token", "password", "command", "setting")]
+    header, trace, token, password, command, setting = secrets
+    (tmp_path / "token").write_text(token)
+    (tmp_path / "password").write_text(password)
+    with contextlib.ExitStack() as stack:
+        faulty = {
+            f"fault-{number}": stack.enter_context(FakeServer(FAULTS[name].routes)).url
+            for number, name in enumerate(
+                ("401", "500", "redirects to another host", "garbage instead of HTTP", "HTML", "damaged gzip")
+            )
+        }
+        guarded = {
+            name: {
+                "url": url,
+                "bearer_token_file": str(tmp_path / "token"),
+                "headers": {"X-Api-Key": header, "X-Trace": trace},
+                "launch_command": f"vllm serve demo-model --api-key {command} --max-model-len 4096",
+            }
+            for name, url in {"good": vllm.url, **faulty}.items()
+        }
+        basic = {
+            "url": vllm.url,
+            "basic_auth": {"username": "me", "password_file": str(tmp_path / "password")},
+            "launch": {"api_key": setting, "max_model_len": 4096},
+        }
+        targets: dict[str, object] = {**guarded, "basic": basic}
+        exporter = stack.enter_context(serving(tmp_path, targets, "--log-level", "debug"))
+        shown = [exporter.ask(path).text for path in ("/metrics", "/config", "/", "/debug")]
+        shown += [exporter.ask(f"/debug?target={name}").text for name in targets]
+        up = exporter.metrics().values("brimline_target_up")
+        write_config(tmp_path, {**targets, "wrong": {"url": f"http://me:{password}@127.0.0.1:1"}})
+        shown.append(exporter.reload().text)
+        (tmp_path / "token").write_text(f"{token}\n{token}\n")
+        shown.append(exporter.metrics().text)
+        shown.append(exporter.ask("/debug?target=good").text)
+        exporter.terminate(within=10)
+        shown.append(exporter.log)
+
+    sent = {secret for request in vllm.requests for secret in secrets if secret in str(request.headers)}
+    assert up == {**dict.fromkeys(faulty, 0.0), "good": 1, "basic": 1}
+    assert {header, trace, token} <= sent  # they did reach the server that they are for
+    assert [secret for secret in secrets if any(secret in text for text in shown)] == []
+    assert "<secret>" in shown[1]
+    assert 'setting="max_model_len",target="good",value="4096"' in shown[0]
+
+
+# --- discovery
+
+
+def test_servers_are_found_when_they_start_and_others_are_left_alone(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(dead_port())
+        foreign = stack.enter_context(FakeServer({"*": answer("<p>a shop", content_type="text/html")}))
+        hanging = [stack.enter_context(FakeServer({"*": hang})) for _ in range(4)]
+        ports = [foreign.port, *(server.port for server in hanging)]
+        late = stack.enter_context(FakeServer({}))  # holds its number until it is wanted
+        late.close()
+        arguments = (
+            "--listen",
+            "127.0.0.1:0",
+            "--discover-ports",
+            ",".join(map(str, [*ports, port, late.port])),
+        )
+        exporter = stack.enter_context(Serving(tmp_path, *arguments))
+        eventually(lambda: "no inference server answers" in exporter.log, within=60)
+        before = exporter.metrics()
+
+        stack.enter_context(FakeServer(FakeVllm(generation_tokens=9).routes(), port=late.port))
+        begun = time.monotonic()
+        page = eventually(lambda: _with_targets(exporter.metrics()), within=60)
+        lasted = time.monotonic() - begun
+
+    name = f"127.0.0.1:{late.port}"
+    assert before.values("brimline_target_up") == {}
+    assert page.values("brimline_target_up") == {name: 1}
+    assert page.values("brimline_generation_tokens_total") == {name: 9}
+    assert lasted < 15 + 10  # ten seconds between two looks, five for those that hang, and a loaded machine
+    assert str(late.port) in exporter.log
+
+
+def _with_targets(page: Got) -> Got | None:
+    return page if page.values("brimline_target_up") else None
+
+
+def test_a_server_that_was_found_stays_a_target_when_it_ends(tmp_path: Path) -> None:
+    server = FakeServer(FakeVllm().routes())
+    with server:
+        arguments = ("--listen", "127.0.0.1:0", "--discover-ports", str(server.port))
+        exporter = Serving(tmp_path, *arguments)
+        with exporter:
+            eventually(lambda: _with_targets(exporter.metrics()), within=60)
+            server.close()
+            page = exporter.metrics()
+
+    assert page.values("brimline_target_up") == {f"127.0.0.1:{server.port}": 0}
+    assert page.problems()[f"127.0.0.1:{server.port}"] == "connection"
+
+
+# --- hostile clients
+
+
+def test_hostile_connections_cost_the_next_scrape_nothing(exporter: Serving) -> None:
+    openings = [
+        b"\x16\x03\x01garbage\r\n\r\n",
+        b"GET /metrics",
+        b"GET / HTTP/1.1\r\nX: " + b"a" * (1 << 20),
+        b"",
+    ]
+    with contextlib.ExitStack() as stack:
+        for opening in openings * 10:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", exporter.port), timeout=30))
+            with contextlib.suppress(OSError):
+                client.sendall(opening)
+        page = exporter.metrics()
+
+    assert page.values("brimline_target_up") == {"chat": 1}
+    assert "Traceback" not in exporter.log
