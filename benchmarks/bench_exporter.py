@@ -84,7 +84,8 @@ def main() -> None:
                 series = sum(not line.startswith("#") for line in page.splitlines())
                 print(
                     f"histograms {histograms:4}: {series:4} series, "
-                    f"{spent / SCRAPES * 1e3:5.2f} ms CPU a scrape, wall median {statistics.median(walls) * 1e3:5.1f} ms, "
+                    f"{spent / SCRAPES * 1e3:5.2f} ms CPU a scrape, "
+                    f"wall median {statistics.median(walls) * 1e3:5.1f} ms, "
                     f"RSS {first / 2**20:5.1f} MiB, after {SCRAPES} scrapes {last / 2**20:5.1f} MiB"
                 )
     modules = subprocess.run(

@@ -25,16 +25,16 @@ GROUPS = {
 }
 
 INTRODUCTION = """
-Units are in the names: bytes, seconds, tokens, blocks; a ratio runs from 0 to 1. A quantity that could not be read is
-an absent series: never 0, never the last value, never NaN. Whether it could be read stands on series of its own
-(`target_up`, `gpu_up`, `nvml_up`), and why not on `target_problem` and `gpu_problem`.
+Units are in the names: bytes, seconds, tokens, blocks; a ratio runs from 0 to 1. A quantity that could not
+be read is an absent series: never 0, never the last value, never NaN. Whether it could be read stands on
+series of its own (`target_up`, `gpu_up`, `nvml_up`), and why not on `target_problem` and `gpu_problem`.
 
-Labels: `target` is the name in the configuration; `rank` the data-parallel rank ("0" where there is one); `gpu` the
-UUID. Several exporters may use the same target name, so join with `on (job, instance, target)`. Identity is on the
-`_info` series only, of which `target_info` has exactly one for each target.
+Labels: `target` is the name in the configuration; `rank` the data-parallel rank ("0" where there is one);
+`gpu` the UUID. Several exporters may use the same target name, so join with `on (job, instance, target)`.
+Identity is on the `_info` series only, of which `target_info` has exactly one for each target.
 
-Ranks are not exported combined. Sum counts, tokens and bytes over ranks; of ratios take the largest: one full rank
-preempts while the others idle.
+Ranks are not exported combined. Sum counts, tokens and bytes over ranks; of ratios take the largest: one
+full rank preempts while the others idle.
 """
 
 
@@ -46,7 +46,9 @@ def metrics() -> str:
         for family in METRICS:
             if family.group == group:
                 labels = ", ".join(f"`{label}`" for label in family.labels)
-                lines.append(f"| `{family.full_name}` | {family.kind} | {labels} | {family.help.replace('|', '/')} |")
+                lines.append(
+                    f"| `{family.full_name}` | {family.kind} | {labels} | {family.help.replace('|', '/')} |"
+                )
         lines.append("")
     lines += ["## Reasons of `target_problem` and `target_errors_total`", "", "| reason | |", "|---|---|"]
     lines += [f"| `{reason}` | {text} |" for reason, text in TARGET_REASONS.items()]

@@ -18,9 +18,14 @@ Assigned = tuple[tuple[Uuid, str], ...]
 
 def uuids_in(text: str) -> list[str]:
     """GPU UUIDs in what `nvidia-smi -L` printed, or one to a line; MIG instances instead of their parents."""
-    found = list(dict.fromkeys(_UUID.findall(text)))
-    instances = [uuid for uuid in found if uuid.startswith("MIG-")]
-    return instances or found
+    found: list[str] = []
+    for line in text.splitlines():
+        for uuid in _UUID.findall(line):
+            # `nvidia-smi -L` indents an instance below its parent.
+            if uuid.startswith("MIG-") and line[:1].isspace() and found and found[-1].startswith("GPU-"):
+                found.pop()
+            found.append(uuid)
+    return list(dict.fromkeys(found))
 
 
 def _ranked(devices: Sequence[DeviceReading], ranks: Sequence[str]) -> Assigned:

@@ -23,7 +23,8 @@ async def read_once(config: Config, *, quiet_launch: bool) -> Snapshot:
     await collector.start()
     try:
         deadline = asyncio.get_running_loop().time() + GPU_PATIENCE
-        while not gpu_is_settled(collector.gpu_reading()) and asyncio.get_running_loop().time() < deadline:
+        # The samples come from threads, which set no event of this loop.
+        while not gpu_is_settled(collector.gpu_reading()) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         return await collector.snapshot()
     finally:

@@ -16,6 +16,8 @@ import click
 from brimline import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from brimline.collect import TargetReader
     from brimline.config import Config
     from brimline.readings import TargetSnapshot
@@ -68,7 +70,7 @@ def _ports(text: str | None) -> tuple[int, ...]:
     if text is None:
         return usual_ports()
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and 0 < int(word) < 65536 for word in words):
+    if not all(word.isascii() and word.isdigit() and 0 < int(word) < 65536 for word in words):
         _fail(f"--discover-ports {text!r} is not a list of ports; write 8000,8080")
     return tuple(map(int, words))
 
@@ -110,14 +112,13 @@ def serve(config_path: Path | None, listen: str | None, discover_ports: str | No
     config = _open_config(config_path, listen)
     if config_path is not None and discover_ports is not None:
         _fail("--discover-ports works without --config only; name the targets in the file")
+    ports = _ports(discover_ports) if config_path is None else ()
     _raise_open_file_limit()
-    code = asyncio.run(_serve(config, config_path, listen, discover_ports))
+    code = asyncio.run(_serve(config, config_path, listen, ports))
     _leave(code)
 
 
-async def _serve(
-    config: Config, config_path: Path | None, listen: str | None, discover_ports: str | None
-) -> int:
+async def _serve(config: Config, config_path: Path | None, listen: str | None, ports: Sequence[int]) -> int:
     from brimline.collect import Collector
     from brimline.config import parse_listen
     from brimline.discovery import Discovery, keep_looking
@@ -135,7 +136,7 @@ async def _serve(
     await collector.start()
     looking: asyncio.Task[None] | None = None
     if config_path is None:
-        looking = asyncio.ensure_future(keep_looking(Discovery(_ports(discover_ports)), collector, config))
+        looking = asyncio.ensure_future(keep_looking(Discovery(ports), collector, config))
         looking.add_done_callback(_report_end)
     elif not config.targets:
         logger.warning("config=%s names no targets; only GPUs are exported", config_path)
@@ -167,7 +168,8 @@ async def _serve(
 def check(config_path: Path | None, discover_ports: str | None) -> None:
     """Read every server and GPU once, and print what was understood.
 
-    Exit status: 0 all was read, 1 something could not be read, 2 the configuration is wrong, 3 nothing was found.
+    Exit status: 0 all was read, 1 something could not be read, 2 the configuration is wrong, 3 nothing was
+    found.
     """
     from rich.console import Console
 
@@ -180,7 +182,8 @@ def check(config_path: Path | None, discover_ports: str | None) -> None:
         if not config.targets:
             ports = ", ".join(map(str, _ports(discover_ports)))
             _fail(
-                f"no inference server answers on 127.0.0.1 at the ports {ports}; name yours with --config FILE",
+                f"no inference server answers on 127.0.0.1 at the ports {ports}; "
+                "name yours with --config FILE",
                 3,
             )
     snapshot = asyncio.run(read_once(config, quiet_launch=config_path is None))
@@ -200,7 +203,7 @@ async def _discovered(config: Config, discover_ports: str | None) -> Config:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: daemon threads may hang in a driver, and the interpreter's own farewell could trip over them."""
+    """End at once: daemon threads may hang in a driver, and the interpreter's farewell could trip over it."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -279,7 +282,8 @@ def _print_readings(document: dict[str, Any]) -> None:
 def capture(url: str, folder: Path, metrics_path: str | None, bearer_token_file: str | None) -> None:
     """Save a server's metrics page and settings into a new folder, without secrets, for a bug report.
 
-    Exit status: 0 saved, 1 the server could not be read, 2 wrong usage, 3 saved, but it is no page of a known engine.
+    Exit status: 0 saved, 1 the server could not be read, 2 wrong usage, 3 saved, but it is no page of a known
+    engine.
     """
     import json
 
@@ -331,7 +335,7 @@ async def _read_target(config: Config) -> tuple[TargetSnapshot, TargetReader]:
 
 @cli.command()
 def demo() -> None:
-    """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on a machine without a GPU."""
+    """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on any machine."""
     from brimline.demo.run import run
     from brimline.errors import BrimlineError
 

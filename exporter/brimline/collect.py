@@ -1,8 +1,7 @@
 """One scrape is one concurrent round over all targets, shared by all scrapers in flight, with a deadline.
 
 A target that fails in a round has no reading in that round: nothing older than the round, or than the
-target's
-own min_interval, is ever handed on.
+target's own min_interval, is ever handed on.
 """
 
 from __future__ import annotations
@@ -90,8 +89,9 @@ class Raw:
 
 
 class TargetReader:
-    """Reads one target, round after round. What it remembers is health and configuration, never readings to serve
-    again, but for `min_interval`.
+    """Reads one target, round after round.
+
+    What it remembers is health and configuration, never readings to serve again, but for `min_interval`.
     """
 
     def __init__(
@@ -152,7 +152,8 @@ class TargetReader:
         except SourceError as error:
             return self.failed(error.reason, str(error), started)
         except Exception as error:  # the edge of one source: a defect here must not cost the others
-            logger.exception("target=%s unexpected error", self.target.name)
+            if self._was != (False, "internal"):  # once, and not at every scrape
+                logger.exception("target=%s unexpected error", self.target.name)
             return self.failed("internal", f"{type(error).__name__}: {error}", started)
         snapshot = dataclasses.replace(
             snapshot, duration_seconds=self._monotonic() - started, age_seconds=0.0
@@ -240,7 +241,7 @@ class TargetReader:
 
     @staticmethod
     def _is_foreign(page: Page, body: bytes, adapter: Adapter) -> bool:
-        """True where the page is no longer that engine's: another server answers there, or it lost its metrics.
+        """True where the page is not that engine's any more: another server answers, or it lost its metrics.
 
         What every Python program exposes (its start time) does not count.
         """
@@ -277,8 +278,7 @@ class TargetReader:
         """Find the engine and its metrics page. Raises SourceError.
 
         Asked first are /version and /v1/models, which cost nothing and often tell the engine; then the
-        metrics paths,
-        in an order that disturbs no engine.
+        metrics paths, in an order that disturbs no engine.
         """
         problems: list[Problem] = []
         documents: dict[str, Any] = {}
@@ -414,7 +414,7 @@ class TargetReader:
         return dataclasses.replace(reading, ranks=ranks), shape.source
 
     def _may_assume_defaults(self) -> bool:
-        """True where a configured model without launch settings stands for a server with the engine's defaults.
+        """True where a configured model without launch settings means the engine's defaults.
 
         Not where several GPUs are listed: the cache is then split in a way that nobody stated.
         """
@@ -500,7 +500,7 @@ class _Round:
 
 
 class Collector:
-    """Reads all targets and GPUs. One instance lives as long as the exporter; `configure` replaces its targets."""
+    """Reads all targets and GPUs, for as long as the exporter runs; `configure` replaces the targets."""
 
     def __init__(
         self,
@@ -586,8 +586,7 @@ class Collector:
         """A snapshot of now: of the round in flight, or of a new one.
 
         budget: seconds until an answer must be there; the round is cut short for it, and what has not
-        answered by then
-        counts as timed out.
+        answered by then counts as timed out.
         """
         loop_time = asyncio.get_running_loop().time()
         patience = max((reader.timeout for reader in self._readers), default=0.0) + 0.25

@@ -8,12 +8,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import aiohttp
 import msgspec
 
 from brimline.collect import Collector, TargetReader
 from brimline.config import Config, Target
 from brimline.engines import ENGINES
 from brimline.fetch import open_session
+from brimline.readings import TargetSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -58,34 +60,37 @@ class Discovery:
             if port not in self.found and now - self._foreign.get(port, -FOREIGN_PATIENCE) >= FOREIGN_PATIENCE
         ]
         opened = await asyncio.gather(*(_is_open(port) for port in candidates))
-        fresh = []
+        ports = [port for port, is_open in zip(candidates, opened, strict=True) if is_open]
+        targets = [Target(name=f"127.0.0.1:{port}", url=f"http://127.0.0.1:{port}") for port in ports]
         async with open_session() as session:
-            for port, is_open in zip(candidates, opened, strict=True):
-                if not is_open:
-                    continue
-                target = Target(name=f"127.0.0.1:{port}", url=f"http://127.0.0.1:{port}")
-                reader = TargetReader(
-                    target,
-                    session,
-                    timeout=READ_TIMEOUT,
-                    histograms="none",
-                    clock=time.time,
-                    monotonic=self._monotonic,
-                    quiet_launch=True,
-                    quiet=True,
-                )
-                snapshot = await reader.read()
-                if snapshot.reading is not None:
-                    self.found[port] = target
-                    fresh.append(target)
-                    models = ", ".join(snapshot.reading.by_model()) or "no model yet"
-                    logger.info("found=%s engine=%s models=%r", target.url, snapshot.reading.engine, models)
-                else:
-                    reason = snapshot.problems[0].reason if snapshot.problems else "unknown"
-                    if reason in ("not_an_engine", "not_found"):
-                        self._foreign[port] = now
-                    logger.debug("port=%d not taken reason=%s", port, reason)
+            # All at once: a port that hangs must not keep the others from being found.
+            snapshots = await asyncio.gather(*(self._read(target, session) for target in targets))
+        fresh = []
+        for port, target, snapshot in zip(ports, targets, snapshots, strict=True):
+            if snapshot.reading is not None:
+                self.found[port] = target
+                fresh.append(target)
+                models = ", ".join(snapshot.reading.by_model()) or "no model yet"
+                logger.info("found=%s engine=%s models=%r", target.url, snapshot.reading.engine, models)
+            else:
+                reason = snapshot.problems[0].reason if snapshot.problems else "unknown"
+                if reason in ("not_an_engine", "not_found"):
+                    self._foreign[port] = now
+                logger.debug("port=%d not taken reason=%s", port, reason)
         return fresh
+
+    async def _read(self, target: Target, session: aiohttp.ClientSession) -> TargetSnapshot:
+        reader = TargetReader(
+            target,
+            session,
+            timeout=READ_TIMEOUT,
+            histograms="none",
+            clock=time.time,
+            monotonic=self._monotonic,
+            quiet_launch=True,
+            quiet=True,
+        )
+        return await reader.read()
 
     def config(self, base: Config) -> Config:
         """The base configuration with what was found as its targets."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from brimline import __version__
 from brimline.collect import Collector
@@ -166,6 +167,11 @@ async def _add_headers(_request: web.Request, response: web.StreamResponse) -> N
         response.headers.setdefault(name, value)
 
 
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """False for what a client did wrong: a port scanner must not fill the log with tracebacks."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 async def serve(
     exporter: Exporter,
     host: str,
@@ -178,9 +184,12 @@ async def serve(
 
     started: called with the port once it is open. Raises OSError where it cannot be opened.
     """
+    protocol_logger = logging.getLogger(f"{__name__}.protocol")
+    protocol_logger.addFilter(_is_our_fault)
     runner = web.AppRunner(
         exporter.application(),
         access_log=None,
+        logger=protocol_logger,
         handle_signals=False,
         shutdown_timeout=1.0,
         keepalive_timeout=75.0,

@@ -1,8 +1,7 @@
 """Run blocking calls in daemon threads, which nobody waits for when the process ends.
 
 The event loop's own executor is joined at exit, so one call that hangs in a dead network file system or a
-name
-server would keep the process from ending.
+name server would keep the process from ending.
 """
 
 from __future__ import annotations

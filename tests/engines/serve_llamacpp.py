@@ -1,7 +1,7 @@
 """Serve a GGUF with llama.cpp's own HTTP server: serve_llamacpp.py FILE PORT CONTEXT SLOTS.
 
-Runs in the engine's own environment until it is ended. The xllamacpp wheel holds llama.cpp's server code; what
-answers on the port is that server, with --metrics and --slots switched on.
+Runs in the engine's own environment until it is ended. The xllamacpp wheel holds llama.cpp's server code;
+what answers on the port is that server, with --metrics and --slots switched on.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""NVML's faults as /metrics shows them: one exporter process over the fake library, driven by the state file."""
+"""NVML's faults as /metrics shows them: one exporter over the fake library, driven by the state file."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from fake_servers import FAULTS, FakeServer, FakeVllm, answer, dead_port, hang, when
@@ -185,7 +185,10 @@ def test_the_page_is_classic_text_unless_asked_otherwise(exporter: Serving) -> N
 def test_the_page_is_openmetrics_where_that_is_accepted(exporter: Serving) -> None:
     page = exporter.metrics(Accept="application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
 
-    names = {family.name for family in parse_openmetrics(page.text)}
+    names = {
+        family.name
+        for family in openmetrics.text_string_to_metric_families(page.text)  # type: ignore[no-untyped-call]
+    }
     assert page.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert page.text.endswith("# EOF\n")
     assert {"brimline_target_up", "brimline_generation_tokens"} <= names
@@ -599,7 +602,7 @@ def test_servers_are_found_when_they_start_and_others_are_left_alone(tmp_path: P
     assert before.values("brimline_target_up") == {}
     assert page.values("brimline_target_up") == {name: 1}
     assert page.values("brimline_generation_tokens_total") == {name: 9}
-    assert lasted < 15 + 10  # ten seconds between two looks, five for those that hang, and a loaded machine
+    assert lasted < 15 + 10  # ten seconds between two looks, five for all that hang; and a loaded machine
     assert str(late.port) in exporter.log
 
 

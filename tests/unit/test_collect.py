@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -650,7 +651,30 @@ def test_names_that_hang_cost_nobody_else(monkeypatch: pytest.MonkeyPatch) -> No
         assert_down(snapshot, f"hanging-{i}", "timeout")
 
 
-# --- hostile answers
+# --- defects and hostile answers
+
+
+def test_a_defect_costs_the_target_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    calls = itertools.count()
+
+    def clock() -> float:
+        # Asked at the start, and then twice in each round: by the target, and for the whole.
+        if next(calls) % 2:
+            raise ZeroDivisionError("a defect")
+        return 1.0
+
+    async def scenario(server: FakeServer) -> list[Snapshot]:
+        async with collecting(target("unlucky", server), clock=clock) as collector:
+            return [await collector.snapshot() for _ in range(3)]
+
+    with FakeServer(FakeVllm().routes()) as server:
+        snapshots = asyncio.run(scenario(server))
+
+    for number, snapshot in enumerate(snapshots, start=1):
+        assert_down(snapshot, "unlucky", "internal", failures=number)
+    assert [record.message for record in caplog.records if record.exc_info] == [
+        "target=unlucky unexpected error"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`brimline demo`: two simulated servers, a replayed GPU, the exporter and a Prometheus, all ended together."""
+"""`brimline demo`: two simulated servers, replayed GPUs, the exporter and a Prometheus, ended together."""
 
 from __future__ import annotations
 
@@ -192,16 +192,14 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
         query = "brimline_kv_cache_usage_ratio&g0.tab=0&g0.range_input=15m"
         say(f"  Prometheus    http://127.0.0.1:{prometheus_port}/graph?g0.expr={query}")
     else:
-        say(
-            "  Prometheus    not found on PATH: install it to see history (Debian: apt-get install prometheus)"
-        )
+        say("  Prometheus    not found on PATH: install it to see history")
     for name, port in zip(PROFILES, server_ports, strict=True):
         say(f"  {name:13} http://127.0.0.1:{port}/metrics")
     say("")
     say("Ctrl-C ends all of it.")
 
 
-class _Ended(Exception):
+class _Ended(Exception):  # noqa: N818 - being told to end is no error
     """A signal asked the demo to end."""
 
 

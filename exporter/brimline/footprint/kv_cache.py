@@ -59,7 +59,8 @@ def kv_cache_bytes_per_token(
     for heads in shape.kv_heads:
         if heads % tensor_parallel and tensor_parallel % heads:
             raise FootprintError(f"{heads} K/V heads cannot be divided among {tensor_parallel} GPUs")
-        per_layer.append(max(1, heads // tensor_parallel) * (shape.key_dim + shape.value_dim) * element_bytes)
+        on_one_gpu = max(1, heads // tensor_parallel) if heads else 0
+        per_layer.append(on_one_gpu * (shape.key_dim + shape.value_dim) * element_bytes)
     stage = math.ceil(len(per_layer) / pipeline_parallel)
     return int(sum(sorted(per_layer, reverse=True)[:stage]))
 

@@ -15,6 +15,9 @@ from typing import Any
 from brimline.errors import FootprintError
 
 MAX_CONFIG_BYTES = 4 << 20
+MAX_LAYERS = 4096
+# Arrays within arrays: GGUF allows any depth, models use none.
+MAX_ARRAY_DEPTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,13 @@ def _count(config: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
+def _layers(config: Mapping[str, Any], source: str, *names: str) -> int | None:
+    layers = _count(config, *names)
+    if layers is not None and layers > MAX_LAYERS:
+        raise FootprintError(f"{source}: {layers} layers cannot be")
+    return layers
+
+
 def shape_of_config(config: Mapping[str, Any], source: str) -> ModelShape:
     """Shape from the settings of a Hugging Face config.json. Raises FootprintError as read_shape does."""
     text = config.get("text_config")
@@ -87,25 +97,32 @@ def shape_of_config(config: Mapping[str, Any], source: str) -> ModelShape:
         ("ssm_state_size", "state-space layers"),
         ("linear_num_value_heads", "linear-attention layers"),
         ("attention_chunk_size", "chunked attention"),
+        ("attn_type_list", "linear-attention layers"),
+        ("block_configs", "layers of unequal shape"),
     ):
         if model.get(name):
             raise FootprintError(f"{source}: {kind} has {why}, so a token has no single K/V size")
     if model.get("is_encoder_decoder"):
         raise FootprintError(f"{source}: {kind} has cross-attention, so a token has no single K/V size")
-    kinds = {str(layer) for layer in model.get("layer_types") or []}
+    listed = model.get("layer_types")
+    kinds = {str(layer) for layer in listed} if isinstance(listed, list) else set()
     if len(kinds) > 1:
         raise FootprintError(
             f"{source}: {kind} mixes {' and '.join(sorted(kinds))}, so a token has no single K/V size"
         )
-    layers = _count(model, "num_hidden_layers", "n_layer", "num_layers")
+    layers = _layers(model, source, "num_hidden_layers", "n_layer", "num_layers")
     heads = _count(model, "num_attention_heads", "n_head")
     width = _count(model, "hidden_size", "n_embd")
     if layers is None or heads is None:
         raise FootprintError(f"{source}: num_hidden_layers and num_attention_heads are not both there")
-    if model.get("multi_query") is True and "num_key_value_heads" not in model:
+    # The names of vLLM 0.32, config/model.py get_total_num_kv_heads. A Falcon of the newer architecture says
+    # multi_query too, and means its num_kv_heads.
+    falcon = bool(model.get("new_decoder_architecture"))
+    if model.get("multi_query") is True and not falcon and "num_key_value_heads" not in model:
         kv_heads = 1
     else:
-        kv_heads = _count(model, "num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
+        stated = _count(model, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+        kv_heads = stated or heads
     head_dim = _count(model, "head_dim", "attention_head_dim")
     if head_dim is None:
         if width is None or width % heads:
@@ -158,7 +175,7 @@ class _Cursor:
         self.at += length
         return raw.decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind in _FIXED:
             return self.take(_FIXED[kind])
         if kind == _STRING:
@@ -167,15 +184,21 @@ class _Cursor:
             item, length = self.take("I"), self.take("Q")
             if length > len(self.data):
                 raise FootprintError(f"{self.name} ends within its header")
-            return [self.value(item) for _ in range(length)]
+            if depth >= MAX_ARRAY_DEPTH:
+                raise FootprintError(f"{self.name} nests arrays too deep")
+            return [self.value(item, depth + 1) for _ in range(length)]
         raise FootprintError(f"{self.name} holds a value of unknown type {kind}")
 
 
 def read_gguf_metadata(path: Path) -> dict[str, Any]:
     """Metadata of a GGUF file up to its vocabulary, which may be large. Raises FootprintError."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse_gguf(data, str(path))
+        # Non-blocking: a FIFO must not hang us.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FootprintError(f"{path} is not a regular file")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse_gguf(data, str(path))
     except (OSError, ValueError) as error:
         raise FootprintError(f"{path} cannot be read ({error})") from None
 
@@ -198,6 +221,13 @@ def _parse_gguf(data: mmap.mmap | bytes, name: str) -> dict[str, Any]:
     return metadata
 
 
+def _per_layer(counts: Any, layers: int | None) -> tuple[int, ...] | None:
+    """A count for each layer, from one for all or a list; None where it is neither."""
+    listed = counts if isinstance(counts, list) else [counts] * (layers or 0)
+    is_count = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in listed)
+    return tuple(listed) if listed and len(listed) == layers and is_count else None
+
+
 def shape_of_gguf(metadata: Mapping[str, Any], source: str) -> ModelShape:
     """Shape from GGUF metadata. Raises FootprintError as read_shape does."""
     family = metadata.get("general.architecture")
@@ -211,17 +241,16 @@ def shape_of_gguf(metadata: Mapping[str, Any], source: str) -> ModelShape:
     ):
         if metadata.get(f"{family}.{name}"):
             raise FootprintError(f"{source}: {family} has {why}, so a token has no single K/V size")
-    layers = _count(metadata, f"{family}.block_count")
-    heads = metadata.get(f"{family}.attention.head_count")
-    kv_heads = metadata.get(f"{family}.attention.head_count_kv", heads)
+    layers = _layers(metadata, source, f"{family}.block_count")
+    heads = _per_layer(metadata.get(f"{family}.attention.head_count"), layers)
+    stated = metadata.get(f"{family}.attention.head_count_kv")
+    per_layer = heads if stated is None else _per_layer(stated, layers)
     width = _count(metadata, f"{family}.embedding_length")
-    if layers is None or not isinstance(heads, int | list) or kv_heads is None:
-        raise FootprintError(f"{source}: block_count and attention.head_count are not both there")
-    per_layer = tuple(kv_heads) if isinstance(kv_heads, list) else (kv_heads,) * layers
-    most_heads = max(heads) if isinstance(heads, list) else heads
-    default = width // most_heads if width and most_heads else None
+    if layers is None or heads is None or per_layer is None:
+        raise FootprintError(f"{source}: block_count and attention.head_count are not both there and sound")
+    default = width // max(heads) if width and max(heads) else None
     key_dim = _count(metadata, f"{family}.attention.key_length") or default
     value_dim = _count(metadata, f"{family}.attention.value_length") or default
-    if key_dim is None or value_dim is None or len(per_layer) != layers:
+    if key_dim is None or value_dim is None:
         raise FootprintError(f"{source}: the size of an attention head is not there")
     return ModelShape(kv_heads=per_layer, key_dim=key_dim, value_dim=value_dim, dtype=None, source=source)

@@ -14,7 +14,10 @@ from brimline.readings import DeviceReading, Snapshot, TargetSnapshot, combine_r
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of the page. ratio: 0 to 1; None where nothing is known. high, full: ratios from which it changes colour."""
+    """A bar of the page.
+
+    ratio: 0 to 1; None where nothing is known. high, full: ratios from which it changes colour.
+    """
 
     label: str
     text: str
