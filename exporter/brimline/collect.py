@@ -289,7 +289,7 @@ class TargetReader:
         if self.target.metrics_path is not None:
             paths: Sequence[str] = (self.target.metrics_path,)
         else:
-            paths = ("/metrics",) if hint is not None else METRICS_PATHS
+            paths = ENGINES[hint].metrics_paths if hint is not None else METRICS_PATHS
         adapter, answer = await self._find_page(paths, hint)
         rest = [
             endpoint for endpoint in adapter.endpoints if not endpoint.live and endpoint.path not in documents

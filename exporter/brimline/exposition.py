@@ -42,6 +42,11 @@ def _add_histograms(
         metric.add_sample(f"{name}_sum", labels, value.sum)
 
 
+def _encodable(label: str) -> str:
+    """The label value without halves of characters, one of which would cost the whole page its encoding."""
+    return label if label.isascii() else label.encode("utf-8", "replace").decode("utf-8")
+
+
 def to_metric(family: Family, snapshot: Snapshot) -> Metric | None:
     """The family with its rows; None where it has none. Of rows with equal labels the first is taken."""
     name = family.full_name
@@ -54,7 +59,10 @@ def to_metric(family: Family, snapshot: Snapshot) -> Metric | None:
     metric = Metric(
         name.removesuffix("_total") if family.kind == "counter" else name, family.help, family.kind
     )
-    named = [(dict(zip(family.labels, labels, strict=True)), value) for labels, value in unique.values()]
+    named = [
+        (dict(zip(family.labels, map(_encodable, labels), strict=True)), value)
+        for labels, value in unique.values()
+    ]
     if family.kind == "histogram":
         _add_histograms(metric, name, [(labels, v) for labels, v in named if isinstance(v, Histogram | Sums)])
     else:

@@ -1,0 +1,241 @@
+"""What /proc tells, from trees that the tests write."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from pathlib import Path
+
+import pytest
+
+from brimline.processes import (
+    command_line,
+    descendants,
+    listening_inodes,
+    listening_pid,
+    parent_of,
+    read_memory,
+)
+
+HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+LISTEN, ESTABLISHED = "0A", "01"
+
+
+def address(text: str, port: int) -> str:
+    """An address as /proc/net/tcp prints it: 32-bit words in this machine's byte order."""
+    packed = ipaddress.ip_address(text).packed
+    words = struct.unpack(f"={len(packed) // 4}I", packed)
+    return "".join(f"{word:08X}" for word in words) + f":{port:04X}"
+
+
+def socket_line(text: str, port: int, inode: int, state: str = LISTEN) -> str:
+    return (
+        f"   0: {address(text, port)} {address(text, 0)} {state} 00000000:00000000 00:00000000 00000000  1000"
+        f"        0 {inode} 1 0000000000000000 100 0 0 10 0\n"
+    )
+
+
+def write_sockets(proc: Path, *lines: str, table: str = "tcp") -> None:
+    (proc / "net").mkdir(exist_ok=True)
+    (proc / "net" / table).write_text(HEADER + "".join(lines))
+
+
+def write_process(
+    proc: Path,
+    pid: int,
+    *,
+    parent: int = 1,
+    name: bytes = b"python3",
+    command: bytes = b"",
+    inodes: tuple[int, ...] = (),
+) -> None:
+    folder = proc / str(pid)
+    (folder / "fd").mkdir(parents=True)
+    (folder / "stat").write_bytes(b"%d (%s) S %d %d 1 0 -1 4194560" % (pid, name, parent, pid))
+    (folder / "cmdline").write_bytes(command)
+    for number, inode in enumerate(inodes, start=3):
+        (folder / "fd" / str(number)).symlink_to(f"socket:[{inode}]")
+
+
+# --- who listens
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "0.0.0.0"])
+def test_a_socket_at_a_loopback_or_unspecified_address_is_found(tmp_path: Path, host: str) -> None:
+    write_sockets(tmp_path, socket_line(host, 8000, 111))
+
+    assert listening_inodes(8000, tmp_path) == {"111"}
+
+
+@pytest.mark.parametrize("host", ["::1", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"])
+def test_ipv6_sockets_are_found_too(tmp_path: Path, host: str) -> None:
+    write_sockets(tmp_path)
+    write_sockets(tmp_path, socket_line(host, 8000, 222), table="tcp6")
+
+    assert listening_inodes(8000, tmp_path) == {"222"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        socket_line("127.0.0.1", 8001, 1),
+        socket_line("10.0.0.5", 8000, 1),
+        socket_line("127.0.0.1", 8000, 1, ESTABLISHED),
+        socket_line("::ffff:10.0.0.5", 8000, 1),
+        socket_line("fe80::1", 8000, 1),
+        "garbage\n",
+    ],
+    ids=["port", "address", "state", "mapped", "link-local", "garbage"],
+)
+def test_another_port_address_or_state_is_not_the_listener(tmp_path: Path, line: str) -> None:
+    write_sockets(tmp_path, line)
+
+    assert listening_inodes(8000, tmp_path) == set()
+
+
+def test_without_socket_tables_nothing_listens(tmp_path: Path) -> None:
+    assert listening_inodes(8000, tmp_path) == set()
+    assert listening_pid(8000, tmp_path) is None
+    assert listening_pid(8000, tmp_path / "none") is None
+
+
+def test_the_process_that_holds_the_socket_is_the_listener(tmp_path: Path) -> None:
+    write_sockets(tmp_path, socket_line("127.0.0.1", 8000, 111))
+    write_process(tmp_path, 50, inodes=(999,))
+    write_process(tmp_path, 60, inodes=(998, 111))
+    (tmp_path / "self").mkdir()
+
+    assert listening_pid(8000, tmp_path) == 60
+
+
+def test_of_a_family_that_shares_the_socket_the_parent_is_the_listener(tmp_path: Path) -> None:
+    # the child has the lower number: numbers start again at the machine's limit
+    write_sockets(tmp_path, socket_line("0.0.0.0", 8000, 111))
+    write_process(tmp_path, 40, parent=4000, inodes=(111,))
+    write_process(tmp_path, 4000, parent=1, inodes=(111,))
+    write_process(tmp_path, 4001, parent=4000, inodes=(111,))
+
+    assert listening_pid(8000, tmp_path) == 4000
+
+
+def test_a_socket_of_an_invisible_process_has_no_listener(tmp_path: Path) -> None:
+    write_sockets(tmp_path, socket_line("127.0.0.1", 8000, 111))
+    write_process(tmp_path, 50, inodes=(999,))
+
+    assert listening_pid(8000, tmp_path) is None
+
+
+def test_a_descriptor_that_is_gone_hides_no_other(tmp_path: Path) -> None:
+    write_sockets(tmp_path, socket_line("127.0.0.1", 8000, 111))
+    write_process(tmp_path, 60, inodes=(111,))
+    for number in range(100, 120):
+        (tmp_path / "60" / "fd" / str(number)).write_text("")  # reading it as a link fails
+
+    assert listening_pid(8000, tmp_path) == 60
+
+
+def test_a_process_without_readable_descriptors_hides_no_other(tmp_path: Path) -> None:
+    write_sockets(tmp_path, socket_line("127.0.0.1", 8000, 111))
+    (tmp_path / "50").mkdir()
+    write_process(tmp_path, 60, inodes=(111,))
+
+    assert listening_pid(8000, tmp_path) == 60
+
+
+# --- families
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"vllm", b"a) b (c", b"tmux: server", b"\xff\xfe name", b""],
+    ids=["plain", "parens", "blank", "raw", "none"],
+)
+def test_a_parent_is_found_behind_any_name(tmp_path: Path, name: bytes) -> None:
+    write_process(tmp_path, 7, parent=5, name=name)
+
+    assert parent_of(7, tmp_path) == 5
+
+
+def test_a_process_that_is_gone_has_no_parent(tmp_path: Path) -> None:
+    (tmp_path / "8").mkdir()
+    (tmp_path / "8" / "stat").write_text("")
+
+    assert parent_of(7, tmp_path) is None
+    assert parent_of(8, tmp_path) is None
+
+
+def test_descendants_are_the_process_its_children_and_theirs(tmp_path: Path) -> None:
+    for pid, parent in {10: 1, 11: 10, 12: 10, 13: 12, 20: 1, 21: 20}.items():
+        write_process(tmp_path, pid, parent=parent)
+
+    assert descendants(10, tmp_path) == {10, 11, 12, 13}
+    assert descendants(13, tmp_path) == {13}
+
+
+def test_a_circle_of_parents_ends(tmp_path: Path) -> None:
+    write_process(tmp_path, 10, parent=11)
+    write_process(tmp_path, 11, parent=10)
+
+    assert descendants(10, tmp_path) == {10, 11}
+
+
+def test_a_process_that_is_not_there_is_its_own_family(tmp_path: Path) -> None:
+    assert descendants(10, tmp_path) == {10}
+
+
+# --- command lines
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (
+            b"vllm\0serve\0my model\0--max-model-len\0128k\0",
+            ["vllm", "serve", "my model", "--max-model-len", "128k"],
+        ),
+        (b"vllm\0serve\0\0--port\0", ["vllm", "serve", "", "--port"]),
+        (b"renamed process", ["renamed process"]),
+        (b"caf\xe9\0", ["caf\ufffd"]),
+        (b"", []),
+    ],
+)
+def test_a_command_line_is_its_words(tmp_path: Path, raw: bytes, words: list[str]) -> None:
+    write_process(tmp_path, 7, command=raw)
+
+    assert command_line(7, tmp_path) == words
+
+
+def test_a_process_that_is_gone_has_no_command_line(tmp_path: Path) -> None:
+    assert command_line(7, tmp_path) == []
+
+
+# --- memory
+
+
+def test_memory_is_bytes_though_the_file_says_kb(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text(
+        "MemTotal:       131886412 kB\nMemFree:         1024 kB\nMemAvailable:   98304000 kB\n"
+    )
+
+    assert read_memory(tmp_path) == (131_886_412 * 1024, 98_304_000 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("content", "memory"),
+    [
+        ("MemTotal: 8 kB\n", (8192, None)),
+        ("", (None, None)),
+        ("MemTotal: x kB\n", (None, None)),
+        ("MemTotal:\n", (None, None)),
+    ],
+)
+def test_memory_that_is_not_stated_is_none(
+    tmp_path: Path, content: str, memory: tuple[int | None, int | None]
+) -> None:
+    (tmp_path / "meminfo").write_text(content)
+
+    assert read_memory(tmp_path) == memory
+
+
+def test_without_meminfo_memory_is_not_stated(tmp_path: Path) -> None:
+    assert read_memory(tmp_path) == (None, None)
