@@ -58,7 +58,7 @@ class Family:
         return PREFIX + self.name
 
 
-# --- where rows come from
+# --- where rows come from ---
 
 
 def _exporter(

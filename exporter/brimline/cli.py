@@ -330,6 +330,7 @@ async def _read_target(config: Config) -> tuple[TargetSnapshot, TargetReader]:
             monotonic=time.monotonic,
             quiet=True,
         )
+        reader.keep_raw = True
         return await reader.read(), reader
 
 

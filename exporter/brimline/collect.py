@@ -109,6 +109,7 @@ class TargetReader:
         self._quiet = quiet
         self.target = target
         self.timeout = timeout
+        self.keep_raw = False  # a thousand targets' pages would be a lot of memory to keep for nobody
         self.raw: Raw | None = None
         self._client = Client(session, target)
         self._histograms = histograms
@@ -134,8 +135,7 @@ class TargetReader:
             other._histograms,
         )
 
-    # --- one round
-    # ------------------------------------------------------------------------------------------------
+    # --- one round ---
 
     async def read(self) -> TargetSnapshot:
         """This round's snapshot. Never raises but for cancellation."""
@@ -226,7 +226,8 @@ class TargetReader:
         documents |= {
             e.path: document for e, document in zip(live, answers, strict=True) if document is not None
         }
-        self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
+        if self.keep_raw:
+            self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
         page = scan(answer.body, detected.adapter.wanted)
         if self._is_foreign(page, answer.body, detected.adapter):
             self._detected = None
@@ -261,8 +262,7 @@ class TargetReader:
         detected.token_count = tokens
         return restarted
 
-    # --- detection
-    # ------------------------------------------------------------------------------------------------
+    # --- detection ---
 
     async def _document(self, endpoint: Endpoint, problems: list[Problem]) -> Any:
         try:
@@ -312,7 +312,7 @@ class TargetReader:
             try:
                 answer = await self._client.get_page(path)
             except SourceError as error:
-                if error.reason not in ("not_found", "redirect", "http_status"):
+                if error.reason not in ("not_found", "redirect", "http_status", "unauthorized"):
                     raise
                 if refusal is None or refusal.reason == "not_found":
                     refusal = error  # what an existing page answers says more than that others do not exist
@@ -357,8 +357,7 @@ class TargetReader:
         settings = parse_launch(words, adapter) if words else {}
         return settings, bool(words)
 
-    # --- understanding
-    # --------------------------------------------------------------------------------------------
+    # --- understanding ---
 
     async def _understand(
         self, detected: _Detected, reading: EngineReading, problems: list[Problem]
@@ -466,8 +465,7 @@ def _with_bytes(rank: RankReading, per_token: float) -> RankReading:
     )
 
 
-# --- all targets
-# ---------------------------------------------------------------------------------------------------
+# --- all targets ---
 
 
 class _Round:
@@ -562,6 +560,7 @@ class Collector:
             self._gpu.start()
             self._gpu_key = gpu_key
         self._config = config
+        self._round = None  # its scrapers get the old targets still; who comes from now on gets the new ones
         self.reload_successful = True
         self.reload_success_time = self._clock()
 

@@ -157,7 +157,7 @@ class Config(_Struct, frozen=True):
         return target.histograms or ("full" if target.experiment else self.histograms)
 
 
-# --- YAML to plain objects, with the line of every key and item
+# --- YAML to plain objects, with the line of every key and item ---
 
 
 class _Loader(yaml.SafeLoader):
@@ -264,7 +264,7 @@ def _compose(text: str, name: str) -> tuple[Any, _Source]:
     return (None if node is None else source.plain(node)), source
 
 
-# --- plain objects to Config
+# --- plain objects to Config ---
 
 _PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _WHAT_IS_WANTED = {

@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -173,6 +174,17 @@ def tls_context(target: Target) -> ssl.SSLContext | bool:
     return context
 
 
+def _tls_file_times(target: Target) -> tuple[float, ...]:
+    """When the TLS files were last written: a renewed certificate is to be used without a restart."""
+    if target.tls is None:
+        return ()
+    paths = (target.tls.ca_file, target.tls.cert_file, target.tls.key_file)
+    try:
+        return tuple(Path(path).stat().st_mtime for path in paths if path is not None)
+    except OSError as error:
+        raise SourceError("tls", f"the TLS files cannot be used ({error})") from None
+
+
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     """The body, inflated where it is gzip. Raises SourceError beyond 16 MiB of either form."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -214,7 +226,8 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, target: Target) -> None:
         self._session = session
         self._target = target
-        self._tls: ssl.SSLContext | bool | None = None
+        self._tls: ssl.SSLContext | bool = True
+        self._tls_files: tuple[float, ...] | None = None
         self.trace: list[str] = []
 
     async def get(self, path: str) -> Answer:
@@ -236,8 +249,9 @@ class Client:
 
     async def _get(self, path: str) -> Answer:
         url = f"{self._target.origin}{self._target.base_path}{path}"
-        if self._tls is None:
+        if (files := _tls_file_times(self._target)) != self._tls_files:
             self._tls = tls_context(self._target)
+            self._tls_files = files
         headers = request_headers(self._target)
         server_name = self._target.tls.server_name if self._target.tls else None
         for attempt in range(2):

@@ -128,7 +128,12 @@ class Exporter:
         if reader is None:
             known = ", ".join(target.name for target in self.collector.config.targets) or "none"
             return web.Response(status=404, text=f"There is no target of that name; known: {known}\n")
-        snapshot = await self.collector.snapshot()
+        reader.keep_raw = True
+        try:
+            snapshot = await self.collector.snapshot()
+            raw = reader.raw
+        finally:
+            reader.keep_raw, reader.raw = False, None
         target = snapshot.target(name)
         if target is None:
             return web.Response(status=404, text="The target was removed meanwhile.\n")
@@ -144,12 +149,14 @@ class Exporter:
             "reading:",
             f"  {target.reading}",
         ]
-        if reader.raw is not None:
-            shown = {k: v for k, v in reader.raw.headers.items() if k not in _SECRET_HEADERS}
-            lines += ["", f"last answer of {reader.raw.path}:", *(f"  {k}: {v}" for k, v in shown.items())]
-            for path, document in reader.raw.documents.items():
+        if raw is None:
+            lines += ["", "no page in this scrape (a page read within min_interval is not kept); look again"]
+        else:
+            shown = {k: v for k, v in raw.headers.items() if k not in _SECRET_HEADERS}
+            lines += ["", f"answer of {raw.path}:", *(f"  {k}: {v}" for k, v in shown.items())]
+            for path, document in raw.documents.items():
                 lines += ["", f"{path}:", json.dumps(document, indent=2)[:20000]]
-            lines += ["", reader.raw.body.decode("utf-8", "replace")]
+            lines += ["", raw.body.decode("utf-8", "replace")]
         return web.Response(text="\n".join(lines), content_type="text/plain", charset="utf-8")
 
 

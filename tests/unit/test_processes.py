@@ -190,7 +190,7 @@ def test_a_process_that_is_not_there_is_its_own_family(tmp_path: Path) -> None:
     ("raw", "words"),
     [
         (
-            b"vllm\0serve\0my model\0--max-model-len\0128k\0",
+            b"vllm\0serve\0my model\0--max-model-len\x00128k\0",
             ["vllm", "serve", "my model", "--max-model-len", "128k"],
         ),
         (b"vllm\0serve\0\0--port\0", ["vllm", "serve", "", "--port"]),

@@ -113,6 +113,12 @@ def _models(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
+def _length(entry: Mapping[str, Any]) -> int | None:
+    """A model's max_model_len; None where it states none that can be."""
+    value = entry.get("max_model_len")
+    return value if isinstance(value, int) and 0 < value < 1 << 53 else None
+
+
 def _base_model(documents: Mapping[str, Any]) -> dict[str, Any]:
     """The first entry of /v1/models that is no LoRA adapter (those name a parent)."""
     return next((entry for entry in _models(documents) if not entry.get("parent")), {})
@@ -210,8 +216,8 @@ def _settings(page: Page, base: Mapping[str, Any]) -> dict[str, str]:
             value = row.labels.get(label, "None")
             if value not in ("None", ""):
                 settings[setting] = normalize(setting, clean_label(value))
-    if isinstance(base.get("max_model_len"), int):
-        settings["max_model_len"] = str(base["max_model_len"])
+    if (length := _length(base)) is not None:
+        settings["max_model_len"] = str(length)
     if isinstance(base.get("root"), str):
         settings["model"] = clean_label(base["root"])
     return settings
@@ -236,7 +242,7 @@ def read(evidence: Evidence) -> EngineReading:
     lengths = {
         clean_label(entry["id"]): float(entry["max_model_len"])
         for entry in _models(evidence.documents)
-        if isinstance(entry.get("id"), str) and isinstance(entry.get("max_model_len"), int)
+        if isinstance(entry.get("id"), str) and _length(entry) is not None
     }
     ranks = []
     for (model, rank), values in sorted(table.values.items()):

@@ -149,7 +149,7 @@ def _checkpoint_kv_dtype(config: Mapping[str, Any]) -> str | None:
     return "stated by the checkpoint" if scheme else None
 
 
-# --- GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+# --- GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md ---
 
 _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9

@@ -1,0 +1,381 @@
+"""The page that is served, read back with the client library's own parsers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_classic
+
+from brimline.catalog import METRICS, Family, Kind, Row
+from brimline.exposition import render
+from brimline.readings import (
+    TARGET_REASONS,
+    DeviceReading,
+    EngineReading,
+    GpuReading,
+    Histogram,
+    HostReading,
+    Problem,
+    RankReading,
+    Snapshot,
+    TargetSnapshot,
+    Uuid,
+)
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parsed(snapshot: Snapshot, accept: str, families: Iterable[Family] = METRICS) -> dict[str, Metric]:
+    """The families of the page, by the parser of the format that was asked for."""
+    body, content_type = render(snapshot, accept, families=families)
+    is_openmetrics = accept == OPENMETRICS
+    assert content_type.startswith("application/openmetrics-text" if is_openmetrics else "text/plain")
+    found = list((parse_openmetrics if is_openmetrics else parse_classic)(body.decode()))
+    assert len({metric.name for metric in found}) == len(found)
+    return {metric.name: metric for metric in found}
+
+
+def samples(metrics: dict[str, Metric]) -> Samples:
+    """All samples of Brimline's own, each once."""
+    found = [
+        ((sample.name, frozenset(sample.labels.items())), sample.value)
+        for metric in metrics.values()
+        for sample in metric.samples
+        if sample.name.startswith("brimline_")
+    ]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+LATENCY = Histogram(((0.25, 1.0), (1.0, 3.0), (math.inf, 4.0)), 2.5, 4.0)
+
+
+def target(name: str, histograms: str = "sums", **rank: object) -> TargetSnapshot:
+    """A target that is up, with one rank of the model m that states what is given."""
+    base = RankReading(model="m")
+    reading = EngineReading(engine="vllm", ranks=(dataclasses.replace(base, **rank),))  # type: ignore[arg-type]
+    return TargetSnapshot(name=name, url="http://h", up=True, reading=reading, histograms=histograms)
+
+
+def snapshot(*targets: TargetSnapshot) -> Snapshot:
+    return Snapshot(time=1000.0, targets=targets)
+
+
+def everything() -> Snapshot:
+    """A snapshot in which every family has a row."""
+    numbers = {
+        field.name: float(index)
+        for index, field in enumerate(dataclasses.fields(RankReading))
+        if field.type == "float | None"
+    }
+    histograms = {
+        field.name: LATENCY for field in dataclasses.fields(RankReading) if field.type == "Histogram | None"
+    }
+    rank = dataclasses.replace(
+        RankReading(
+            model="m", requests_waiting_by_reason={"capacity": 1}, requests_finished_total={"stop": 2}
+        ),
+        **numbers,  # type: ignore[arg-type]
+        **histograms,  # type: ignore[arg-type]
+    )
+    reading = EngineReading(
+        engine="vllm",
+        engine_version="0.32.0",
+        ranks=(rank,),
+        start_time=900.0,
+        sleeping=False,
+        missing=("preemptions_total",),
+    )
+    full = TargetSnapshot(
+        name="full",
+        url="http://h",
+        up=True,
+        reading=reading,
+        histograms="full",
+        problems=(Problem("bad_values", "x"),),
+        errors=dict.fromkeys(TARGET_REASONS, 0),
+        duration_seconds=0.25,
+        age_seconds=0.0,
+        last_success=999.0,
+        settings={"max_model_len": "4096"},
+        mismatches={"max_model_len": False},
+        fingerprint="abc",
+        config_changed=950.0,
+        gpus=((Uuid("GPU-a"), "0"),),
+    )
+    device = DeviceReading(
+        uuid=Uuid("GPU-a"),
+        index="0",
+        name="H100",
+        driver="570",
+        memory_api="v2",
+        total_bytes=10,
+        used_bytes=4,
+        free_bytes=5,
+        reserved_bytes=1,
+        used_peak_bytes=6,
+        problem="hang",
+    )
+    return Snapshot(
+        time=1000.0,
+        targets=(full, target("sums", "sums", **histograms), target("none", "none", **histograms)),
+        gpu=GpuReading(up=False, problem="no_gpus", devices=(device,)),
+        host=HostReading(100, 50),
+        reload_success_time=1.0,
+    )
+
+
+FORMATS = pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["classic", "openmetrics"])
+
+
+@FORMATS
+def test_a_page_with_every_family_is_one_that_the_client_librarys_parser_takes(accept: str) -> None:
+    shown = everything()
+    without_rows = [family.name for family in METRICS if not list(family.rows(shown))]
+
+    metrics = parsed(shown, accept)
+
+    assert without_rows == []
+    for family in METRICS:
+        name = family.full_name.removesuffix("_total") if family.kind == "counter" else family.full_name
+        assert metrics[name].documentation == family.help
+        assert metrics[name].type == family.kind
+
+
+def test_both_formats_carry_the_same_samples() -> None:
+    shown = everything()
+
+    assert samples(parsed(shown, "")) == samples(parsed(shown, OPENMETRICS))
+
+
+@FORMATS
+def test_an_empty_snapshot_is_a_page_too(accept: str) -> None:
+    found = samples(parsed(snapshot(), accept))
+
+    assert {name for name, _ in found} == {"brimline_build_info", "brimline_config_last_reload_successful"}
+
+
+@FORMATS
+def test_the_exporters_own_process_is_on_the_page(accept: str) -> None:
+    assert "python_info" in parsed(snapshot(), accept)
+
+
+# --- histograms
+
+NAME = "brimline_time_to_first_token_seconds"
+
+
+@FORMATS
+def test_sums_alone_are_called_a_summary(accept: str) -> None:
+    metrics = parsed(snapshot(target("a", "sums", time_to_first_token_seconds=LATENCY)), accept)
+
+    assert metrics[NAME].type == "summary"
+    assert {sample.name: sample.value for sample in metrics[NAME].samples} == {
+        f"{NAME}_count": 4.0,
+        f"{NAME}_sum": 2.5,
+    }
+
+
+@FORMATS
+def test_a_whole_histogram_has_its_buckets(accept: str) -> None:
+    metrics = parsed(snapshot(target("a", "full", time_to_first_token_seconds=LATENCY)), accept)
+
+    assert metrics[NAME].type == "histogram"
+    assert [(s.labels["le"], s.value) for s in metrics[NAME].samples if s.name == f"{NAME}_bucket"] == [
+        ("0.25", 1.0),
+        ("1.0", 3.0),
+        ("+Inf", 4.0),
+    ]
+
+
+@FORMATS
+def test_histograms_of_nobody_are_no_family(accept: str) -> None:
+    assert NAME not in parsed(snapshot(target("a", "none", time_to_first_token_seconds=LATENCY)), accept)
+
+
+@FORMATS
+def test_targets_with_and_without_buckets_share_a_page(accept: str) -> None:
+    targets = [target(name, name, time_to_first_token_seconds=LATENCY) for name in ("none", "sums", "full")]
+
+    found = samples(parsed(snapshot(*targets), accept))
+
+    def bucket(of: str, bound: str) -> float | None:
+        return found.get(key(f"{NAME}_bucket", target=of, model="m", rank="0", le=bound))
+
+    assert [bucket("full", bound) for bound in ("0.25", "1.0", "+Inf")] == [1.0, 3.0, 4.0]
+    assert [bucket("sums", bound) for bound in ("0.25", "1.0", "+Inf")] == [None, None, 4.0]
+    assert [bucket("none", bound) for bound in ("0.25", "1.0", "+Inf")] == [None, None, None]
+    for name in ("sums", "full"):
+        assert found[key(f"{NAME}_sum", target=name, model="m", rank="0")] == 2.5
+        assert found[key(f"{NAME}_count", target=name, model="m", rank="0")] == 4.0
+
+
+# --- values
+
+
+@FORMATS
+def test_nan_and_nothing_are_absent_series_and_zero_is_not(accept: str) -> None:
+    shown = snapshot(
+        target(
+            "a",
+            requests_running=0.0,
+            requests_waiting=math.nan,
+            kv_cache_usage_ratio=None,
+            time_to_first_token_seconds=Histogram((), math.nan, 4.0),
+        )
+    )
+
+    found = samples(parsed(shown, accept))
+
+    assert found[key("brimline_requests_running", target="a", model="m", rank="0")] == 0.0
+    assert not {"brimline_requests_waiting", "brimline_kv_cache_usage_ratio", f"{NAME}_sum"} & {
+        n for n, _ in found
+    }
+    assert not any(math.isnan(value) for value in found.values())
+
+
+@FORMATS
+def test_large_counts_keep_every_digit(accept: str) -> None:
+    found = samples(parsed(snapshot(target("a", generation_tokens_total=float(2**53))), accept))
+
+    assert found[key("brimline_generation_tokens_total", target="a", model="m", rank="0")] == 9007199254740992
+
+
+@FORMATS
+def test_errors_start_at_zero_for_every_reason(accept: str) -> None:
+    shown = TargetSnapshot(name="a", url="u", errors=dict.fromkeys(TARGET_REASONS, 0))
+
+    found = samples(parsed(snapshot(shown), accept))
+
+    assert {
+        labels: value for (name, labels), value in found.items() if name == "brimline_target_errors_total"
+    } == {frozenset({("target", "a"), ("reason", reason)}): 0.0 for reason in TARGET_REASONS}
+
+
+# --- labels
+
+AWKWARD = 'a "quoted" \\back\\slash\\n\nnew line \t {}=,# süß 模型'
+
+
+@FORMATS
+@pytest.mark.parametrize("value", [AWKWARD, "", "\\", '"', "\n", "\\n", "\\\n"])
+def test_any_label_value_comes_back(accept: str, value: str) -> None:
+    shown = TargetSnapshot(name="a", url="u", settings={"setting": value})
+
+    found = samples(parsed(snapshot(shown), accept))
+
+    assert found[key("brimline_target_setting_info", target="a", setting="setting", value=value)] == 1.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")))
+def test_any_text_comes_back_as_a_label(value: str) -> None:
+    [family] = [family for family in METRICS if family.name == "target_setting_info"]
+    shown = TargetSnapshot(name="a", url="u", settings={"setting": value})
+
+    for accept in ("", OPENMETRICS):
+        found = samples(parsed(snapshot(shown), accept, [family]))
+        assert list(found) == [
+            key("brimline_target_setting_info", target="a", setting="setting", value=value)
+        ]
+
+
+@FORMATS
+def test_half_a_character_costs_no_page(accept: str) -> None:
+    shown = TargetSnapshot(name="a", url="u", settings={"x": "lone \ud800"})
+
+    found = samples(parsed(snapshot(shown), accept))
+
+    assert found[key("brimline_target_setting_info", target="a", setting="x", value="lone ?")] == 1.0
+
+
+# --- defects
+
+
+def family(
+    name: str, rows: Iterable[Row] | None, kind: Kind = "gauge", labels: tuple[str, ...] = ("x",)
+) -> Family:
+    """A family with these rows; one that raises for None."""
+
+    def give(_snapshot: Snapshot) -> Iterator[Row]:
+        if rows is None:
+            yield ("before",), 1.0
+            raise ZeroDivisionError("a defect")
+        yield from rows
+
+    return Family(name, kind, "A family. Never absent.", labels, give, "test")
+
+
+@FORMATS
+def test_a_family_that_fails_costs_no_other_and_is_logged_once(
+    accept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"broken_{'openmetrics' if accept else 'classic'}"
+    families = [family("first", [(("a",), 1.0)]), family(name, None), family("last", [(("a",), 2.0)])]
+
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            found = samples(parsed(snapshot(), accept, families))
+
+    assert found == {key("brimline_first", x="a"): 1.0, key("brimline_last", x="a"): 2.0}
+    assert [record.getMessage() for record in caplog.records] == [f"family={name} could not be exposed"]
+
+
+@FORMATS
+def test_a_row_with_a_label_too_many_costs_its_family_only(accept: str) -> None:
+    families = [family(f"odd_{len(accept)}", [(("a", "b"), 1.0)]), family("sound", [(("a",), 2.0)])]
+
+    assert samples(parsed(snapshot(), accept, families)) == {key("brimline_sound", x="a"): 2.0}
+
+
+@FORMATS
+def test_of_rows_with_equal_labels_the_first_is_exposed(accept: str) -> None:
+    rows: list[Row] = [(("a",), math.nan), (("a",), 1.0), (("b",), 2.0), (("a",), 3.0)]
+
+    found = samples(parsed(snapshot(), accept, [family("twice", rows)]))
+
+    assert found == {key("brimline_twice", x="a"): 1.0, key("brimline_twice", x="b"): 2.0}
+
+
+@FORMATS
+def test_a_family_without_rows_is_not_on_the_page(accept: str) -> None:
+    body, _ = render(snapshot(), accept, families=[family("empty", [])])
+
+    assert b"brimline_empty" not in body
+
+
+# --- formats
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", "text/plain"),
+        ("*/*", "text/plain"),
+        ("text/html,application/xhtml+xml", "text/plain"),
+        (OPENMETRICS, "application/openmetrics-text"),
+        (
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+            "application/openmetrics-text",
+        ),
+    ],
+)
+def test_the_format_is_the_one_that_was_asked_for(accept: str, content_type: str) -> None:
+    body, answered = render(snapshot(), accept)
+
+    assert answered.partition(";")[0] == content_type
+    assert body.endswith(b"# EOF\n") is (content_type == "application/openmetrics-text")
+    assert body.endswith(b"\n")
