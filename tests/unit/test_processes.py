@@ -127,9 +127,11 @@ def test_a_socket_of_an_invisible_process_has_no_listener(tmp_path: Path) -> Non
 
 def test_a_descriptor_that_is_gone_hides_no_other(tmp_path: Path) -> None:
     write_sockets(tmp_path, socket_line("127.0.0.1", 8000, 111))
-    write_process(tmp_path, 60, inodes=(111,))
-    for number in range(100, 120):
-        (tmp_path / "60" / "fd" / str(number)).write_text("")  # reading it as a link fails
+    for pid in (50, 60):
+        write_process(tmp_path, pid)
+        for number in (*range(3, 20), *range(21, 40)):
+            (tmp_path / str(pid) / "fd" / str(number)).write_text("")  # reading it as a link fails
+    (tmp_path / "60" / "fd" / "20").symlink_to("socket:[111]")
 
     assert listening_pid(8000, tmp_path) == 60
 
