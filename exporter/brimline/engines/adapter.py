@@ -74,6 +74,7 @@ class Adapter:
     owned_by: what its /v1/models says in `owned_by`.
     wanted: sample names that `read` looks at.
     launch_program: whether a command line starts this engine.
+    launch_images: parts of the names of container images whose arguments are this engine's.
     launch_flags: short or other spellings of flags, to the engine's own long name with underscores.
     launch_switches: flags that take no value.
     world_size: how many GPUs the server uses by its settings; None where they do not say.
@@ -93,6 +94,7 @@ class Adapter:
     usual_ports: tuple[int, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     launch_program: Callable[[Sequence[str]], bool] = _no_program
+    launch_images: tuple[str, ...] = ()
     launch_flags: Mapping[str, str] = field(default_factory=dict)
     launch_switches: frozenset[str] = frozenset()
     launch_model_flag: str = "model"

@@ -38,13 +38,12 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
     one wins.
     """
     settings: dict[str, str] = {}
-    start = _first_argument(words)
-    index = start
+    index = _first_argument(words, adapter)
     while index < len(words):
         word = words[index]
         index += 1
         if not word.startswith("-") or word in ("-", "--"):
-            if adapter.launch_model_flag not in settings and index - 1 == start:
+            if adapter.launch_model_flag not in settings:
                 settings[adapter.launch_model_flag] = word
             continue
         flag, has_value, value = word.partition("=")
@@ -75,8 +74,11 @@ def _is_value(word: str) -> bool:
     return number.replace(".", "", 1).isdigit()
 
 
-def _first_argument(words: Sequence[str]) -> int:
-    """Index behind the program: behind `serve`, the module after Python's `-m`, or the script."""
+def _first_argument(words: Sequence[str], adapter: Adapter) -> int:
+    """Index behind the program: behind `serve`, the module after Python's `-m`, the script or the image."""
+    for index, word in enumerate(words):
+        if index and any(image in word for image in adapter.launch_images):
+            return index + 1  # `docker run … vllm/vllm-openai:v0.9 --model …`: the rest is the server's
     in_options_of_python = False
     for index, word in enumerate(words):
         # Of llama-server, -m is the model.
@@ -114,12 +116,12 @@ def normalize(name: str, value: object) -> str:
 def mismatches(declared: Mapping[str, str], live: Mapping[str, str]) -> dict[str, bool]:
     """For each setting that is both declared and live, whether they differ.
 
-    `auto` on either side is the engine's own choice and never differs; paths compare by their last part,
+    `auto` or -1 on either side is the engine's own choice and never differs; paths compare by their last part,
     because a container sees its model elsewhere.
     """
     compared = {}
     for name, value in declared.items():
-        if name not in live or "auto" in (value, live[name]):
+        if name not in live or {"auto", "-1"} & {value, live[name]}:
             continue
         mine, theirs = normalize(name, value), normalize(name, live[name])
         if name == "model":

@@ -193,6 +193,7 @@ ADAPTER = Adapter(
     ),
     read=read,
     launch_program=_is_program,
+    launch_images=("llama.cpp:",),
     launch_flags={
         "c": "ctx_size",
         "np": "parallel",

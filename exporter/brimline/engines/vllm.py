@@ -130,6 +130,12 @@ def _version(documents: Mapping[str, Any]) -> str | None:
     return clean_label(text) if isinstance(text, str) and text else None
 
 
+def _release(text: str | None) -> tuple[int, ...] | None:
+    """The release that a version names; None for a build from a checkout (`0.1.dev1234+g…`), which names none."""
+    release = parse_version(text)
+    return None if release is not None and release[:2] == (0, 1) and "dev" in (text or "") else release
+
+
 def _prefix_tokens(
     page: Page, values: dict[str, Any], version: tuple[int, ...] | None, block: float | None
 ) -> None:
@@ -223,6 +229,12 @@ def _settings(page: Page, base: Mapping[str, Any]) -> dict[str, str]:
     return settings
 
 
+def _is_v0(page: Page, version: tuple[int, ...] | None) -> bool:
+    """True for engine V0, which lived beside V1 until 0.10 and whose rows carry no `engine`."""
+    labelled = any("engine" in sample.labels for samples in page.samples.values() for sample in samples)
+    return version is not None and version < (0, 11) and not labelled
+
+
 def _is_rust_front_end(evidence: Evidence) -> bool:
     """True for VLLM_USE_RUST_FRONTEND=1: OpenMetrics without being asked, and no cache_config_info."""
     return "openmetrics" in evidence.headers.get("content-type", "") and "python_info" not in evidence.page
@@ -232,9 +244,9 @@ def read(evidence: Evidence) -> EngineReading:
     """What a vLLM server says of itself."""
     page = evidence.page
     version_text = _version(evidence.documents)
-    version = parse_version(version_text)
+    version = _release(version_text)
     table = read_table(page, TABLE, _key)
-    missing = list(missing_quantities(TABLE, table, version))
+    missing = [] if _is_v0(page, version) else list(missing_quantities(TABLE, table, version))
     _add_pools(page, table, version)
     has_pool = any(values.get("kv_cache_blocks") is not None for values in table.values.values())
     if version is not None and version >= (0, 9) and not has_pool and not _is_rust_front_end(evidence):
@@ -297,6 +309,7 @@ ADAPTER = Adapter(
     endpoints=(Endpoint("/version"), Endpoint("/v1/models")),
     read=read,
     launch_program=_is_program,
+    launch_images=("vllm-openai", "vllm-cpu"),
     launch_flags={
         "tp": "tensor_parallel_size",
         "pp": "pipeline_parallel_size",

@@ -82,7 +82,7 @@ def test_a_no_flag_is_false_and_takes_no_value() -> None:
     settings = vllm("vllm serve --no-enable-prefix-caching m")
     behind = vllm("vllm serve m --no-enable-prefix-caching --enable-chunked-prefill")
 
-    assert settings == {"enable_prefix_caching": "false"}
+    assert settings == {"enable_prefix_caching": "false", "model": "m"}
     assert behind == {"model": "m", "enable_prefix_caching": "false", "enable_chunked_prefill": "true"}
 
 
@@ -293,3 +293,17 @@ def test_a_model_path_is_compared_by_its_last_part() -> None:
 
     assert mismatches({"model": "/models/llama-8b/"}, live) == {"model": False}
     assert mismatches({"model": "/models/llama-70b"}, live) == {"model": True}
+
+
+def test_the_arguments_of_a_container_image_are_the_servers() -> None:
+    docker = "docker run --gpus all -p 8000:8000 --ipc=host vllm/vllm-openai:v0.9.2 --model m --tensor-parallel-size 2"
+
+    assert vllm(docker) == {"model": "m", "tensor_parallel_size": "2"}
+
+
+def test_the_model_may_stand_behind_the_flags() -> None:
+    assert vllm("vllm serve -tp 2 org/model") == {"tensor_parallel_size": "2", "model": "org/model"}
+
+
+def test_minus_one_is_the_engines_own_choice() -> None:
+    assert mismatches({"parallel": "-1"}, {"parallel": "4"}) == {}

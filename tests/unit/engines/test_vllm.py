@@ -629,3 +629,15 @@ def test_creation_times_are_not_taken_for_counts() -> None:
 def test_a_simulated_server_says_so() -> None:
     assert read("brimline_simulated_server_info 1\n").simulated is True
     assert read(v1_page()).simulated is False
+
+
+@pytest.mark.parametrize("version", ["0.8.5", "0.9.2", "0.10.1"])
+def test_nothing_is_expected_of_engine_v0_which_lived_beside_v1(version: str) -> None:
+    assert read(V0_PAGE, version=version).missing == ()
+
+
+def test_a_build_from_a_checkout_names_no_release_to_expect_things_of() -> None:
+    reading = read(v1_page("kv_cache_usage_perc"), version="0.1.dev9876+g0123abc")
+
+    assert reading.engine_version == "0.1.dev9876+g0123abc"
+    assert reading.missing == ()
