@@ -116,8 +116,8 @@ def normalize(name: str, value: object) -> str:
 def mismatches(declared: Mapping[str, str], live: Mapping[str, str]) -> dict[str, bool]:
     """For each setting that is both declared and live, whether they differ.
 
-    `auto` or -1 on either side is the engine's own choice and never differs; paths compare by their last part,
-    because a container sees its model elsewhere.
+    `auto` or -1 on either side is the engine's own choice and never differs; paths compare by their last
+    part, because a container sees its model elsewhere.
     """
     compared = {}
     for name, value in declared.items():

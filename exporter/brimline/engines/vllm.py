@@ -131,7 +131,7 @@ def _version(documents: Mapping[str, Any]) -> str | None:
 
 
 def _release(text: str | None) -> tuple[int, ...] | None:
-    """The release that a version names; None for a build from a checkout (`0.1.dev1234+g…`), which names none."""
+    """The release that a version names; None for a build from a checkout (`0.1.dev1234+g…`)."""
     release = parse_version(text)
     return None if release is not None and release[:2] == (0, 1) and "dev" in (text or "") else release
 
