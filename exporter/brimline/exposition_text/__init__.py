@@ -1,9 +1,9 @@
 """Scan a /metrics page (classic Prometheus text or OpenMetrics) for the wanted names only.
 
 Pages of inference servers are large (58 KB for one vLLM engine, 2 MB for many) and the client library's
-parser
-takes 8 ms for 58 KB and gives up at the first bad line. This scanner looks at a line's name first, reads only
-what is wanted, and loses one line for one bad line. The client library is the oracle of its tests.
+parser takes 8 ms for 58 KB and gives up at the first bad line. This scanner looks at a line's name first,
+reads only what is wanted, and loses one line for one bad line. The client library is the oracle of its
+tests.
 """
 
 from __future__ import annotations

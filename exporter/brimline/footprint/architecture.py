@@ -1,0 +1,190 @@
+"""The architecture of a model as its memory sees it: layers, each with a mixer and a feed-forward part.
+
+Everything here is a count of elements, before quantization and before it is split over GPUs. Who reads a
+config.json, a GGUF header or safetensors headers fills these records; weights and caches are computed from
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Softmax attention that keeps K and V per head.
+
+    key_dim, value_dim: elements of one head's key and value. window: tokens that a sliding window sees;
+    chunk: tokens of a local chunk; None for full attention. biases: how many of the q, k, v projections
+    carry one. norm_elements: weights of query and key norms. shares_kv: the layer reads another layer's K
+    and V and keeps none of its own. cross: attends to an encoder's output, whose K and V are kept once per
+    request. gated: the query projection is twice as wide, its second half gating the output (Qwen3-Next).
+    """
+
+    query_heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    chunk: int | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    norm_elements: int = 0
+    shares_kv: bool = False
+    cross: bool = False
+    gated: bool = False
+    sink_elements: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (MLA): one compressed vector and one rope key per token, for all heads.
+
+    q_lora_rank: None where queries are projected directly. index_*: the indexer of sparse attention
+    (DeepSeek V3.2); None where there is none.
+    """
+
+    query_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    bias: bool = False
+    index_heads: int | None = None
+    index_dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba:
+    """A selective state-space layer. version 1: heads and head_dim are 0; groups, for version 2, of B and C.
+
+    inner: elements of the expanded stream. state: elements of the state per channel. conv: kernel width.
+    dt_rank: version 1 only.
+    """
+
+    version: Literal[1, 2]
+    inner: int
+    state: int
+    conv: int
+    heads: int = 0
+    head_dim: int = 0
+    groups: int = 1
+    dt_rank: int = 0
+    conv_bias: bool = True
+    projection_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDeltaNet:
+    """Linear attention with a gated delta rule (Qwen3-Next, Qwen3.5). conv: kernel width."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearAttention:
+    """Lightning attention (MiniMax-Text): a head_dim × head_dim state for each head."""
+
+    heads: int
+    head_dim: int
+
+
+Mixer = Attention | LatentAttention | Mamba | GatedDeltaNet | LinearAttention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForward:
+    """A dense feed-forward part. gated: three matrices (up, gate, down) instead of two."""
+
+    intermediate: int
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """A mixture of experts. shared_intermediate: of all shared experts together; 0 for none."""
+
+    count: int
+    per_token: int
+    intermediate: int
+    gated: bool = True
+    bias: bool = False
+    router_bias: bool = False
+    shared_intermediate: int = 0
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One decoder layer. mixers: usually one, two in the decoder of an encoder-decoder. norm_elements: of all."""
+
+    mixers: tuple[Mixer, ...]
+    feed_forward: FeedForward | Experts | None
+    norm_elements: int
+    other_elements: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """A vision, audio or text encoder beside the decoder; kept whole on each GPU or split as the engine does."""
+
+    kind: Literal["vision", "audio", "text"]
+    parameters: int
+    layers: tuple[Layer, ...] = ()
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How a checkpoint stores its linear layers.
+
+    method: awq gptq fp8 compressed-tensors nvfp4 mxfp4 bitsandbytes int8 …, as the config names it. bits:
+    of a weight, without scales. group: weights that share a scale; None per tensor or channel (see block).
+    zeros: zero points are stored. block: rows and columns that share a scale. skipped: names or patterns of
+    modules left in the model's own type. kv_cache: the checkpoint asks for a quantized K/V cache.
+    """
+
+    method: str
+    bits: float
+    group: int | None = None
+    zeros: bool = False
+    block: tuple[int, int] | None = None
+    per_channel: bool = False
+    double_quant: bool = False
+    skipped: tuple[str, ...] = ()
+    quantizes_head: bool = False
+    kv_cache: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A model.
+
+    dtype: the type of its unquantized weights, as torch names it. tied: the output head is the input
+    embedding. extra_parameters: weights that belong to no layer (position embeddings, final norm,
+    projections). assumptions: what was not stated and taken for granted, a sentence each, for people; a
+    model type that is not known puts one here. source: the file that was read.
+    """
+
+    model_type: str
+    vocabulary: int
+    hidden: int
+    layers: tuple[Layer, ...]
+    tied: bool
+    max_position: int | None = None
+    dtype: str | None = None
+    head_bias: bool = False
+    extra_parameters: int = 0
+    encoders: tuple[Encoder, ...] = ()
+    quantization: Quantization | None = None
+    draft_layers: int = 0
+    known: bool = True
+    assumptions: tuple[str, ...] = ()
+    source: str = ""
