@@ -123,7 +123,7 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One decoder layer. mixers: usually one, two in the decoder of an encoder-decoder. norm_elements: of all."""
+    """One decoder layer. mixers: usually one; two in an encoder-decoder. norm_elements: of all norms."""
 
     mixers: tuple[Mixer, ...]
     feed_forward: FeedForward | Experts | None
@@ -133,7 +133,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """A vision, audio or text encoder beside the decoder; kept whole on each GPU or split as the engine does."""
+    """A vision, audio or text encoder beside the decoder."""
 
     kind: Literal["vision", "audio", "text"]
     parameters: int
