@@ -101,6 +101,8 @@ def wanted_names(table: Mapping[str, Quantity], *more: str) -> frozenset[bytes]:
 
 def clean_label(text: str) -> str:
     """A label value fit to pass on: without control and bidirectional characters, at most 128 characters."""
+    if len(text) <= MAX_LABEL_CHARS and text.isascii() and text.isprintable():
+        return text  # nearly all are, and a page has hundreds
     kept = "".join(
         c
         for c in text

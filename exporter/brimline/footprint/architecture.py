@@ -20,6 +20,7 @@ class Attention:
     carry one. norm_elements: weights of query and key norms. shares_kv: the layer reads another layer's K
     and V and keeps none of its own. cross: attends to an encoder's output, whose K and V are kept once per
     request. gated: the query projection is twice as wide, its second half gating the output (Qwen3-Next).
+    value_is_key: no value projection is stored, values are the keys' projection (Gemma 4); both are cached.
     """
 
     query_heads: int
@@ -35,6 +36,7 @@ class Attention:
     cross: bool = False
     gated: bool = False
     sink_elements: int = 0
+    value_is_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class Mamba:
     """A selective state-space layer. version 1: heads and head_dim are 0; groups, for version 2, of B and C.
 
     inner: elements of the expanded stream. state: elements of the state per channel. conv: kernel width.
-    dt_rank: version 1 only.
+    dt_rank: version 1 only. norm_elements: weights of the norms within the mixer.
     """
 
     version: Literal[1, 2]
@@ -74,17 +76,22 @@ class Mamba:
     dt_rank: int = 0
     conv_bias: bool = True
     projection_bias: bool = False
+    norm_elements: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedDeltaNet:
-    """Linear attention with a gated delta rule (Qwen3-Next, Qwen3.5). conv: kernel width."""
+    """Linear attention with a gated delta rule (Qwen3-Next, Qwen3.5). conv: kernel width.
+
+    gate_rank: the gates are low-rank and decay each channel (Kimi Delta Attention); None for one per head.
+    """
 
     key_heads: int
     value_heads: int
     key_dim: int
     value_dim: int
     conv: int
+    gate_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +140,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """A vision, audio or text encoder beside the decoder."""
+    """A vision, audio or text encoder beside the decoder.
+
+    parameters: all of its weights, those of `layers` included, and of the projector to the decoder.
+    """
 
     kind: Literal["vision", "audio", "text"]
     parameters: int
@@ -149,6 +159,7 @@ class Quantization:
     of a weight, without scales. group: weights that share a scale; None per tensor or channel (see block).
     zeros: zero points are stored. block: rows and columns that share a scale. skipped: names or patterns of
     modules left in the model's own type. kv_cache: the checkpoint asks for a quantized K/V cache.
+    scale_bits: of one scale; None: 16 for groups, 32 for tensors, channels and blocks.
     """
 
     method: str
@@ -161,6 +172,7 @@ class Quantization:
     skipped: tuple[str, ...] = ()
     quantizes_head: bool = False
     kv_cache: str | None = None
+    scale_bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
