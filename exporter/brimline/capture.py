@@ -12,7 +12,7 @@ from typing import Any
 from brimline import __version__
 from brimline.collect import TargetReader
 from brimline.config import SECRET_MASK, is_secret_setting
-from brimline.errors import BrimlineError
+from brimline.errors import BrimlineError, ConfigError
 from brimline.readings import TargetSnapshot
 from brimline.saved_page import CAPTURE_FILE, PAGE_FILE, file_of
 
@@ -46,7 +46,8 @@ def strip_page(body: bytes) -> bytes:
 def write_capture(folder: Path, snapshot: TargetSnapshot, reader: TargetReader) -> list[Path]:
     """Write what the reader last saw into a new or empty folder; the files written.
 
-    Raises BrimlineError where nothing was seen or the folder cannot be written.
+    Raises ConfigError where the folder holds something, BrimlineError where it cannot be written or nothing
+    was seen.
     """
     raw = reader.raw
     if raw is None:
@@ -69,7 +70,7 @@ def write_capture(folder: Path, snapshot: TargetSnapshot, reader: TargetReader) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise BrimlineError(f"{folder} is not empty; name a new folder")
+            raise ConfigError(f"{folder} is not empty; name a new folder")
         for name, content in sorted(files.items()):
             (folder / name).write_bytes(content)
             written.append(folder / name)

@@ -432,7 +432,7 @@ METRICS: tuple[Family, ...] = (
     ),
     _rank(
         "generation_tokens_total",
-        f"Tokens generated. Restarts from 0 with the server. {_NOT_UP}",
+        f"Tokens generated (llama.cpp: counted when their request ends, so rates come in bursts). {_NOT_UP}",
         kind="counter",
     ),
     _rank(

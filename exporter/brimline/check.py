@@ -12,7 +12,15 @@ from rich.text import Text
 from brimline import units
 from brimline.collect import Collector
 from brimline.config import Config
-from brimline.readings import DeviceReading, GpuReading, RankReading, Snapshot, TargetSnapshot, combine_ranks
+from brimline.readings import (
+    GPU_REASONS,
+    DeviceReading,
+    GpuReading,
+    RankReading,
+    Snapshot,
+    TargetSnapshot,
+    combine_ranks,
+)
 
 GPU_PATIENCE = 3.0
 
@@ -45,23 +53,27 @@ def failures(snapshot: Snapshot, config: Config) -> list[str]:
 
     A machine without NVIDIA's library is no failure as long as no target names a GPU.
     """
-    lines = []
-    for target in snapshot.targets:
-        if not target.up:
-            lines.append(f"{target.name}: {_problems(target)}")
-        lines += [
-            f"{target.name}: {p.detail}" for p in target.problems if target.up and p.reason == "gpu_unknown"
-        ]
+    lines = [
+        f"{target.name}: {problem.reason}: {problem.detail}"
+        for target in snapshot.targets
+        for problem in target.problems
+        if problem.reason != "gpu_unassigned"  # read all right; whose GPU it is, is another question
+    ]
     gpu = snapshot.gpu
     names_gpus = any(target.gpus is not None for target in config.targets)
     if gpu.up is False and (gpu.problem != "library_not_found" or names_gpus):
-        lines.append(f"GPUs: {gpu.problem}: {gpu.detail}")
+        lines.append(f"GPUs: {gpu_problem(gpu)}")
     lines += [f"GPU {d.index}: {d.problem}: {d.detail}" for d in gpu.devices if d.problem is not None]
     return lines
 
 
-def _problems(target: TargetSnapshot) -> str:
-    return "; ".join(f"{problem.reason}: {problem.detail}" for problem in target.problems)
+def gpu_problem(gpu: GpuReading) -> str:
+    """Why GPUs cannot be read, and what to do."""
+    reason = gpu.problem or "unknown"
+    text = f"{reason}: {GPU_REASONS.get(reason, '')} ({gpu.detail})"
+    if reason == "library_not_found":
+        text += "; install the driver, mount it into the container, or set gpu: {backend: none}"
+    return text
 
 
 def _pair(used: float | None, capacity: float | None, form: str) -> str:
@@ -84,7 +96,7 @@ def _model_lines(target: TargetSnapshot) -> Iterator[tuple[str, str]]:
                 bytes_per_token = per_gpu.kv_cache_capacity_bytes / per_gpu.kv_cache_capacity_tokens
                 per_token = f", {units.format_count(bytes_per_token)} B/token"
             text = _pair(per_gpu.kv_cache_used_bytes, per_gpu.kv_cache_capacity_bytes, "bytes")
-            yield "", f"{text} on each GPU{per_token} (from {target.kv_bytes_source})"
+            yield "", f"{text}{per_token} (from {target.kv_bytes_source})"
         running, waiting = whole.requests_running, whole.requests_waiting
         yield "requests", f"{units.format_count(running)} running, {units.format_count(waiting)} waiting"
         generated = units.format_count(whole.generation_tokens_total)
@@ -93,6 +105,8 @@ def _model_lines(target: TargetSnapshot) -> Iterator[tuple[str, str]]:
 
 def _kv_line(rank: RankReading) -> str:
     text = f"{units.format_ratio(rank.kv_cache_usage_ratio)} used"
+    if rank.kv_cache_usage_ratio is None:
+        text = "capacity not known" if rank.kv_cache_capacity_tokens is None else "use not known"
     if rank.kv_cache_capacity_tokens is not None:
         text += f", {_pair(rank.kv_cache_used_tokens, rank.kv_cache_capacity_tokens, 'tokens')} tokens"
     if rank.kv_cache_blocks is not None:
@@ -108,7 +122,8 @@ def _warnings(target: TargetSnapshot) -> Iterator[str]:
     yield from (f"{problem.reason}: {problem.detail}" for problem in target.problems)
     for setting, differs in target.mismatches.items():
         if differs:
-            yield f"{setting}: the server says {target.settings[setting]}, which is not what is declared"
+            declared, live = target.declared.get(setting), target.settings[setting]
+            yield f"{setting}: declared {declared}, the server says {live}"
     if target.reading is not None:
         yield from (f"{quantity} is not on the page of this version" for quantity in target.reading.missing)
         yield from target.reading.notes
@@ -143,7 +158,7 @@ def print_snapshot(snapshot: Snapshot, console: Console) -> None:
     if snapshot.targets:
         console.print(table)
     else:
-        console.print("No servers.")
+        console.print("No targets are configured.")
     _print_gpus(snapshot, console)
 
 
@@ -153,7 +168,7 @@ def _print_gpus(snapshot: Snapshot, console: Console) -> None:
         console.print("GPUs are not read (gpu.backend is none).")
         return
     if not gpu.up:
-        console.print(Text(f"GPUs: {gpu.problem}: {gpu.detail}", style="yellow"))
+        console.print(Text(f"GPUs: {gpu_problem(gpu)}", style="yellow"))
     if not gpu.devices:
         return
     table = Table(title="GPUs", title_justify="left")

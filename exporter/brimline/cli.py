@@ -175,7 +175,10 @@ def check(config_path: Path | None, discover_ports: str | None) -> None:
 
     from brimline.check import failures, print_snapshot, read_once
 
+    logging.getLogger("brimline").setLevel(logging.CRITICAL)  # the table says it all
     config = _open_config(config_path)
+    if config_path is not None and discover_ports is not None:
+        _fail("--discover-ports works without --config only; name the targets in the file")
     _raise_open_file_limit()
     if config_path is None:
         config = asyncio.run(_discovered(config, discover_ports))
@@ -191,6 +194,11 @@ def check(config_path: Path | None, discover_ports: str | None) -> None:
     lines = failures(snapshot, config)
     for line in lines:
         click.echo(f"brimline: {line}", err=True)
+    if not snapshot.targets:
+        click.echo(
+            f"brimline: {config_path}: names no targets; add `targets:`, or start without --config", err=True
+        )
+        _leave(EXIT_NO_ANSWER)
     _leave(EXIT_NEGATIVE if lines else 0)
 
 
@@ -303,6 +311,8 @@ def capture(url: str, folder: Path, metrics_path: str | None, bearer_token_file:
     snapshot, reader = asyncio.run(_read_target(config))
     try:
         written = write_capture(folder, snapshot, reader)
+    except ConfigError as error:
+        _fail(str(error))
     except BrimlineError as error:
         _fail(str(error), EXIT_NEGATIVE)
     else:

@@ -33,7 +33,7 @@ from brimline.engines import (
     engines_on,
     identify,
 )
-from brimline.engines.launch import mismatches, normalize, parse_launch, split_command
+from brimline.engines.launch import mismatches, misspelt, normalize, parse_launch, split_command, starts
 from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
@@ -71,7 +71,7 @@ class _Detected:
     documents: Mapping[str, Any]
     since: float
     problems: tuple[Problem, ...] = ()
-    start_time: float | None = None
+    start: tuple[float | None, str | None] = (None, None)
     token_count: float | None = None
     launch: Mapping[str, str] = field(default_factory=dict)
     launch_known: bool = False
@@ -148,7 +148,11 @@ class TargetReader:
             async with asyncio.timeout(self.timeout):
                 snapshot = await self._read()
         except TimeoutError:
-            return self.failed("timeout", f"no whole answer within {self.timeout:g} s", started)
+            return self.failed(
+                "timeout",
+                f"no whole answer within {self.timeout:g} s: it hangs, or needs a longer timeout",
+                started,
+            )
         except SourceError as error:
             return self.failed(error.reason, str(error), started)
         except Exception as error:  # the edge of one source: a defect here must not cost the others
@@ -252,10 +256,10 @@ class TargetReader:
         """True where the server is another process than the one whose settings were read, or may be."""
         tokens = sum(rank.generation_tokens_total or 0.0 for rank in reading.ranks)
         if detected.token_count is None:
-            detected.start_time, detected.token_count = reading.start_time, tokens
+            detected.start, detected.token_count = (reading.start_time, reading.start_token), tokens
             return False
         restarted = (
-            reading.start_time != detected.start_time
+            (reading.start_time, reading.start_token) != detected.start
             or tokens < detected.token_count
             or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
         )
@@ -303,6 +307,8 @@ class TargetReader:
             self._monotonic(),
         )
         detected.launch, detected.launch_known = self._launch(adapter, problems)
+        if self.target.model is not None and await self._is_missing(Path(self.target.model)):
+            problems.append(Problem("model", f"{self.target.model} does not exist; correct or remove model"))
         detected.problems = tuple(problems)
         return detected, answer
 
@@ -317,6 +323,8 @@ class TargetReader:
                 if refusal is None or refusal.reason == "not_found":
                     refusal = error  # what an existing page answers says more than that others do not exist
                 continue
+            if self.keep_raw:
+                self.raw = Raw(self._clock(), path, answer.headers, answer.body, {})
             try:
                 return ENGINES[identify(answer.body, self.target.engine)], answer
             except EngineError as error:
@@ -333,23 +341,30 @@ class TargetReader:
         tried = ", ".join(paths)
         if refusal is not None and refusal.reason != "not_found":
             raise refusal
-        raise SourceError("not_found", f"{self.target.url} has no page at {tried}; set metrics_path")
+        cure = "set metrics_path" if self.target.metrics_path is None else "correct or remove metrics_path"
+        raise SourceError("not_found", f"{self.target.url} has no page at {tried}; {cure}")
 
     def _launch(self, adapter: Adapter, problems: list[Problem]) -> tuple[dict[str, str], bool]:
         """Declared launch settings, and whether the whole command line is known."""
         target = self.target
         words: list[str] = []
         if target.launch is not None:
-            return {name: normalize(name, value) for name, value in target.launch.items()}, True
+            settings = {name: normalize(name, value) for name, value in target.launch.items()}
+            problems += [Problem("launch_command", doubt) for doubt in misspelt(settings, adapter)]
+            return settings, True
         if isinstance(target.launch_command, str):
             try:
                 words = split_command(target.launch_command)
             except ValueError as error:
                 problems.append(Problem("launch_command", f"launch_command is not a command line: {error}"))
+            if words and not starts(words, adapter):
+                words = []
+                why = f"launch_command does not start {adapter.title}; write the server's own command line"
+                problems.append(Problem("launch_command", why))
         elif isinstance(target.launch_command, PidSource) or self._quiet_launch:
             pid = listening_pid(target.port)
             words = command_line(pid) if pid is not None else []
-            if words and not adapter.launch_program(words):
+            if words and not starts(words, adapter):
                 words = []
             if not words and not self._quiet_launch:
                 why = f"no visible process that listens on port {target.port} was started as {adapter.title}"
@@ -384,6 +399,7 @@ class TargetReader:
             problems=tuple(problems),
             settings=settings,
             mismatches=mismatches(detected.launch, reading.settings),
+            declared=_visible(detected.launch),
             fingerprint=fingerprint,
             kv_bytes_source=source,
         )
@@ -405,12 +421,19 @@ class TargetReader:
             layout = KV_LAYOUTS[kv_layout]
             per_token = layout(shape, {**detected.launch, **reading.settings})
         except FootprintError as error:
-            if self.target.model is not None:
+            if self.target.model is not None and not any(p.reason == "model" for p in problems):
                 self._errors["model"] += 1
                 problems.append(Problem("model", str(error)))
             return reading, None
         ranks = tuple(_with_bytes(rank, per_token) for rank in reading.ranks)
         return dataclasses.replace(reading, ranks=ranks), shape.source
+
+    @staticmethod
+    async def _is_missing(path: Path) -> bool:
+        """True where the path is surely not there; a file system that hangs says nothing."""
+        future = in_daemon_thread(path.exists, "model")
+        await asyncio.wait([future], timeout=MODEL_PATIENCE)
+        return future.done() and future.exception() is None and not future.result()
 
     def _may_assume_defaults(self) -> bool:
         """True where a configured model without launch settings means the engine's defaults.
@@ -520,6 +543,7 @@ class Collector:
         self._gpu_key: tuple[Any, ...] | None = None
         self._round: tuple[_Round, asyncio.Task[Snapshot]] | None = None
         self.reload_successful = True
+        self.reload_problem: str | None = None
         self.reload_success_time: float | None = None
 
     @property
@@ -561,7 +585,7 @@ class Collector:
             self._gpu_key = gpu_key
         self._config = config
         self._round = None  # its scrapers get the old targets still; who comes from now on gets the new ones
-        self.reload_successful = True
+        self.reload_successful, self.reload_problem = True, None
         self.reload_success_time = self._clock()
 
     def _new_reader(self, config: Config, target: Target) -> TargetReader:
@@ -630,6 +654,7 @@ class Collector:
             host=HostReading(total, available),
             reload_successful=self.reload_successful,
             reload_success_time=self.reload_success_time,
+            reload_problem=self.reload_problem,
         )
 
     def _with_gpus(

@@ -297,6 +297,7 @@ _WHAT_IS_WANTED = {
     "`bool | int | float | str`": "text, a number or true or false",
 }
 _HINTS = {
+    "listen": f"HOST:PORT in quotes, such as {DEFAULT_LISTEN}",
     "gpus": "a list of GPU UUIDs or indexes, {file: PATH} or {listener: true}",
     "launch_command": 'text such as "vllm serve …", or {from_pid: true}',
 }
@@ -434,6 +435,10 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
         raise refuse(
             "url", "the url holds a query or a fragment; write http://HOST:PORT and use metrics_path"
         )
+    if parts.path.rstrip("/").endswith("/metrics"):
+        raise refuse(
+            "url", f"the url {target.url!r} names a page; write http://HOST:PORT and use metrics_path"
+        )
     if target.metrics_path is not None and not target.metrics_path.startswith("/"):
         raise refuse("metrics_path", f"{target.metrics_path!r} does not start with a slash; write /metrics")
     for key in ("experiment", "variant"):
@@ -446,6 +451,9 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
         raise refuse("launch_command", "launch and launch_command both stand here; keep one")
     if target.bearer_token_file is not None and target.basic_auth is not None:
         raise refuse("basic_auth", "bearer_token_file and basic_auth both stand here; keep one")
+    for gpu in target.gpus if isinstance(target.gpus, list) else ():
+        if not re.fullmatch(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+", str(gpu)):
+            raise refuse("gpus", f"{gpu!r} is neither a GPU's UUID nor its index; see nvidia-smi -L")
     if isinstance(target.gpus, GpuSource) and (target.gpus.file is None) == (not target.gpus.listener):
         raise refuse("gpus", "gpus names not one source; write {file: PATH} or {listener: true}")
     if target.timeout is not None and not target.timeout > 0:

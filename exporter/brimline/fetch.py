@@ -35,10 +35,9 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 << 20
 MAX_SECRET_BYTES = 64 << 10
 CHUNK_BYTES = 64 << 10
-# Classic text first: where OpenMetrics comes all the same, the server knows nothing else.
-ACCEPT = (
-    "text/plain;version=0.0.4, text/plain;q=0.9, application/openmetrics-text;version=1.0.0;q=0.5, */*;q=0.1"
-)
+# Classic text, and no word of OpenMetrics: prometheus_client's make_asgi_app takes any mention of it as a
+# wish, whatever its weight, and then writes `vllm_` for `vllm:`. Who knows nothing else sends it anyway.
+ACCEPT = "text/plain;version=0.0.4, */*;q=0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,14 +305,26 @@ def _translate(error: aiohttp.ClientError, url: str) -> SourceError:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return SourceError("dns", f"{urlsplit(url).hostname} cannot be resolved ({error.os_error})")
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch):
-        return SourceError("tls", f"{url}: {error}")
+        if "WRONG_VERSION_NUMBER" in str(error):
+            return SourceError("tls", f"{url}: the server does not speak TLS; write http:// instead")
+        return SourceError("tls", f"{url}: {_one_line(str(error))}; see the target's tls settings")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return SourceError("connection", f"{url}: {error.os_error.strerror or error.os_error}")
+        if isinstance(error.os_error, ConnectionRefusedError):
+            return SourceError(
+                "connection", f"{_place(url)} refuses connections: is the server running there?"
+            )
+        said = error.os_error.strerror or str(error.os_error)
+        return SourceError("connection", f"{_place(url)} cannot be reached ({said})")
     if isinstance(error, aiohttp.ClientPayloadError):
         return SourceError("truncated", f"{url}: the answer ends before its announced length")
     if isinstance(error, aiohttp.ClientResponseError):
         return SourceError("http_status", f"{url}: not an HTTP answer ({_one_line(error.message)})")
     return SourceError("connection", f"{url}: {str(error) or type(error).__name__}")
+
+
+def _place(url: str) -> str:
+    """HOST:PORT of a url; which of its paths was asked first says nothing about a refused connection."""
+    return urlsplit(url).netloc
 
 
 def _check_status(answer: Answer, url: str) -> None:

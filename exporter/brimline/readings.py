@@ -129,6 +129,7 @@ class EngineReading:
 
     settings: what the live server states of its launch settings, under that engine's own flag names.
     served_root: the path or name of the model that the server says it loaded.
+    start_token: a text that changes whenever the server starts anew, where it is no time.
     missing: quantities that this version of the engine should give and does not.
     bad_values: values that cannot be (a ratio above 1, a negative count), which were dropped.
     notes: what an operator can do to learn more from this server.
@@ -140,6 +141,7 @@ class EngineReading:
     settings: Mapping[str, str] = field(default_factory=dict)
     served_root: str | None = None
     start_time: float | None = None
+    start_token: str | None = None
     sleeping: bool | None = None
     simulated: bool = False
     missing: tuple[str, ...] = ()
@@ -232,6 +234,7 @@ class TargetSnapshot:
     last_success: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     mismatches: Mapping[str, bool] = field(default_factory=dict)
+    declared: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
     config_changed: float | None = None
     unparsed_lines_total: int = 0
@@ -250,6 +253,7 @@ class Snapshot:
     host: HostReading = field(default_factory=HostReading)
     reload_successful: bool = True
     reload_success_time: float | None = None
+    reload_problem: str | None = None
 
     def target(self, name: str) -> TargetSnapshot | None:
         """The target of that name."""

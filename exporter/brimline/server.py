@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gzip
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from brimline.collect import Collector
 from brimline.config import Config, load, masked
 from brimline.errors import ConfigError
 from brimline.exposition import render
+from brimline.readings import EngineReading
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Exporter:
             config = load(self._config_path)
         except ConfigError as error:
             self.collector.reload_successful = False
+            self.collector.reload_problem = str(error)
             logger.error("config=%s reload=refused detail=%r", self._config_path, str(error))
             return str(error)
         if self._listen is None and config.listen != self.collector.config.listen:
@@ -88,6 +91,11 @@ class Exporter:
         return application
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        if request.headers.get("User-Agent", "").startswith("brimline/"):
+            # Answering would wait for the round that waits for this answer.
+            return web.json_response(
+                {"error": "this is Brimline; name an inference server instead"}, status=421
+            )
         budget = scrape_budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"))
         snapshot = await self.collector.snapshot(budget)
         body, content_type = render(snapshot, request.headers.get("Accept", ""))
@@ -147,17 +155,33 @@ class Exporter:
             *(f"  {line}" for line in reader.trace),
             "",
             "reading:",
-            f"  {target.reading}",
+            *_described(target.reading),
         ]
         if raw is None:
-            lines += ["", "no page in this scrape (a page read within min_interval is not kept); look again"]
+            kept = "; one read within min_interval is not kept" if target.up else ""
+            lines += ["", f"no page came in this scrape{kept}"]
         else:
             shown = {k: v for k, v in raw.headers.items() if k not in _SECRET_HEADERS}
             lines += ["", f"answer of {raw.path}:", *(f"  {k}: {v}" for k, v in shown.items())]
             for path, document in raw.documents.items():
                 lines += ["", f"{path}:", json.dumps(document, indent=2)[:20000]]
             lines += ["", raw.body.decode("utf-8", "replace")]
-        return web.Response(text="\n".join(lines), content_type="text/plain", charset="utf-8")
+        return web.Response(text="\n".join(lines) + "\n", content_type="text/plain", charset="utf-8")
+
+
+def _described(reading: EngineReading | None) -> Iterator[str]:
+    """A reading for people, a quantity to a line."""
+    if reading is None:
+        yield "  none"
+        return
+    for field in dataclasses.fields(reading):
+        if field.name != "ranks":
+            yield f"  {field.name}: {getattr(reading, field.name)}"
+    for rank in reading.ranks:
+        yield f"  model {rank.model!r} rank {rank.rank}:"
+        for field in dataclasses.fields(rank):
+            if (value := getattr(rank, field.name)) is not None and field.name not in ("model", "rank"):
+                yield f"    {field.name}: {value}"
 
 
 def _accepts_gzip(header: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fake_servers import FakeServer, answer
 from prometheus_server import free_port, is_up
 from waiting import eventually
 
@@ -69,8 +70,49 @@ def test_check_exits_1_where_a_server_cannot_be_read(server: str, tmp_path: Path
     done = brimline("check", "--config", config)
 
     assert done.returncode == 1
-    assert b"brimline: b: connection: http://127.0.0.1:9" in done.stderr
+    assert (
+        b"brimline: b: connection: 127.0.0.1:9 refuses connections: is the server running there?"
+        in done.stderr
+    )
     assert b"brimline: a:" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("model: /no/such/model", "model: /no/such/model does not exist; correct or remove model"),
+        ("launch_command: python serve.py", "launch_command: launch_command does not start vLLM"),
+        ("launch: {tensor_paralel_size: 2}", "did you mean 'tensor_parallel_size'?"),
+    ],
+)
+def test_check_exits_1_for_what_cannot_be_so(server: str, declared: str, said: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"gpu: {{backend: none}}\ntargets:\n  - name: a\n    url: {server}\n    {declared}\n")
+
+    done = brimline("check", "--config", config)
+
+    assert said in done.stderr.decode()
+    assert done.returncode == 1
+
+
+def test_check_shows_both_values_of_a_mismatch(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"gpu: {{backend: none}}\ntargets: [{{name: a, url: '{server}', launch: {{kv_cache_dtype: fp8}}}}]\n"
+    )
+
+    done = brimline("check", "--config", config)
+
+    assert "kv_cache_dtype: declared fp8, the server says auto" in done.stdout.decode()
+
+
+def test_check_exits_3_where_no_target_is_configured(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("gpu: {backend: none}\n")
+
+    done = brimline("check", "--config", tmp_path / "c.yaml")
+
+    assert done.returncode == 3
+    assert b"names no targets; add `targets:`" in done.stderr
 
 
 def test_check_exits_2_for_a_bad_configuration(tmp_path: Path) -> None:
@@ -115,8 +157,17 @@ def test_capture_does_not_write_into_a_folder_that_holds_something(server: str, 
 
     done = brimline("capture", "--target", server, "-o", tmp_path)
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert b"is not empty; name a new folder" in done.stderr
+
+
+def test_capture_saves_a_page_that_is_no_engines_and_exits_3(tmp_path: Path) -> None:
+    with FakeServer({"/metrics": answer(b"<html>hello</html>\n", content_type="text/html")}) as website:
+        done = brimline("capture", "--target", website.url, "-o", tmp_path / "saved")
+
+    assert done.returncode == 3
+    assert b"not_an_engine: this is an HTML page, not metrics" in done.stderr
+    assert (tmp_path / "saved/metrics.prom").read_bytes() == b"<html>hello</html>\n"
 
 
 def test_capture_of_a_dead_server_exits_1_and_writes_nothing(tmp_path: Path) -> None:

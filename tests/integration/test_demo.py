@@ -49,6 +49,7 @@ def test_prometheus_holds_both_servers_and_says_that_they_are_simulated(demo: De
     prometheus = Prometheus(demo[1]["Prometheus"].partition("/graph")[0])
 
     eventually(lambda: len(prometheus.query("brimline_target_up == 1")) == 2, within=60)
+    assert is_up(demo[1]["Prometheus"])  # its pages, not its API alone
 
     assert {row["simulated"] for row, _ in prometheus.query("brimline_target_info")} == {"true"}
     lengths = {row["target"]: value for row, value in prometheus.query("brimline_max_model_len_tokens")}

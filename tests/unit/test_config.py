@@ -149,7 +149,9 @@ MISTAKES = {
     "listen-port-too-large": f"1: '127.0.0.1:70000' {NO_HOST_PORT}",
     "listen-port-in-superscript": f"1: '127.0.0.1:8²' {NO_HOST_PORT}",
     "listen-ipv6-without-brackets": "1: '::1:10778' is not HOST:PORT; write an IPv6 address as [::1]:10778",
-    "listen-is-a-number": "1: listen: found the number 10778; write text",
+    "listen-is-a-number": (
+        "1: listen: found the number 10778; write HOST:PORT in quotes, such as 127.0.0.1:10778"
+    ),
     "url-with-userinfo": f"3: {USERINFO}",
     "url-with-userinfo-and-bad-port": f"3: {USERINFO}",
     "url-with-userinfo-and-bad-host": f"3: {USERINFO}",

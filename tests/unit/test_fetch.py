@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.exposition import choose_encoder
 
 from brimline.config import BasicAuth, Target, Tls
 from brimline.errors import SourceError
-from brimline.fetch import Answer, Client, get_json, open_session
+from brimline.fetch import ACCEPT, Answer, Client, get_json, open_session
 from fake_servers import (
     CAP_BYTES,
     FAULTS,
@@ -473,3 +475,13 @@ def test_the_trace_tells_each_request_and_its_outcome() -> None:
     assert page.startswith(f"GET /metrics: 200, {len(PAGE)} bytes, text/plain")
     assert missing.startswith("GET /missing: not_found: ")
     assert slow.startswith("GET /slow: cancelled (")
+
+
+def test_what_we_accept_keeps_the_colons_of_names_that_prometheus_client_serves() -> None:
+    """It takes any mention of OpenMetrics as a wish, and escapes `vllm:` to `vllm_` in that format."""
+    registry = CollectorRegistry()
+    Gauge("vllm:num_requests_running", "Running.", registry=registry).set(3)
+    encoder, content_type = choose_encoder(ACCEPT)
+
+    assert b"\nvllm:num_requests_running 3.0\n" in encoder(registry)
+    assert content_type.startswith("text/plain")

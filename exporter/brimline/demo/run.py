@@ -173,10 +173,14 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
     if prometheus is not None:
         prometheus_port = free_port(PROMETHEUS_PORT)
         (folder / "prometheus.yml").write_text(prometheus_config(exporter_port))
+        # Debian's Prometheus looks for its pages in /usr/share; an unpacked one has them beside it.
+        assets = Path(prometheus).parent.parent / "share/prometheus/web"
+        own_assets = assets.is_dir() and not Path("/usr/share/prometheus/web").is_dir()
         processes.start(
             "prometheus",
             [
                 prometheus,
+                *([f"--web.local-assets={assets}/"] if own_assets else []),
                 f"--config.file={folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={folder / 'tsdb'}",
                 f"--web.listen-address=127.0.0.1:{prometheus_port}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -67,6 +68,26 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
     return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
 
 
+def starts(words: Sequence[str], adapter: Adapter) -> bool:
+    """True where the command line starts this engine, itself or in a container of its image."""
+    return adapter.launch_program(words) or any(
+        image in word for word in words for image in adapter.launch_images
+    )
+
+
+def misspelt(settings: Mapping[str, str], adapter: Adapter) -> list[str]:
+    """A sentence for each declared setting that is nearly, but not quite, a flag that matters to memory."""
+    known = sorted({*adapter.memory_flags, *adapter.launch_flags.values(), adapter.launch_model_flag})
+    doubts = []
+    for name in settings:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85) if name not in known else []
+        if near:
+            doubts.append(
+                f"launch: {name!r} is no flag of {adapter.title} known here; did you mean {near[0]!r}?"
+            )
+    return doubts
+
+
 def _is_value(word: str) -> bool:
     if not word.startswith("-"):
         return True
@@ -116,12 +137,12 @@ def normalize(name: str, value: object) -> str:
 def mismatches(declared: Mapping[str, str], live: Mapping[str, str]) -> dict[str, bool]:
     """For each setting that is both declared and live, whether they differ.
 
-    `auto` or -1 on either side is the engine's own choice and never differs; paths compare by their last
-    part, because a container sees its model elsewhere.
+    A declared `auto` or -1 is the engine's own choice and never differs. Paths compare by their last part,
+    because a container sees its model elsewhere.
     """
     compared = {}
     for name, value in declared.items():
-        if name not in live or {"auto", "-1"} & {value, live[name]}:
+        if name not in live or value in ("auto", "-1"):
             continue
         mine, theirs = normalize(name, value), normalize(name, live[name])
         if name == "model":

@@ -70,8 +70,18 @@ def _slots(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [slot for slot in slots if isinstance(slot, dict)] if isinstance(slots, list) else []
 
 
+def _shape_of(slots: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(slot.get("n_ctx")) for slot in slots]
+
+
+def _agrees(declared: int, slots: int, context: int, *, unified: bool) -> bool:
+    """True where a declared --ctx-size gives slots this context, rounded up to 256 (0: the model's)."""
+    share = declared if unified else -(-declared // slots)
+    return declared == 0 or context == -(-share // 256) * 256
+
+
 def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
-    """Whether the slots share one KV cache; None where nothing tells.
+    """Whether the slots share one KV cache; None where nothing tells, or what is declared is not so.
 
     /slots shows the same for both. A server started without --parallel chooses the number of slots and a
     unified cache by itself; with --parallel the cache is split unless --kv-unified is given (common/arg.cpp
@@ -82,9 +92,10 @@ def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
     stated = launch.get("kv_unified", "").lower()
     if stated in _TRUE | _FALSE:
         return stated in _TRUE
-    if not launch:
+    declared = launch.get("parallel", "-1")
+    if not launch or declared not in ("-1", str(slots)):
         return None
-    return launch.get("parallel", "-1") == "-1"
+    return declared == "-1"
 
 
 def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> dict[str, float]:
@@ -104,6 +115,11 @@ def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> 
     unified = _is_unified(len(slots), launch)
     if unified is None:
         return values
+    declared = launch.get("ctx_size", "0")
+    if len(slots) > 1 and declared.isdigit():
+        context = int(values["max_model_len_tokens"])
+        if not _agrees(int(declared), len(slots), context, unified=unified):
+            return values  # started otherwise than declared; then how its cache is split is not known either
     capacity = (
         sum(c for c in contexts if c is not None)
         if not unified
@@ -163,8 +179,8 @@ def read(evidence: Evidence) -> EngineReading:
         ranks=(RankReading(model=_model(evidence.documents, props), **values),),
         settings=settings,
         served_root=root if isinstance(root, str) else None,
-        # The header Process-Start-Time-Unix is not used: a 2026 build sent 1326153533, a date in 2012.
-        start_time=None,
+        # No time (a build of 2026 sent 1326153533, a date in 2012), but another number at each start.
+        start_token="/".join([evidence.headers.get("process-start-time-unix", ""), *_shape_of(slots)]),
         sleeping=sleeping if isinstance(sleeping, bool) else None,
         simulated=SIMULATED in evidence.page,
         missing=tuple(missing),
@@ -216,6 +232,7 @@ ADAPTER = Adapter(
         "nkvo": "no_kv_offload",
         "cb": "cont_batching",
     },
+    memory_flags=frozenset({"kv_offload", "swa_full", "fit", "cache_ram", "n_cpu_moe", "override_tensor"}),
     launch_switches=frozenset(
         {"kv_unified", "cont_batching", "metrics", "slots", "props", "jinja", "mlock", "embedding"}
     ),

@@ -326,6 +326,24 @@ ADAPTER = Adapter(
         "dpn": "data_parallel_rank",
         "dpl": "data_parallel_size_local",
     },
+    memory_flags=frozenset(
+        {
+            "block_size",
+            "cpu_offload_gb",
+            "dtype",
+            "enforce_eager",
+            "gpu_memory_utilization",
+            "kv_cache_dtype",
+            "kv_cache_memory_bytes",
+            "max_loras",
+            "max_lora_rank",
+            "max_model_len",
+            "max_num_batched_tokens",
+            "max_num_seqs",
+            "max_seq_len_to_capture",
+            "num_gpu_blocks_override",
+        }
+    ),
     launch_switches=frozenset(
         {"enable_expert_parallel", "enforce_eager", "enable_lora", "trust_remote_code"}
     ),

@@ -97,4 +97,8 @@ def status_page(snapshot: Snapshot) -> str:
         gpus=[(device, _gpu_bar(device), owners.get(device.uuid, [])) for device in snapshot.gpu.devices],
         simulated=any(target.reading is not None and target.reading.simulated for target in snapshot.targets),
         reload_successful=snapshot.reload_successful,
+        reload_problem=snapshot.reload_problem,
+        down=sum(not target.up for target in snapshot.targets),
+        troubled=sum(target.up and bool(target.problems) for target in snapshot.targets),
+        now=snapshot.time,
     )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brimline.engines.launch import mismatches, normalize, parse_launch, split_command
+from brimline.engines.launch import mismatches, misspelt, normalize, parse_launch, split_command
 from brimline.engines.llamacpp import ADAPTER as LLAMACPP
 from brimline.engines.vllm import ADAPTER as VLLM
 
@@ -281,11 +281,20 @@ def test_only_settings_that_are_declared_and_live_are_compared() -> None:
     assert mismatches(declared, live) == {"max_model_len": True, "kv_cache_dtype": False}
 
 
-def test_auto_is_the_engines_own_choice_and_differs_from_nothing() -> None:
-    assert (
-        mismatches({"kv_cache_dtype": "auto", "dtype": "half"}, {"kv_cache_dtype": "fp8", "dtype": "auto"})
-        == {}
-    )
+def test_a_declared_auto_is_the_engines_own_choice_and_differs_from_nothing() -> None:
+    assert mismatches({"kv_cache_dtype": "auto"}, {"kv_cache_dtype": "fp8"}) == {}
+
+
+def test_a_declared_fp8_cache_that_the_server_does_not_have_differs() -> None:
+    assert mismatches({"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "auto"}) == {"kv_cache_dtype": True}
+
+
+def test_a_setting_that_is_nearly_a_flag_is_doubted() -> None:
+    doubts = misspelt({"tensor_paralel_size": "2", "max_model_len": "8192", "seed": "1"}, VLLM)
+
+    assert doubts == [
+        "launch: 'tensor_paralel_size' is no flag of vLLM known here; did you mean 'tensor_parallel_size'?"
+    ]
 
 
 def test_a_model_path_is_compared_by_its_last_part() -> None:

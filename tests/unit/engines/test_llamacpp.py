@@ -74,6 +74,7 @@ def test_the_page_and_its_documents_make_one_rank() -> None:
         engine_version="b6529-d32676d77",
         settings={"model": "/models/llama-3.1-8b-q8_0.gguf", "parallel": "4"},
         served_root="/models/llama-3.1-8b-q8_0.gguf",
+        start_token="/2048/2048/2048/2048",
         sleeping=False,
         ranks=(
             RankReading(
@@ -150,7 +151,8 @@ def test_one_slot_is_the_whole_cache() -> None:
         ({"parallel": "4", "kv_unified": "0"}, 4 * 4096),
         ({"ctx_size": "4096"}, 4096),  # the server's own choice of slots comes with a unified cache
         ({"ctx_size": "4096", "parallel": "-1"}, 4096),
-        ({"ctx_size": "4096", "kv_unified": "false"}, 4 * 4096),
+        ({"ctx_size": "16384", "kv_unified": "false"}, 4 * 4096),
+        ({"ctx_size": "0", "parallel": "4"}, 4 * 4096),  # the model's own context
     ],
 )
 def test_a_unified_cache_is_counted_once(launch: dict[str, str], capacity: int) -> None:
@@ -162,6 +164,32 @@ def test_a_unified_cache_is_counted_once(launch: dict[str, str], capacity: int) 
     assert rank.kv_cache_used_tokens == 2048
     assert rank.kv_cache_usage_ratio == 2048 / capacity
     assert rank.kv_cache_max_concurrency_requests == capacity / 4096
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        {"parallel": "2", "ctx_size": "8192"},  # the server has four slots
+        {"parallel": "4", "ctx_size": "4096"},  # which would make slots of 1024
+        {"ctx_size": "8192", "parallel": "-1"},  # which would make slots of 8192
+    ],
+)
+def test_no_capacity_is_told_where_the_declared_settings_are_not_the_servers(launch: dict[str, str]) -> None:
+    rank = only_rank(read(slots=[slot(512, number=i) for i in range(4)], launch=launch))
+
+    assert rank.kv_cache_capacity_tokens is None
+    assert rank.kv_cache_usage_ratio is None
+    assert rank.kv_cache_used_tokens == 2048
+
+
+def test_a_context_that_was_rounded_up_agrees_with_the_declared_one() -> None:
+    """`-c 1000 -np 3` gives three slots of 512 tokens."""
+    slots = [slot(100, n_ctx=512, number=i) for i in range(3)]
+
+    assert (
+        only_rank(read(slots=slots, launch={"ctx_size": "1000", "parallel": "3"})).kv_cache_capacity_tokens
+        == 1536
+    )
 
 
 def test_the_capacity_of_several_slots_is_unknown_without_launch_settings() -> None:
