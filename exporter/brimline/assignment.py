@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from brimline.config import GpuSource, Target
 from brimline.processes import descendants, listening_pid
@@ -29,11 +30,15 @@ def uuids_in(text: str) -> list[str]:
 
 
 def _ranked(devices: Sequence[DeviceReading], ranks: Sequence[str]) -> Assigned:
-    """Each GPU with its data-parallel rank: the GPUs in order, as many for each rank."""
+    """Each GPU with its data-parallel rank: the GPUs in order, as many for each rank.
+
+    Where they cannot be shared out evenly, no rank is told.
+    """
     if not ranks or len(devices) % len(ranks):
-        return tuple((device.uuid, "0") for device in devices)
+        return tuple((device.uuid, "0" if len(ranks) < 2 else "") for device in devices)
+    in_order = sorted(ranks, key=lambda rank: (len(rank), rank))  # "2" comes before "10"
     share = len(devices) // len(ranks)
-    return tuple((device.uuid, ranks[index // share]) for index, device in enumerate(devices))
+    return tuple((device.uuid, in_order[index // share]) for index, device in enumerate(devices))
 
 
 def _pick(
@@ -65,7 +70,7 @@ def assign_gpus(
 
     Without `gpus` they are known only when this is the one target and its world size equals the visible GPUs:
     anything else would be a guess, and would count a GPU twice where two exporters guess alike.
-    world_size: None where the launch settings do not say; one GPU is then taken only if there is just one.
+    world_size: None where the launch settings do not say. Reads files and /proc where `gpus` asks for it.
     """
     if not devices:
         return (), ()
@@ -74,10 +79,11 @@ def assign_gpus(
         return _assign_listed(source, devices, ranks)
     if isinstance(source, GpuSource) and source.file is not None:
         try:
-            with open(Path(source.file), encoding="utf-8", errors="replace") as file:
-                listed = uuids_in(file.read(MAX_FILE_BYTES))
-        except OSError as error:
-            return (), (Problem("gpu_unassigned", f"{source.file} cannot be read ({error.strerror})"),)
+            text = _read_regular(source.file)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            return (), (Problem("gpu_unassigned", f"{source.file} cannot be read ({why})"),)
+        listed = uuids_in(text)
         if not listed:
             return (), (
                 Problem("gpu_unassigned", f"{source.file} names no GPU UUID; write `nvidia-smi -L` into it"),
@@ -85,16 +91,24 @@ def assign_gpus(
         return _assign_listed(listed, devices, ranks)
     if isinstance(source, GpuSource):
         return _assign_listener(target.port, devices, ranks, find_listener, find_descendants)
-    wanted = world_size if world_size is not None else (1 if len(devices) == 1 else None)
-    if targets == 1 and wanted == len(devices):
+    if targets == 1 and world_size == len(devices):
         return _ranked(devices, ranks), ()
     if targets > 1:
         why = f"there are {targets} targets"
-    elif wanted is None:
-        why = f"{len(devices)} GPUs are visible and the server's world size is not known"
+    elif world_size is None:
+        why = "the server's launch settings, and with them how many GPUs it uses, are not known"
     else:
-        why = f"the server uses {wanted} GPU(s) and {len(devices)} are visible"
+        why = f"the server uses {world_size} GPU(s) and {len(devices)} are visible"
     return (), (Problem("gpu_unassigned", f"{why}; list the target's `gpus`"),)
+
+
+def _read_regular(path: str) -> str:
+    """Start of a regular file; anything else could hang. Raises OSError and ValueError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        return file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
 
 
 def _assign_listed(

@@ -190,7 +190,7 @@ def check(config_path: Path | None, discover_ports: str | None) -> None:
                 3,
             )
     snapshot = asyncio.run(read_once(config, quiet_launch=config_path is None))
-    print_snapshot(snapshot, Console())
+    print_snapshot(snapshot, Console(markup=False, highlight=False))
     lines = failures(snapshot, config)
     for line in lines:
         click.echo(f"brimline: {line}", err=True)
@@ -258,7 +258,7 @@ def _print_readings(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, highlight=False)  # names come from servers
     for engine in document["engines"]:
         for model in engine["models"]:
             version = engine["engine_version"] or "(version not stated)"

@@ -12,15 +12,15 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from brimline.assignment import assign_gpus, wants_pids
-from brimline.config import Config, PidSource, Target, is_secret_setting
+from brimline.assignment import Assigned, assign_gpus, wants_pids
+from brimline.config import Config, GpuSource, PidSource, Target
 from brimline.engines import (
     ASKED_FIRST,
     ENGINES,
@@ -33,6 +33,7 @@ from brimline.engines import (
     engines_on,
     identify,
 )
+from brimline.engines.families import clean_label
 from brimline.engines.launch import mismatches, misspelt, normalize, parse_launch, split_command, starts
 from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page, scan
@@ -55,11 +56,21 @@ from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
+Finish = Callable[["TargetReader", TargetSnapshot], Awaitable[TargetSnapshot]]
+
 # How long a round waits for the model's files when they are read for the first time; later rounds have them.
 MODEL_PATIENCE = 0.5
 # The settings of a server that shows neither its start time nor a counter's reset are asked again after this.
 DOCUMENTS_MAX_AGE = 300.0
-MAX_SETTINGS = 64
+# An endpoint with settings that did not answer is asked again after this; a model that could not be read too.
+RETRY_AFTER = 30.0
+# At most so long does one such endpoint hold up the page.
+DOCUMENT_TIMEOUT = 2.0
+# Several replicas behind one address look like a restart in each scrape: no more than so many in so long.
+REDETECT_AFTER = 30.0
+MAX_RESTARTS = 3
+# How long the GPUs that a file or the listening process names are taken as known.
+GPU_SOURCE_MAX_AGE = 10.0
 
 
 @dataclass(slots=True)
@@ -71,10 +82,13 @@ class _Detected:
     documents: Mapping[str, Any]
     since: float
     problems: tuple[Problem, ...] = ()
+    unread: tuple[Endpoint, ...] = ()
+    unread_problems: tuple[Problem, ...] = ()
     start: tuple[float | None, str | None] = (None, None)
     token_count: float | None = None
     launch: Mapping[str, str] = field(default_factory=dict)
     launch_known: bool = False
+    is_outdated: bool = False
 
 
 @dataclass(slots=True)
@@ -86,6 +100,18 @@ class Raw:
     headers: Mapping[str, str]
     body: bytes
     documents: Mapping[str, Any]
+
+
+async def _all_or_none(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Results of concurrent calls. Where one fails, the others are cancelled and waited for."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 class TargetReader:
@@ -125,7 +151,15 @@ class TargetReader:
         self._unparsed_total = 0
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
-        self._shapes: dict[str, asyncio.Future[ModelShape]] = {}
+        self._shape_key: tuple[str, float] | None = None
+        self._shape_read_at = 0.0
+        self._shape_future: asyncio.Future[ModelShape] | None = None
+        self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
+        self._in_flight: asyncio.Task[TargetSnapshot] | None = None
+        self._restarts: list[float] = []
+        self._ranks: tuple[str, ...] = ()
+        self._gpu_future: asyncio.Future[tuple[Assigned, tuple[Problem, ...]]] | None = None
+        self._gpu_known: tuple[float, tuple[Assigned, tuple[Problem, ...]]] | None = None
 
     def is_like(self, other: TargetReader) -> bool:
         """True where the other one was told the same."""
@@ -137,8 +171,35 @@ class TargetReader:
 
     # --- one round ---
 
+    def start(self, finish: Finish) -> asyncio.Task[TargetSnapshot]:
+        """The read in flight, or a new one: two rounds at once (after a reload) ask the server once."""
+        if self._in_flight is None or self._in_flight.done():
+            self._in_flight = asyncio.ensure_future(self._run(finish))
+        return self._in_flight
+
+    async def _run(self, finish: Finish) -> TargetSnapshot:
+        started = self._monotonic()
+        kept = self._kept[1].problems if self._kept is not None else ()
+        try:
+            snapshot = await self.read()
+        except asyncio.CancelledError:  # the round is over
+            snapshot = self.failed(
+                "timeout", "no whole answer before the scrape's deadline", started, keep=False
+            )
+        try:
+            snapshot = await finish(self, snapshot)
+        except Exception as error:  # the edge of one source: a defect here must not cost the others
+            logger.exception("target=%s unexpected error", self.target.name)
+            trouble = Problem("internal", f"{type(error).__name__}: {error}")
+            snapshot = dataclasses.replace(snapshot, problems=(*snapshot.problems, trouble))
+        for problem in snapshot.problems:
+            # What min_interval serves again was not met again.
+            if not any(problem is known for known in kept):
+                self._errors[problem.reason] += 1
+        return dataclasses.replace(snapshot, errors=dict(self._errors))
+
     async def read(self) -> TargetSnapshot:
-        """This round's snapshot. Never raises but for cancellation."""
+        """What the server says now. Never raises but for cancellation."""
         started = self._monotonic()
         if self._kept is not None and started - self._kept[0] < self.target.min_interval:
             at, kept = self._kept
@@ -148,11 +209,8 @@ class TargetReader:
             async with asyncio.timeout(self.timeout):
                 snapshot = await self._read()
         except TimeoutError:
-            return self.failed(
-                "timeout",
-                f"no whole answer within {self.timeout:g} s: it hangs, or needs a longer timeout",
-                started,
-            )
+            detail = f"no whole answer within {self.timeout:g} s: it hangs, or needs a longer timeout"
+            return self.failed("timeout", detail, started)
         except SourceError as error:
             return self.failed(error.reason, str(error), started)
         except Exception as error:  # the edge of one source: a defect here must not cost the others
@@ -166,22 +224,27 @@ class TargetReader:
         self._log_change(True, "")
         return snapshot
 
-    def failed(self, reason: str, detail: str, started: float) -> TargetSnapshot:
-        """The snapshot of a round in which the target could not be read."""
-        self._errors[reason] += 1
+    def failed(self, reason: str, detail: str, started: float, *, keep: bool = True) -> TargetSnapshot:
+        """The snapshot of a round in which the target could not be read.
+
+        keep: let min_interval hold for it, since a server may be failing under its load. Not where a scraper
+        was in a hurry: that says nothing about the server.
+        """
         if reason in ("not_found", "not_an_engine", "wrong_engine", "metrics_disabled", "connection", "dns"):
             self._detected = None  # another server may answer there next time
+            self._found = ({}, None)
         self._log_change(False, reason, detail)
         snapshot = self._snapshot(
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
         )
-        # min_interval holds for a server that fails too: it may be failing under its load.
-        self._kept = (started, snapshot)
+        if keep:
+            self._kept = (started, snapshot)
         return snapshot
 
-    def timed_out(self, started: float) -> TargetSnapshot:
-        """The snapshot of a round that ended before the target answered."""
-        return self.failed("timeout", "no whole answer before the scrape's deadline", started)
+    def unfinished(self) -> TargetSnapshot:
+        """The snapshot for a scraper that cannot wait for the read in flight."""
+        detail = "no whole answer before the scrape's deadline"
+        return self._snapshot(up=False, problems=(Problem("timeout", detail),))
 
     def _snapshot(self, **fields: Any) -> TargetSnapshot:
         target = self.target
@@ -220,13 +283,17 @@ class TargetReader:
         if detected is None:
             detected, answer = await self._detect()
         live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
-        documents = dict(detected.documents)
         problems = list(detected.problems)
-        tasks = [self._document(endpoint, problems) for endpoint in live]
+        calls = [self._document(endpoint, problems) for endpoint in live]
         if answer is None:
-            answer, *answers = await asyncio.gather(self._client.get_page(detected.metrics_path), *tasks)
+            again = self._read_again(detected)
+            answer, _, *answers = await _all_or_none(
+                self._client.get_page(detected.metrics_path), again, *calls
+            )
         else:
-            answers = await asyncio.gather(*tasks)
+            answers = await _all_or_none(*calls)
+        problems += detected.unread_problems
+        documents = dict(detected.documents)
         documents |= {
             e.path: document for e, document in zip(live, answers, strict=True) if document is not None
         }
@@ -243,6 +310,30 @@ class TargetReader:
             return await self._read()
         self._detected = detected
         return await self._understand(detected, reading, problems)
+
+    async def _read_again(self, detected: _Detected) -> None:
+        """Ask once more for settings that could not be read, but not in each scrape."""
+        now = self._monotonic()
+        if not detected.unread or now - detected.since < RETRY_AFTER:
+            return
+        detected.since = now
+        await self._read_documents(detected, detected.unread)
+
+    async def _read_documents(self, detected: _Detected, endpoints: Sequence[Endpoint]) -> None:
+        """Add the endpoints' documents to what is known, and note which of them could not be read."""
+        failures: list[tuple[Endpoint, Problem]] = []
+
+        async def one(endpoint: Endpoint) -> tuple[str, Any]:
+            problems: list[Problem] = []
+            document = await self._document(endpoint, problems)
+            failures.extend((endpoint, problem) for problem in problems)
+            return endpoint.path, document
+
+        read = await _all_or_none(*(one(endpoint) for endpoint in endpoints))
+        found = {path: document for path, document in read if document is not None}
+        detected.documents = {**detected.documents, **found}
+        detected.unread = tuple(endpoint for endpoint, _ in failures)
+        detected.unread_problems = tuple(problem for _, problem in failures)
 
     @staticmethod
     def _is_foreign(page: Page, body: bytes, adapter: Adapter) -> bool:
@@ -264,52 +355,78 @@ class TargetReader:
             or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
         )
         detected.token_count = tokens
-        return restarted
+        detected.start = (reading.start_time, reading.start_token)
+        detected.is_outdated = detected.is_outdated or restarted
+        if not detected.is_outdated:
+            return False
+        now = self._monotonic()
+        self._restarts = [at for at in self._restarts if now - at < REDETECT_AFTER]
+        if len(self._restarts) >= MAX_RESTARTS:
+            return False  # looked at again later
+        self._restarts.append(now)
+        return True
 
     # --- detection ---
 
     async def _document(self, endpoint: Endpoint, problems: list[Problem]) -> Any:
+        """An endpoint's document; None where there is none, or it was not given (then with a problem)."""
         try:
-            return endpoint.keep(await get_json(self._client, endpoint.path))
+            async with asyncio.timeout(min(DOCUMENT_TIMEOUT, self.timeout / 2)):
+                return endpoint.keep(await get_json(self._client, endpoint.path))
+        except TimeoutError:
+            problems.append(Problem("config_endpoint", f"{endpoint.path} gave no whole answer in time"))
         except SourceError as error:
             if error.reason in ("connection", "dns", "tls", "credentials"):
                 raise
-            self._errors["config_endpoint"] += 1
             problems.append(Problem("config_endpoint", str(error)))
-            return None
+        return None
 
     async def _detect(self) -> tuple[_Detected, Answer]:
         """Find the engine and its metrics page. Raises SourceError.
 
         Asked first are /version and /v1/models, which cost nothing and often tell the engine; then the
-        metrics paths, in an order that disturbs no engine.
+        metrics paths, in an order that disturbs no engine. What a slow server has answered is kept for the
+        next round.
         """
-        problems: list[Problem] = []
-        documents: dict[str, Any] = {}
         wanted = self.target.engine
-        for endpoint in ASKED_FIRST if wanted == "auto" else ():
-            documents[endpoint.path] = await self._document(endpoint, problems)
-        hint = engine_of_models(documents.get("/v1/models")) if wanted == "auto" else wanted
-        if self.target.metrics_path is not None:
-            paths: Sequence[str] = (self.target.metrics_path,)
+        documents, found = self._found
+        known = _Detected(next(iter(ENGINES.values())), "", documents, self._monotonic())
+        if found is None:
+            if wanted == "auto" and not documents:
+                await self._read_documents(known, ASKED_FIRST)
+                self._found = (dict(known.documents), None)
+            hint = engine_of_models(known.documents.get("/v1/models")) if wanted == "auto" else wanted
+            if self.target.metrics_path is not None:
+                paths: Sequence[str] = (self.target.metrics_path,)
+            else:
+                paths = ENGINES[hint].metrics_paths if hint is not None else METRICS_PATHS
+            adapter, answer = await self._find_page(paths, hint)
+            self._found = (dict(known.documents), (adapter, answer.path))
         else:
-            paths = ENGINES[hint].metrics_paths if hint is not None else METRICS_PATHS
-        adapter, answer = await self._find_page(paths, hint)
-        rest = [
-            endpoint for endpoint in adapter.endpoints if not endpoint.live and endpoint.path not in documents
-        ]
-        answers = await asyncio.gather(*(self._document(endpoint, problems) for endpoint in rest))
-        documents |= {endpoint.path: document for endpoint, document in zip(rest, answers, strict=True)}
-        detected = _Detected(
-            adapter,
-            answer.path,
-            {path: document for path, document in documents.items() if document is not None},
-            self._monotonic(),
-        )
-        detected.launch, detected.launch_known = self._launch(adapter, problems)
+            adapter, path = found
+            answer = await self._client.get_page(path)
+        detected = _Detected(adapter, answer.path, known.documents, self._monotonic())
+        asked = {endpoint.path for endpoint in ASKED_FIRST} if wanted == "auto" else set()
+        own = [endpoint for endpoint in adapter.endpoints if not endpoint.live]
+        await self._read_documents(detected, [endpoint for endpoint in own if endpoint.path not in asked])
+        paths_wanted = {endpoint.path for endpoint in own}
+        for endpoint, problem in zip(known.unread, known.unread_problems, strict=True):
+            if endpoint.path in paths_wanted:
+                detected.unread = (*detected.unread, endpoint)
+                detected.unread_problems = (*detected.unread_problems, problem)
+        problems: list[Problem] = []
+        patience = in_daemon_thread(lambda: self._launch(adapter, problems), "launch")
+        await asyncio.wait([patience], timeout=MODEL_PATIENCE)
+        if patience.done():
+            detected.launch, detected.launch_known = patience.result()
+        else:
+            problems = [
+                Problem("launch_command", "the process list is slow to read; the launch command is not known")
+            ]
         if self.target.model is not None and await self._is_missing(Path(self.target.model)):
             problems.append(Problem("model", f"{self.target.model} does not exist; correct or remove model"))
         detected.problems = tuple(problems)
+        self._found = ({}, None)
         return detected, answer
 
     async def _find_page(self, paths: Sequence[str], hint: str | None) -> tuple[Adapter, Answer]:
@@ -377,29 +494,31 @@ class TargetReader:
     async def _understand(
         self, detected: _Detected, reading: EngineReading, problems: list[Problem]
     ) -> TargetSnapshot:
-        settings = _visible({**detected.launch, **reading.settings})
+        adapter = detected.adapter
+        settings = dict(sorted((_visible(detected.launch, adapter) | dict(reading.settings)).items()))
         reading, source = await self._with_kv_bytes(detected, reading, problems)
         if reading.bad_values:
-            self._errors["bad_values"] += 1
             problems.append(Problem("bad_values", f"impossible values of {', '.join(reading.bad_values)}"))
         if reading.dropped_series:
-            self._errors["too_many_series"] += 1
             problems.append(Problem("too_many_series", f"{reading.dropped_series} series were dropped"))
         self._unparsed_total += reading.unparsed_lines
         self._dropped_total += reading.dropped_series
         self._last_success = self._clock()
-        fingerprint = _fingerprint(reading, settings)
-        if self._fingerprint is not None and fingerprint != self._fingerprint:
-            self._config_changed = self._last_success
-            logger.info("target=%s configuration changed fingerprint=%s", self.target.name, fingerprint)
-        self._fingerprint = fingerprint
+        self._ranks = tuple(dict.fromkeys(rank.rank for rank in reading.ranks))
+        # Settings that could not be asked for, or a page that names no model yet, are no other configuration.
+        fingerprint = None if detected.unread or not reading.ranks else _fingerprint(reading, settings)
+        if fingerprint is not None:
+            if self._fingerprint is not None and fingerprint != self._fingerprint:
+                self._config_changed = self._last_success
+                logger.info("target=%s configuration changed fingerprint=%s", self.target.name, fingerprint)
+            self._fingerprint = fingerprint
         return self._snapshot(
             up=True,
             reading=reading,
             problems=tuple(problems),
             settings=settings,
-            mismatches=mismatches(detected.launch, reading.settings),
-            declared=_visible(detected.launch),
+            mismatches=mismatches(_visible(detected.launch, adapter), reading.settings),
+            declared=_visible(detected.launch, adapter),
             fingerprint=fingerprint,
             kv_bytes_source=source,
         )
@@ -408,21 +527,25 @@ class TargetReader:
         self, detected: _Detected, reading: EngineReading, problems: list[Problem]
     ) -> tuple[EngineReading, str | None]:
         """The reading with its KV cache in bytes, where they are known, and what they come from."""
+        if reading.sleeping:
+            return reading, None  # the memory has been given up
         if any(rank.kv_cache_capacity_bytes is not None for rank in reading.ranks):
             return reading, "the server's own budget"
         path = self._model_path(reading)
         kv_layout = detected.adapter.kv_layout
-        if path is None or kv_layout is None or not (detected.launch_known or self._may_assume_defaults()):
+        if path is None or kv_layout is None:
             return reading, None
+        if not (detected.launch_known or self._has_one_gpu()):
+            note = "its KV cache in bytes is not known without launch settings; give launch or launch_command"
+            return dataclasses.replace(reading, notes=(*reading.notes, note)), None
         try:
             shape = await self._shape(path)
             if shape is None:
                 return reading, None
             layout = KV_LAYOUTS[kv_layout]
             per_token = layout(shape, {**detected.launch, **reading.settings})
-        except FootprintError as error:
+        except (FootprintError, ValueError, OSError) as error:
             if self.target.model is not None and not any(p.reason == "model" for p in problems):
-                self._errors["model"] += 1
                 problems.append(Problem("model", str(error)))
             return reading, None
         ranks = tuple(_with_bytes(rank, per_token) for rank in reading.ranks)
@@ -435,13 +558,13 @@ class TargetReader:
         await asyncio.wait([future], timeout=MODEL_PATIENCE)
         return future.done() and future.exception() is None and not future.result()
 
-    def _may_assume_defaults(self) -> bool:
-        """True where a configured model without launch settings means the engine's defaults.
-
-        Not where several GPUs are listed: the cache is then split in a way that nobody stated.
-        """
-        several = isinstance(self.target.gpus, list) and len(self.target.gpus) > 1
-        return self.target.model is not None and not several
+    def _has_one_gpu(self) -> bool:
+        """True where a configured model runs on one listed GPU: then nothing is split, stated or not."""
+        return (
+            self.target.model is not None
+            and isinstance(self.target.gpus, list)
+            and len(self.target.gpus) == 1
+        )
 
     def _model_path(self, reading: EngineReading) -> Path | None:
         """The configured model, else the path that a server on this machine says it loaded."""
@@ -451,14 +574,62 @@ class TargetReader:
         return Path(root) if root is not None and root.startswith("/") and self.target.is_loopback else None
 
     async def _shape(self, path: Path) -> ModelShape | None:
-        """The model's shape; None where it is still being read. Raises FootprintError."""
-        key = str(path)
-        future = self._shapes.get(key)
-        if future is None:
-            self._shapes = {key: (future := in_daemon_thread(lambda: read_shape(path), "model"))}
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        """The model's shape; None where it is still being read. Raises FootprintError.
+
+        Read once for each start of the server; a failure is forgotten after a while, because the model may be
+        mounted later.
+        """
+        detected = self._detected
+        key = (str(path), detected.since if detected is not None else 0.0)
+        if self._shape_future is None or self._shape_key != key:
+            self._shape_key = key
+            self._shape_future = in_daemon_thread(lambda: read_shape(path), "model")
+            self._shape_future.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._shape_read_at = self._monotonic()
+        future = self._shape_future
         await asyncio.wait([future], timeout=MODEL_PATIENCE)
-        return future.result() if future.done() else None
+        if not future.done():
+            return None
+        if future.exception() is not None and self._monotonic() - self._shape_read_at > RETRY_AFTER:
+            self._shape_future = None
+        return future.result()
+
+    async def assign(self, gpu: GpuReading, targets: int, snapshot: TargetSnapshot) -> TargetSnapshot:
+        """The snapshot with the GPUs that belong to the target."""
+        world_size = self.world_size(snapshot)
+
+        def assigned() -> tuple[Assigned, tuple[Problem, ...]]:
+            return assign_gpus(
+                self.target, gpu.devices, ranks=self._ranks, world_size=world_size, targets=targets
+            )
+
+        if isinstance(self.target.gpus, GpuSource):
+            gpus, problems = await self._from_gpu_source(assigned)
+        else:
+            gpus, problems = assigned()
+        if not snapshot.up and self.target.gpus is None:
+            return snapshot  # a server that does not answer need not be told of a GPU question
+        return dataclasses.replace(snapshot, gpus=gpus, problems=(*snapshot.problems, *problems))
+
+    async def _from_gpu_source(
+        self, assigned: Callable[[], tuple[Assigned, tuple[Problem, ...]]]
+    ) -> tuple[Assigned, tuple[Problem, ...]]:
+        """GPUs that a file or /proc names, read in a thread of their own: either may hang or be slow."""
+        now = self._monotonic()
+        if self._gpu_known is not None and now - self._gpu_known[0] < GPU_SOURCE_MAX_AGE:
+            return self._gpu_known[1]
+        if self._gpu_future is None:
+            self._gpu_future = in_daemon_thread(assigned, "gpus")
+            self._gpu_future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        future = self._gpu_future
+        await asyncio.wait([future], timeout=MODEL_PATIENCE)
+        if not future.done():
+            return (), (Problem("gpu_unassigned", "what names the target's GPUs has not been read yet"),)
+        self._gpu_future = None
+        result = future.result()
+        if not result[1]:  # what went wrong is looked at again in the next scrape
+            self._gpu_known = (now, result)
+        return result
 
     def world_size(self, snapshot: TargetSnapshot) -> int | None:
         """GPUs that the server uses by its launch settings; None where they are not known."""
@@ -468,9 +639,10 @@ class TargetReader:
         return detected.adapter.world_size(snapshot.settings)
 
 
-def _visible(settings: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value[:128] for name, value in settings.items() if not is_secret_setting(name)}
-    return dict(sorted(kept.items())[:MAX_SETTINGS])
+def _visible(settings: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
+    """Those of declared settings that may be shown: of known flags only, so that no secret is among them."""
+    shown = adapter.shown_flags
+    return {name: clean_label(value) for name, value in sorted(settings.items()) if name in shown}
 
 
 def _fingerprint(reading: EngineReading, settings: Mapping[str, str]) -> str:
@@ -480,11 +652,17 @@ def _fingerprint(reading: EngineReading, settings: Mapping[str, str]) -> str:
 
 
 def _with_bytes(rank: RankReading, per_token: float) -> RankReading:
-    capacity, used = rank.kv_cache_capacity_tokens, rank.kv_cache_used_tokens
+    """The rank with its cache in bytes: of its blocks where it has them, as token counts may be logical."""
+
+    def bytes_of(blocks: float | None, tokens: float | None) -> float | None:
+        if blocks is not None and rank.kv_cache_block_tokens is not None:
+            tokens = blocks * rank.kv_cache_block_tokens
+        return None if tokens is None else float(int(tokens * per_token))
+
     return dataclasses.replace(
         rank,
-        kv_cache_capacity_bytes=None if capacity is None else float(int(capacity * per_token)),
-        kv_cache_used_bytes=None if used is None else float(int(used * per_token)),
+        kv_cache_capacity_bytes=bytes_of(rank.kv_cache_blocks, rank.kv_cache_capacity_tokens),
+        kv_cache_used_bytes=bytes_of(rank.kv_cache_used_blocks, rank.kv_cache_used_tokens),
     )
 
 
@@ -492,32 +670,43 @@ def _with_bytes(rank: RankReading, per_token: float) -> RankReading:
 
 
 class _Round:
-    """A round in flight. Its deadline may be moved earlier by a scraper that has less time."""
+    """A round in flight. It lasts as long as the most patient of its scrapers; others take what is there."""
 
-    def __init__(self, readers: Sequence[TargetReader], deadline: float) -> None:
+    def __init__(self, readers: Sequence[TargetReader], finish: Finish, deadline: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._tasks = [asyncio.ensure_future(reader.read()) for reader in readers]
+        self.readers = readers
+        self.tasks = [reader.start(finish) for reader in readers]
         self._deadline = deadline
         self._timer = self._loop.call_at(deadline, self._end)
-        self.result: asyncio.Task[list[TargetSnapshot | BaseException]] = asyncio.ensure_future(
-            self._gather()
-        )
 
-    async def _gather(self) -> list[TargetSnapshot | BaseException]:
-        try:
-            return await asyncio.gather(*self._tasks, return_exceptions=True)
-        finally:
-            self._timer.cancel()
+    def is_over(self) -> bool:
+        return all(task.done() for task in self.tasks)
 
     def _end(self) -> None:
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
 
-    def end_by(self, deadline: float) -> None:
-        if deadline < self._deadline:
-            self._deadline = deadline
+    def last_until(self, deadline: float) -> None:
+        if deadline > self._deadline:
+            self.end_at(deadline)
+
+    def end_at(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._end)
+
+    async def snapshots(self, deadline: float) -> list[TargetSnapshot]:
+        """One for each reader, those that are not done by the deadline as unfinished."""
+        # A little later than the round's own end, so that its outcome is seen and counted.
+        timeout = deadline - self._loop.time() + 0.02
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=max(timeout, 0.0))
+        if self.is_over():
             self._timer.cancel()
-            self._timer = self._loop.call_at(deadline, self._end)
+        return [
+            task.result() if task.done() and not task.cancelled() else reader.unfinished()
+            for reader, task in zip(self.readers, self.tasks, strict=True)
+        ]
 
 
 class Collector:
@@ -541,7 +730,7 @@ class Collector:
         self._readers: tuple[TargetReader, ...] = ()
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
-        self._round: tuple[_Round, asyncio.Task[Snapshot]] | None = None
+        self._rounds: list[_Round] = []
         self.reload_successful = True
         self.reload_problem: str | None = None
         self.reload_success_time: float | None = None
@@ -558,8 +747,8 @@ class Collector:
 
     async def close(self) -> None:
         """Stop everything, without waiting for calls that hang."""
-        if self._round is not None:
-            self._round[1].cancel()
+        for begun in self._rounds:
+            begun.end_at(0.0)
         if self._gpu is not None:
             self._gpu.close()
         if self._session is not None:
@@ -584,7 +773,6 @@ class Collector:
             self._gpu.start()
             self._gpu_key = gpu_key
         self._config = config
-        self._round = None  # its scrapers get the old targets still; who comes from now on gets the new ones
         self.reload_successful, self.reload_problem = True, None
         self.reload_success_time = self._clock()
 
@@ -608,66 +796,40 @@ class Collector:
     async def snapshot(self, budget: float | None = None) -> Snapshot:
         """A snapshot of now: of the round in flight, or of a new one.
 
-        budget: seconds until an answer must be there; the round is cut short for it, and what has not
-        answered by then counts as timed out.
+        budget: seconds until an answer must be there; what has not answered by then counts as timed out, for
+        this scraper alone where others have more time.
         """
         loop_time = asyncio.get_running_loop().time()
         patience = max((reader.timeout for reader in self._readers), default=0.0) + 0.25
         deadline = loop_time + (patience if budget is None else min(budget, patience))
-        if self._round is not None and not self._round[1].done():
-            self._round[0].end_by(deadline)
+        self._rounds = [begun for begun in self._rounds if not begun.is_over()]
+        # After a reload, a round of the old targets may be in flight still: its scrapers keep it.
+        current = next((begun for begun in self._rounds if begun.readers is self._readers), None)
+        if current is None:
+            current = _Round(self._readers, self._finish, deadline)
+            self._rounds.append(current)
         else:
-            readers = self._readers
-            begun = _Round(readers, deadline)
-            task = asyncio.ensure_future(self._finish(begun, readers, self._monotonic()))
-            self._round = (begun, task)
-        # Shielded: a scraper that hangs up must not take the round away from the others.
-        return await asyncio.shield(self._round[1])
-
-    def gpu_reading(self) -> GpuReading:
-        """The GPUs as they are known now."""
-        return self._gpu.read() if self._gpu is not None else GpuReading()
-
-    def end_round_within(self, seconds: float) -> None:
-        """Cut the round in flight short, so that its scrapers are answered before the process ends."""
-        if self._round is not None:
-            self._round[0].end_by(asyncio.get_running_loop().time() + seconds)
-
-    async def _finish(self, begun: _Round, readers: Sequence[TargetReader], started: float) -> Snapshot:
-        results = await begun.result
-        snapshots = []
-        for reader, result in zip(readers, results, strict=True):
-            if isinstance(result, TargetSnapshot):
-                snapshots.append(result)
-            elif isinstance(result, asyncio.CancelledError):
-                snapshots.append(reader.timed_out(started))
-            else:
-                snapshots.append(reader.failed("internal", f"{type(result).__name__}: {result}", started))
-        gpu = self.gpu_reading()
+            current.last_until(deadline)
+        targets = await current.snapshots(deadline)
         total, available = read_memory()
         return Snapshot(
             time=self._clock(),
-            targets=tuple(
-                self._with_gpus(reader, s, gpu, readers) for reader, s in zip(readers, snapshots, strict=True)
-            ),
-            gpu=gpu,
+            targets=tuple(targets),
+            gpu=self.gpu_reading(),
             host=HostReading(total, available),
             reload_successful=self.reload_successful,
             reload_success_time=self.reload_success_time,
             reload_problem=self.reload_problem,
         )
 
-    def _with_gpus(
-        self, reader: TargetReader, snapshot: TargetSnapshot, gpu: GpuReading, readers: Sequence[TargetReader]
-    ) -> TargetSnapshot:
-        ranks = sorted({rank.rank for rank in snapshot.reading.ranks}) if snapshot.reading is not None else []
-        assigned, problems = assign_gpus(
-            reader.target,
-            gpu.devices,
-            ranks=ranks,
-            world_size=reader.world_size(snapshot),
-            targets=len(readers),
-        )
-        if not snapshot.up and reader.target.gpus is None:
-            return snapshot  # a server that does not answer need not be told of a GPU question
-        return dataclasses.replace(snapshot, gpus=assigned, problems=(*snapshot.problems, *problems))
+    async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:
+        return await reader.assign(self.gpu_reading(), len(self._readers), snapshot)
+
+    def gpu_reading(self) -> GpuReading:
+        """The GPUs as they are known now."""
+        return self._gpu.read() if self._gpu is not None else GpuReading()
+
+    def end_round_within(self, seconds: float) -> None:
+        """Cut what is in flight short, so that its scrapers are answered before the process ends."""
+        for begun in self._rounds:
+            begun.end_at(asyncio.get_running_loop().time() + seconds)

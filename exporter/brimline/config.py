@@ -22,7 +22,7 @@ from brimline import units
 from brimline.errors import ConfigError
 
 DEFAULT_LISTEN = "127.0.0.1:10778"
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 256 << 10
 MAX_DEPTH = 20
 SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
 
@@ -311,7 +311,9 @@ def _decode(kind: type, value: Any) -> Any:
     raise TypeError(kind)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: Any, place: Path_ = ()) -> str:
+    if isinstance(value, str) and {"basic_auth", "headers"} & set(place):
+        return "text"  # which may be a secret in the wrong place
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -387,14 +389,14 @@ def _translate(source: _Source, plain: Any, error: msgspec.ValidationError) -> C
     if missing := re.search(r"missing required field `(\w+)`", text):
         return source.error(place, f"{what}the key {missing.group(1)!r} is missing; add it")
     if place and isinstance(place[-1], str) and place[-1] in _HINTS:
-        return source.error(place, f"{what}found {_describe(value)}; write {_HINTS[place[-1]]}")
+        return source.error(place, f"{what}found {_describe(value, place)}; write {_HINTS[place[-1]]}")
     if text.startswith("Invalid enum value"):
         kind = _KEYS_AT[tuple(0 if isinstance(part, int) else part for part in place[:-1])]
         field = next(f for f in msgspec.structs.fields(kind) if f.encode_name == place[-1])
         return source.error(place, f"unknown {place[-1]} {value!r}; known: {', '.join(_choices(field.type))}")
     if wanted := re.match(r"Expected (`[^`]+`)", text):
         cure = _WHAT_IS_WANTED.get(wanted.group(1), wanted.group(1).strip("`"))
-        return source.error(place, f"{what}found {_describe(value)}; write {cure}")
+        return source.error(place, f"{what}found {_describe(value, place)}; write {cure}")
     return source.error(place, f"{what}{text}")
 
 
@@ -439,6 +441,8 @@ def _check_target(source: _Source, target: Target, index: int) -> None:
         raise refuse(
             "url", f"the url {target.url!r} names a page; write http://HOST:PORT and use metrics_path"
         )
+    if target.metrics_path is not None and re.search(r"[?#\s]", target.metrics_path):
+        raise refuse("metrics_path", "the metrics_path holds a query, a fragment or a blank; write /metrics")
     if target.metrics_path is not None and not target.metrics_path.startswith("/"):
         raise refuse("metrics_path", f"{target.metrics_path!r} does not start with a slash; write /metrics")
     for key in ("experiment", "variant"):
@@ -584,7 +588,7 @@ def masked(config: Config) -> str:
 
 # Not every token is one: next_token and max_tokens are ordinary settings of these engines.
 _SECRET_WORD = re.compile(
-    r"(?i)^token$|(?:^|[_-])(?:api|auth|access|bearer|hf|hub|id|refresh|secret|session)[_-]?tokens?(?:$|[_-])"
+    r"(?i)^(?:token|hft)$|(?:^|[_-])(?:api|auth|access|bearer|hf|hub|id|refresh|secret|session)[_-]?tokens?(?:$|[_-])"
     r"|(?:^|[_-])(?:api|private|secret|access)[_-]?keys?(?:$|[_-])"
     r"|(?:^|[_-])(?:password|passwd|secrets?|credentials?)(?:$|[_-])"
 )
@@ -597,6 +601,10 @@ def is_secret_setting(name: str) -> bool:
 
 # Words of a shell command, quotes and all, and what stands between them.
 _SHELL_PART = re.compile(r"""((?:\s|\\\n)+)|((?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+|.)""", re.DOTALL)
+
+
+_USERINFO = re.compile(r"://[^/\s]*@")
+_NESTED = re.compile(r"[\s{:=]")
 
 
 def mask_command(command: str) -> str:
@@ -614,5 +622,7 @@ def mask_command(command: str) -> str:
             shown.append(f"{option}={SECRET_MASK}" if separator else word)
         else:
             hide_next = hide_next and not option.startswith("-")
-            shown.append(word)
+            # A nested command, a JSON value or a url may hold a secret of its own.
+            nested = any(map(is_secret_setting, re.findall(r"[A-Za-z][A-Za-z0-9_-]*", word)))
+            shown.append(SECRET_MASK if _USERINFO.search(word) or (nested and _NESTED.search(word)) else word)
     return "".join(shown)

@@ -20,7 +20,7 @@ from brimline.readings import TargetSnapshot
 logger = logging.getLogger(__name__)
 
 INTERVAL = 10.0
-# A port where something else answers is not bothered again for this long.
+# A port where something else answers is left alone, at last for this long.
 FOREIGN_PATIENCE = 120.0
 CONNECT_TIMEOUT = 0.5
 READ_TIMEOUT = 5.0
@@ -48,7 +48,7 @@ class Discovery:
     def __init__(self, ports: Sequence[int], *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.ports = tuple(ports)
         self.found: dict[int, Target] = {}
-        self._foreign: dict[int, float] = {}
+        self._refused: dict[int, tuple[float, float]] = {}  # when to look again, and for how long it was left
         self._monotonic = monotonic
 
     async def look(self) -> list[Target]:
@@ -57,7 +57,7 @@ class Discovery:
         candidates = [
             port
             for port in self.ports
-            if port not in self.found and now - self._foreign.get(port, -FOREIGN_PATIENCE) >= FOREIGN_PATIENCE
+            if port not in self.found and now >= self._refused.get(port, (0.0, 0.0))[0]
         ]
         opened = await asyncio.gather(*(_is_open(port) for port in candidates))
         ports = [port for port, is_open in zip(candidates, opened, strict=True) if is_open]
@@ -74,8 +74,10 @@ class Discovery:
                 logger.info("found=%s engine=%s models=%r", target.url, snapshot.reading.engine, models)
             else:
                 reason = snapshot.problems[0].reason if snapshot.problems else "unknown"
-                if reason in ("not_an_engine", "not_found"):
-                    self._foreign[port] = now
+                # Something that is no engine is soon left alone; an engine may be loading its model still.
+                patience = FOREIGN_PATIENCE if reason in ("not_an_engine", "not_found") else INTERVAL
+                left = min(2 * self._refused.get(port, (0.0, patience / 2))[1], FOREIGN_PATIENCE)
+                self._refused[port] = (now + left, left)
                 logger.debug("port=%d not taken reason=%s", port, reason)
         return fresh
 

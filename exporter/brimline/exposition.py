@@ -23,14 +23,14 @@ def _bound(bound: float) -> str:
 
 
 def _add_histograms(
-    metric: Metric, name: str, rows: Sequence[tuple[dict[str, str], Histogram | Sums]]
+    metric: Metric, name: str, rows: Sequence[tuple[dict[str, str], Histogram | Sums]], *, with_buckets: bool
 ) -> None:
     """Add rows of sums, or of whole histograms.
 
     A histogram needs at least its infinite bucket to be valid. A page where no target asked for buckets
     carries sums and counts alone, and calls the family a summary, which may have those.
     """
-    if all(isinstance(value, Sums) for _, value in rows):
+    if not with_buckets:
         metric.type = "summary"
     for labels, value in rows:
         if isinstance(value, Histogram):
@@ -64,7 +64,10 @@ def to_metric(family: Family, snapshot: Snapshot) -> Metric | None:
         for labels, value in unique.values()
     ]
     if family.kind == "histogram":
-        _add_histograms(metric, name, [(labels, v) for labels, v in named if isinstance(v, Histogram | Sums)])
+        # By the configuration, not by the rows: a target that goes down must not change another one's type.
+        with_buckets = any(target.histograms == "full" for target in snapshot.targets)
+        histograms = [(labels, v) for labels, v in named if isinstance(v, Histogram | Sums)]
+        _add_histograms(metric, name, histograms, with_buckets=with_buckets)
     else:
         for labels, value in named:
             if isinstance(value, float | int):

@@ -360,7 +360,7 @@ async def get_json(client: Client, path: str) -> Any:
     try:
         return (await client.get(path)).json()
     except SourceError as error:
-        if error.reason in ("not_found", "metrics_disabled", "http_status", "redirect"):
+        if error.reason in ("not_found", "metrics_disabled", "redirect"):
             logger.debug("endpoint=%s reason=%s detail=%s", path, error.reason, error)
             return None
         raise

@@ -10,12 +10,14 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exporter_process import running_exporter
 from fake_nvml import SONAME, State, build
 from waiting import eventually
 
@@ -366,3 +368,48 @@ def test_the_process_ends_within_two_seconds_when_all_is_well(tmp_path: Path) ->
     process.once(healthy)
 
     assert process.end() < 2.0
+
+
+def test_reloads_of_the_exporter_send_no_call_after_one_that_hangs(tmp_path: Path) -> None:
+    def config(interval: str) -> str:
+        return f"gpu: {{sample_interval: {interval}}}\ntargets: []\n"
+
+    def threads() -> int:
+        return len(list(Path(f"/proc/{exporter.process.pid}/task").iterdir()))
+
+    def hanging() -> bool:
+        metrics = exporter.metrics()
+        values = [metrics.get(f'gpu_memory_used_bytes{{gpu="GPU-fake-{number}"}}') for number in (0, 1)]
+        return 'gpu_problem{gpu="GPU-fake-0",reason="hang"}' in metrics and values == [None, 20 * GIB]
+
+    build(tmp_path)
+    state = State(tmp_path, HEALTHY)
+    environ = {**state.environment, "LD_LIBRARY_PATH": str(tmp_path)}
+    with running_exporter(tmp_path, config("100ms"), environ=environ) as exporter:
+        eventually(lambda: exporter.metrics().get('gpu_up{gpu="GPU-fake-0"}') == 1)
+        with state.during({"hang.nvmlDeviceGetMemoryInfo.0": 600}):
+            eventually(hanging)
+            before, threads_before = state.calls(), threads()
+            for interval in ("110ms", "120ms", "130ms", "140ms", "150ms"):
+                (tmp_path / "brimline.yaml").write_text(config(interval))
+                reload = urllib.request.Request(f"{exporter.url}/-/reload", method="POST")
+                with urllib.request.urlopen(reload, timeout=10) as answer:
+                    assert answer.status == 200
+                eventually(hanging)
+            during, threads_during = state.calls() - before, threads()
+        eventually(lambda: exporter.metrics().get('gpu_up{gpu="GPU-fake-0"}') == 1)
+
+    assert [call for call in during if call.endswith(" 0")] == []
+    assert threads_during == threads_before
+
+
+def test_a_count_that_hangs_takes_no_value(sampler: SamplerProcess, state: State) -> None:
+    with state.during({"hang.nvmlDeviceGetCount": 600}):
+        during = sampler.once(lambda reading: reading["detail"])
+        state.set({"used.0": 33 * GIB, "used.1": 44 * GIB})
+        sampler.once(lambda reading: used(reading, "GPU-fake-0") == 33 * GIB)
+        later = sampler.once(lambda reading: used(reading, "GPU-fake-1") == 44 * GIB)
+    after = sampler.once(lambda reading: healthy(reading) and not reading["detail"])
+
+    assert [(reading["up"], reading["problem"]) for reading in (during, later, after)] == [(True, None)] * 3
+    assert during["detail"] == "a call that concerns all GPUs has not come back"

@@ -45,7 +45,6 @@ def unassigned(why: str) -> tuple[Assigned, tuple[Problem, ...]]:
 
 
 def test_the_only_target_has_the_only_gpu() -> None:
-    assert assign(None, devices(A)) == (((A, "0"),), ())
     assert assign(None, devices(A), world_size=1) == (((A, "0"),), ())
 
 
@@ -58,7 +57,13 @@ def test_the_only_target_has_all_gpus_where_its_world_size_is_their_number() -> 
     [
         (1, "the server uses 1 GPU(s) and 2 are visible; list the target's `gpus`"),
         (4, "the server uses 4 GPU(s) and 2 are visible; list the target's `gpus`"),
-        (None, "2 GPUs are visible and the server's world size is not known; list the target's `gpus`"),
+        (
+            None,
+            (
+                "the server's launch settings, and with them how many GPUs it uses, are not known; "
+                "list the target's `gpus`"
+            ),
+        ),
     ],
 )
 def test_nothing_is_guessed_where_numbers_differ(world_size: int | None, why: str) -> None:
@@ -98,12 +103,31 @@ def test_gpus_are_shared_out_among_the_ranks_in_order() -> None:
     assert problems == ()
 
 
-def test_gpus_that_do_not_divide_among_the_ranks_are_all_of_the_first() -> None:
-    assert assign([0, 1, 2], devices(A, B, C), ranks=("0", "1"))[0] == ((A, "0"), (B, "0"), (C, "0"))
+def test_ranks_are_ordered_as_numbers() -> None:
+    ranks = ("0", "1", "10", "2")
+
+    assert [rank for _, rank in assign([0, 1, 2, 3], devices(A, B, C, Uuid("GPU-d")), ranks=ranks)[0]] == [
+        "0",
+        "1",
+        "2",
+        "10",
+    ]
+
+
+def test_gpus_that_do_not_divide_among_the_ranks_have_none() -> None:
+    assert assign([0, 1, 2], devices(A, B, C), ranks=("0", "1"))[0] == ((A, ""), (B, ""), (C, ""))
     assert assign([0, 1], devices(A, B), ranks=())[0] == ((A, "0"), (B, "0"))
 
 
 # --- from a file
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "bad\0name"])
+def test_what_is_no_regular_file_is_not_read(path: str) -> None:
+    gpus, problems = assign(GpuSource(file=path), devices(A))
+
+    assert gpus == ()
+    assert [problem.reason for problem in problems] == ["gpu_unassigned"]
 
 
 def test_a_file_lists_gpus_as_nvidia_smi_does(tmp_path: Path) -> None:

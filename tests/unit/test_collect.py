@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 import threading
 import time
@@ -16,9 +17,17 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from brimline.collect import Collector
-from brimline.config import BasicAuth, Config, GpuConfig, Seconds, Target
+from brimline.config import BasicAuth, Config, GpuConfig, GpuSource, Seconds, Target, mask_command
 from brimline.exposition import render
-from brimline.readings import TARGET_REASONS, RankReading, Snapshot, TargetSnapshot
+from brimline.readings import (
+    TARGET_REASONS,
+    DeviceReading,
+    GpuReading,
+    RankReading,
+    Snapshot,
+    TargetSnapshot,
+    Uuid,
+)
 from fake_servers import (
     FAULTS,
     FakeServer,
@@ -393,7 +402,7 @@ def test_one_round_is_shared_by_all_who_ask_meanwhile() -> None:
         snapshots, asked = asyncio.run(scenario(server))
 
     assert asked == 1
-    assert len({id(snapshot) for snapshot in snapshots}) == 1
+    assert all(snapshot.targets == snapshots[0].targets for snapshot in snapshots)
     assert server.count("/metrics") == 2  # the next one asks again
 
 
@@ -425,24 +434,29 @@ def test_a_budget_ends_the_round_and_costs_only_who_has_not_answered(healthy: Fa
     assert_up(snapshot, "healthy", generation_tokens=77)
 
 
-def test_a_joiner_with_less_time_ends_the_round_for_all(healthy: FakeServer) -> None:
-    async def scenario(server: FakeServer) -> tuple[list[Snapshot], float]:
-        async with collecting(target("hanging", server), target("healthy", healthy)) as collector:
-            begun = time.monotonic()
+def test_a_joiner_with_less_time_takes_what_is_there_and_leaves_the_round_to_the_others(
+    healthy: FakeServer,
+) -> None:
+    gate, vllm = threading.Event(), FakeVllm(generation_tokens=5)
+    routes = {**vllm.routes(), "/metrics": when(gate, vllm.routes()["/metrics"])}
+
+    async def scenario(server: FakeServer) -> tuple[Snapshot, Snapshot, Snapshot]:
+        async with collecting(
+            target("slow", server, min_interval=60.0), target("healthy", healthy)
+        ) as collector:
             patient = asyncio.ensure_future(collector.snapshot(59))
             await asyncio.sleep(0)
-            hurried = asyncio.ensure_future(collector.snapshot(2.5))
-            unhurried = asyncio.ensure_future(collector.snapshot())
-            snapshots = await asyncio.gather(patient, hurried, unhurried)
-            return list(snapshots), time.monotonic() - begun
+            hurried = await collector.snapshot(1.0)
+            gate.set()
+            return hurried, await patient, await collector.snapshot()
 
-    with FakeServer({"*": hang}) as server:
-        snapshots, lasted = asyncio.run(scenario(server))
+    with FakeServer(routes) as server:
+        hurried, patient, later = asyncio.run(scenario(server))
 
-    assert lasted < 30
-    assert snapshots[0] is snapshots[1] is snapshots[2]
-    assert_down(snapshots[0], "hanging", "timeout")
-    assert_up(snapshots[0], "healthy", generation_tokens=77)
+    assert_down(hurried, "slow", "timeout", failures=0)  # the round itself has not failed
+    assert_up(hurried, "healthy", generation_tokens=77)
+    assert_up(patient, "slow", generation_tokens=5)
+    assert_up(later, "slow", generation_tokens=5)  # the hurry of one is not kept for min_interval
 
 
 def test_a_caller_that_goes_away_does_not_take_the_round_with_it() -> None:
@@ -704,3 +718,148 @@ def test_impossible_values_are_dropped_and_said() -> None:
     assert (state.up, [problem.reason for problem in state.problems]) == (True, ["bad_values"])
     assert rank_of(snapshot, "odd").kv_cache_usage_ratio is None
     assert rank_of(snapshot, "odd").requests_running == 3
+
+
+def test_a_request_beside_one_that_failed_is_not_left_behind() -> None:
+    """/slots hangs and /metrics fails at once: the hanging request must end with the round."""
+
+    async def scenario(server: FakeServer) -> int:
+        async with collecting(target("llama", server, engine="llamacpp")) as collector:
+            assert one_of(await collector.snapshot(), "llama").up
+            server.routes |= {"/slots": hang, "/metrics": answer("no", status=500)}
+            for _ in range(5):
+                await collector.snapshot()
+            return len(asyncio.all_tasks() - {asyncio.current_task()})
+
+    with FakeServer(llamacpp_routes()) as server:
+        assert asyncio.run(scenario(server)) == 0
+
+
+def test_one_endpoint_that_hangs_costs_its_document_and_not_the_target() -> None:
+    vllm = FakeVllm(generation_tokens=3)
+
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("half", server, timeout=2.0)) as collector:
+            return await collector.snapshot()
+
+    with FakeServer({**vllm.routes(), "/version": hang}) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    half = one_of(snapshot, "half")
+    assert half.reading is not None
+    assert half.reading.ranks[0].generation_tokens_total == 3
+    assert [problem.reason for problem in half.problems] == ["config_endpoint"]
+
+
+def test_settings_that_failed_once_are_asked_for_again_and_are_no_change() -> None:
+    now = [1000.0]
+    vllm = FakeVllm()
+    routes = vllm.routes()
+
+    async def scenario(server: FakeServer) -> list[TargetSnapshot]:
+        async with collecting(target("late", server), monotonic=lambda: now[0]) as collector:
+            first = one_of(await collector.snapshot(), "late")
+            server.routes["/v1/models"] = routes["/v1/models"]
+            now[0] += 60
+            return [
+                first,
+                one_of(await collector.snapshot(), "late"),
+                one_of(await collector.snapshot(), "late"),
+            ]
+
+    with FakeServer({**routes, "/v1/models": answer("loading", status=503)}) as server:
+        first, _, third = asyncio.run(scenario(server))
+
+    assert [problem.reason for problem in first.problems] == ["config_endpoint"]
+    assert first.fingerprint is None
+    assert third.problems == ()
+    assert third.reading is not None
+    assert third.reading.ranks[0].max_model_len_tokens == vllm.max_model_len
+    assert third.config_changed is None
+
+
+def test_a_target_whose_gpus_hang_in_a_file_costs_nobody_else(healthy: FakeServer, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gpus")
+    vllm = FakeVllm()
+
+    async def scenario(server: FakeServer) -> Snapshot:
+        config = Config(
+            targets=[
+                target("a", server, gpus=GpuSource(file=str(tmp_path / "gpus"))),
+                target("b", server, gpus=GpuSource(file="bad\0name")),
+                target("healthy", healthy),
+            ],
+            gpu=GpuConfig(backend="none"),
+        )
+        collector = Collector(config, open_gpus=lambda *_args, **_options: OneGpu())
+        await collector.start()
+        try:
+            return await collector.snapshot()
+        finally:
+            await collector.close()
+
+    with FakeServer(vllm.routes()) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert one_of(snapshot, "healthy").up
+    for name in ("a", "b"):
+        assert [problem.reason for problem in one_of(snapshot, name).problems] == ["gpu_unassigned"]
+        assert one_of(snapshot, name).errors["gpu_unassigned"] == 1
+
+
+class OneGpu:
+    """A reader of one GPU."""
+
+    def start(self) -> None:
+        pass
+
+    def read(self) -> GpuReading:
+        return GpuReading(up=True, devices=(DeviceReading(uuid=Uuid("GPU-1"), index="0", used_bytes=1),))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_command_line_shows_known_flags_only() -> None:
+    secret = "sk-planted"
+    command = (
+        f"vllm serve m --api-key {secret} {secret} --otlp-traces-endpoint http://u:{secret}@h "
+        f'--additional-config \'{{"api_key": "{secret}"}}\' --unheard-of {secret} -tp 2'
+    )
+
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("secretive", server, launch_command=command)) as collector:
+            return await collector.snapshot()
+
+    with FakeServer(FakeVllm().routes()) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert secret not in repr(one_of(snapshot, "secretive").settings)
+    assert secret not in repr(one_of(snapshot, "secretive").declared)
+    assert secret.encode() not in render(snapshot)[0]
+    assert one_of(snapshot, "secretive").settings["tensor_parallel_size"] == "2"
+    assert secret not in mask_command(command.replace(f"--unheard-of {secret}", ""))
+
+
+def test_a_reload_during_a_round_asks_the_server_once() -> None:
+    gate, vllm = threading.Event(), FakeVllm(generation_tokens=6)
+
+    async def scenario(server: FakeServer) -> tuple[int, list[Snapshot]]:
+        async with collecting(target("kept", server)) as collector:
+            await collector.snapshot()
+            server.requests.clear()
+            server.routes["/metrics"] = when(gate, vllm.routes()["/metrics"])
+            before = asyncio.ensure_future(collector.snapshot())
+            await asyncio.sleep(0)
+            collector.configure(config_of(target("kept", server), target("new", server)))
+            after = asyncio.ensure_future(collector.snapshot())
+            await asyncio.sleep(0)
+            gate.set()
+            return server.count("/metrics"), [await before, await after]
+
+    with FakeServer(vllm.routes()) as server:
+        _, [before, after] = asyncio.run(scenario(server))
+
+    assert [snapshot.name for snapshot in before.targets] == ["kept"]
+    assert [snapshot.name for snapshot in after.targets] == ["kept", "new"]
+    assert server.count("/metrics") == 2  # one for `kept`, one for `new`

@@ -421,7 +421,7 @@ def test_a_directory_is_refused_and_leaves_no_descriptor_open(tmp_path: Path) ->
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_file_above_one_mebibyte_is_refused_unread(tmp_path: Path) -> None:
+def test_a_file_above_256_kibibytes_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_bytes(b"#" * (1 << 20) + b"\n")
     began = time.monotonic()
@@ -429,7 +429,7 @@ def test_a_file_above_one_mebibyte_is_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(path)
 
-    assert str(caught.value) == f"{path}: larger than 1.00 MiB; split it"
+    assert str(caught.value) == f"{path}: larger than 256.00 KiB; split it"
     assert time.monotonic() - began < 1
 
 

@@ -232,7 +232,7 @@ def test_the_servers_own_words_are_passed_on_for_a_known_form() -> None:
     assert "Start it with `--metrics`" in str(refused)
 
 
-@pytest.mark.parametrize("status", [404, 500, 501])
+@pytest.mark.parametrize("status", [404, 501])
 def test_a_document_that_the_server_does_not_have_is_none(status: int) -> None:
     async def scenario(url: str) -> Any:
         async with open_session() as session:
@@ -240,6 +240,17 @@ def test_a_document_that_the_server_does_not_have_is_none(status: int) -> None:
 
     with FakeServer({"/version": answer("no", status=status)}) as server:
         assert asyncio.run(scenario(server.url)) is None
+
+
+def test_a_document_that_the_server_fails_to_give_is_an_error() -> None:
+    async def scenario(url: str) -> Any:
+        async with open_session() as session:
+            return await get_json(Client(session, target_at(url)), "/version")
+
+    with FakeServer({"/version": answer("no", status=503)}) as server, pytest.raises(SourceError) as caught:
+        asyncio.run(scenario(server.url))
+
+    assert caught.value.reason == "http_status"
 
 
 def test_a_document_that_is_no_json_is_none() -> None:

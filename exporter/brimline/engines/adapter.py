@@ -76,7 +76,7 @@ class Adapter:
     launch_program: whether a command line starts this engine.
     launch_images: parts of the names of container images whose arguments are this engine's.
     launch_flags: short or other spellings of flags, to the engine's own long name with underscores.
-    memory_flags: long names of the flags that decide how much memory it takes.
+    flags: long names of the flags that decide its memory or speed; no others are ever shown.
     launch_switches: flags that take no value.
     world_size: how many GPUs the server uses by its settings; None where they do not say.
     kv_layout: a key of brimline.footprint.kv_cache.KV_LAYOUTS; None where its K/V bytes are not computed.
@@ -97,8 +97,13 @@ class Adapter:
     launch_program: Callable[[Sequence[str]], bool] = _no_program
     launch_images: tuple[str, ...] = ()
     launch_flags: Mapping[str, str] = field(default_factory=dict)
-    memory_flags: frozenset[str] = frozenset()
+    flags: frozenset[str] = frozenset()
     launch_switches: frozenset[str] = frozenset()
     launch_model_flag: str = "model"
     world_size: Callable[[Mapping[str, str]], int | None] = _unknown_size
     kv_layout: str | None = None
+
+    @property
+    def shown_flags(self) -> frozenset[str]:
+        """Settings that may leave the process: names that are known to hold no secret."""
+        return self.flags | {self.launch_model_flag}

@@ -40,11 +40,13 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
     """
     settings: dict[str, str] = {}
     index = _first_argument(words, adapter)
+    last: str | None = None
     while index < len(words):
         word = words[index]
         index += 1
         if not word.startswith("-") or word in ("-", "--"):
-            if adapter.launch_model_flag not in settings:
+            # Behind a flag that may take several words, a word is not surely the model.
+            if adapter.launch_model_flag not in settings and (last is None or last in adapter.flags):
                 settings[adapter.launch_model_flag] = word
             continue
         flag, has_value, value = word.partition("=")
@@ -65,6 +67,7 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
             else:
                 value = "true"
         settings[name] = normalize(name, value)
+        last = name
     return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
 
 
@@ -77,7 +80,7 @@ def starts(words: Sequence[str], adapter: Adapter) -> bool:
 
 def misspelt(settings: Mapping[str, str], adapter: Adapter) -> list[str]:
     """A sentence for each declared setting that is nearly, but not quite, a flag that matters to memory."""
-    known = sorted({*adapter.memory_flags, *adapter.launch_flags.values(), adapter.launch_model_flag})
+    known = sorted({*adapter.flags, adapter.launch_model_flag})
     doubts = []
     for name in settings:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85) if name not in known else []

@@ -80,22 +80,27 @@ def _agrees(declared: int, slots: int, context: int, *, unified: bool) -> bool:
     return declared == 0 or context == -(-share // 256) * 256
 
 
-def _is_unified(slots: int, launch: Mapping[str, str]) -> bool | None:
+def _is_unified(slots: int, context: int, launch: Mapping[str, str]) -> bool | None:
     """Whether the slots share one KV cache; None where nothing tells, or what is declared is not so.
 
     /slots shows the same for both. A server started without --parallel chooses the number of slots and a
     unified cache by itself; with --parallel the cache is split unless --kv-unified is given (common/arg.cpp
-    and tools/server, 2026).
+    and tools/server, 2026). But either can also come from the environment, so that only a stated size or a
+    stated number is taken for proof.
     """
     if slots <= 1:
         return False
-    stated = launch.get("kv_unified", "").lower()
-    if stated in _TRUE | _FALSE:
-        return stated in _TRUE
-    declared = launch.get("parallel", "-1")
-    if not launch or declared not in ("-1", str(slots)):
+    if launch.get("parallel", "-1") not in ("-1", str(slots)):
         return None
-    return declared == "-1"
+    stated = launch.get("kv_unified", "").lower()
+    choices = [stated in _TRUE] if stated in _TRUE | _FALSE else [False, True]
+    size = launch.get("ctx_size", "0")
+    if size.isascii() and size.isdigit() and int(size) > 0:
+        fitting = [choice for choice in choices if _agrees(int(size), slots, context, unified=choice)]
+        return fitting[0] if len(fitting) == 1 else None
+    if len(choices) == 1:
+        return choices[0]
+    return False if launch.get("parallel") == str(slots) else None
 
 
 def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> dict[str, float]:
@@ -112,25 +117,24 @@ def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> 
     known_use = None if any(tokens is None for tokens in used) else sum(t for t in used if t is not None)
     if known_use is not None:
         values["kv_cache_used_tokens"] = float(known_use)
-    unified = _is_unified(len(slots), launch)
+    unified = _is_unified(len(slots), int(values["max_model_len_tokens"]), launch)
     if unified is None:
         return values
-    declared = launch.get("ctx_size", "0")
-    if len(slots) > 1 and declared.isdigit():
-        context = int(values["max_model_len_tokens"])
-        if not _agrees(int(declared), len(slots), context, unified=unified):
-            return values  # started otherwise than declared; then how its cache is split is not known either
     capacity = (
         sum(c for c in contexts if c is not None)
         if not unified
         else max(c for c in contexts if c is not None)
     )
+    if known_use is not None and known_use > capacity and len(slots) > 1:
+        return values  # the slots hold more than that: it cannot be the capacity
     values["kv_cache_capacity_tokens"] = float(capacity)
     values["kv_cache_max_concurrency_requests"] = (
         capacity / values["max_model_len_tokens"] if capacity else 0.0
     )
     if known_use is not None and capacity:
-        values["kv_cache_usage_ratio"] = min(known_use / capacity, 1.0)
+        values["kv_cache_usage_ratio"] = min(
+            known_use / capacity, 1.0
+        )  # a context is shifted when it is full
     return values
 
 
@@ -195,6 +199,31 @@ def _is_program(words: Sequence[str]) -> bool:
     return any(PurePath(word).name in ("llama-server", "llama.cpp-server") for word in words[:3])
 
 
+FLAGS = frozenset(
+    {
+        "batch_size",
+        "cache_ram",
+        "cache_type_k",
+        "cache_type_v",
+        "cont_batching",
+        "ctx_size",
+        "fit",
+        "flash_attn",
+        "hf_repo",
+        "kv_offload",
+        "kv_unified",
+        "main_gpu",
+        "n_cpu_moe",
+        "n_gpu_layers",
+        "parallel",
+        "split_mode",
+        "swa_full",
+        "tensor_split",
+        "threads",
+        "ubatch_size",
+    }
+)
+
 ADAPTER = Adapter(
     name="llamacpp",
     title="llama.cpp",
@@ -229,10 +258,11 @@ ADAPTER = Adapter(
         "a": "alias",
         "t": "threads",
         "hf": "hf_repo",
+        "hft": "hf_token",
         "nkvo": "no_kv_offload",
         "cb": "cont_batching",
     },
-    memory_flags=frozenset({"kv_offload", "swa_full", "fit", "cache_ram", "n_cpu_moe", "override_tensor"}),
+    flags=FLAGS,
     launch_switches=frozenset(
         {"kv_unified", "cont_batching", "metrics", "slots", "props", "jinja", "mlock", "embedding"}
     ),

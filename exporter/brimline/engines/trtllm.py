@@ -102,6 +102,7 @@ def read(evidence: Evidence) -> EngineReading:
 ADAPTER = Adapter(
     name="trtllm",
     title="TensorRT-LLM",
+    owned_by="tensorrt_llm",  # so that its /metrics, which drains its queue, is never tried
     usual_ports=(8000,),
     owns=lambda name: name.startswith(("trtllm_", "trtllm:")) or name.encode() in _OWN,
     recognises=_recognises,

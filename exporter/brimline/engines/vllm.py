@@ -158,7 +158,11 @@ def _prefix_tokens(
 
 
 def _pool(
-    labels: Mapping[str, str], ranks: int, values: dict[str, Any], version: tuple[int, ...] | None
+    labels: Mapping[str, str],
+    ranks: int,
+    values: dict[str, Any],
+    version: tuple[int, ...] | None,
+    context_parallel: int = 1,
 ) -> None:
     """Add what cache_config_info says of one rank's KV pool to its values, in place.
 
@@ -176,7 +180,7 @@ def _pool(
         labels.get(name, "None") in ("None", "") for name in ("mamba_page_size_padded", "sliding_window")
     )
     if tokens is None and uniform and blocks is not None and block_tokens is not None:
-        tokens = blocks * block_tokens
+        tokens = blocks * block_tokens * context_parallel
     usage = values.get("kv_cache_usage_ratio")
     values["kv_cache_blocks"] = blocks
     values["kv_cache_block_tokens"] = block_tokens
@@ -200,7 +204,15 @@ def _pool(
             values[f"kv_cache_used_{unit}"] = float(round(share * capacity))
 
 
-def _add_pools(page: Page, table: TableReading, version: tuple[int, ...] | None) -> None:
+def _context_parallel(launch: Mapping[str, str]) -> int:
+    """GPUs that share a sequence's tokens: each block then holds so many times its size."""
+    sizes = [launch.get(f"{kind}_context_parallel_size", "1") for kind in ("decode", "prefill")]
+    return math.prod(int(size) if size.isascii() and size.isdigit() else 1 for size in sizes)
+
+
+def _add_pools(
+    page: Page, table: TableReading, version: tuple[int, ...] | None, context_parallel: int
+) -> None:
     rows: dict[str, Sample] = {clean_label(s.labels.get("engine") or "0"): s for s in page.get(CONFIG_INFO)}
     for rank, row in rows.items():
         # The row names no model. Where several models share the page, it is not known whose pool this is.
@@ -209,7 +221,7 @@ def _add_pools(page: Page, table: TableReading, version: tuple[int, ...] | None)
         models = [key for key in table.values if key[1] == rank]
         owners = [key for key in models if "kv_cache_usage_ratio" in table.values[key]] or models
         if len(owners) == 1:
-            _pool(row.labels, len(rows), table.values[owners[0]], version)
+            _pool(row.labels, len(rows), table.values[owners[0]], version, context_parallel)
     for (_, rank), values in table.values.items():
         labels = rows[rank].labels if rank in rows else {}
         _prefix_tokens(page, values, version, _number(labels.get("block_size")))
@@ -247,7 +259,7 @@ def read(evidence: Evidence) -> EngineReading:
     version = _release(version_text)
     table = read_table(page, TABLE, _key)
     missing = [] if _is_v0(page, version) else list(missing_quantities(TABLE, table, version))
-    _add_pools(page, table, version)
+    _add_pools(page, table, version, _context_parallel(evidence.launch))
     has_pool = any(values.get("kv_cache_blocks") is not None for values in table.values.values())
     if version is not None and version >= (0, 9) and not has_pool and not _is_rust_front_end(evidence):
         missing.append("kv_cache_blocks")
@@ -256,14 +268,18 @@ def read(evidence: Evidence) -> EngineReading:
         for entry in _models(evidence.documents)
         if isinstance(entry.get("id"), str) and _length(entry) is not None
     }
+    asleep = [s.labels.get("sleep_state") for s in page.get(SLEEP_STATE) if s.value == 1]
+    is_asleep = any(state != "awake" for state in asleep) if asleep else None
     ranks = []
     for (model, rank), values in sorted(table.values.items()):
         length = lengths.get(model)
         tokens = values.get("kv_cache_capacity_tokens")
         if values.get("kv_cache_max_concurrency_requests") is None and tokens is not None and length:
             values["kv_cache_max_concurrency_requests"] = tokens / length
+        if is_asleep:
+            # The pool is described still, but its memory has been given up.
+            values["kv_cache_capacity_bytes"] = values["kv_cache_used_bytes"] = None
         ranks.append(RankReading(model=model, rank=rank, max_model_len_tokens=length, **values))
-    asleep = [s.labels.get("sleep_state") for s in page.get(SLEEP_STATE) if s.value == 1]
     starts = [s.value for s in page.get(START_TIME) if math.isfinite(s.value) and s.value > 0]
     base = _base_model(evidence.documents)
     return EngineReading(
@@ -273,7 +289,7 @@ def read(evidence: Evidence) -> EngineReading:
         settings=_settings(page, base),
         served_root=base["root"] if isinstance(base.get("root"), str) else None,
         start_time=starts[0] if starts else None,
-        sleeping=any(state != "awake" for state in asleep) if asleep else None,
+        sleeping=is_asleep,
         simulated=SIMULATED in page,
         missing=tuple(missing),
         bad_values=tuple(sorted(table.bad)),
@@ -296,8 +312,45 @@ def _world_size(settings: Mapping[str, str]) -> int | None:
         settings.get(f"{kind}_parallel_size", "1")
         for kind in ("tensor", "pipeline", "data", "prefill_context")
     ]
-    return math.prod(map(int, sizes)) if all(size.isdigit() for size in sizes) else None
+    return math.prod(map(int, sizes)) if all(size.isascii() and size.isdigit() for size in sizes) else None
 
+
+FLAGS = frozenset(
+    {
+        *SETTING_LABELS.values(),
+        "async_scheduling",
+        "attention_backend",
+        "data_parallel_size",
+        "data_parallel_size_local",
+        "decode_context_parallel_size",
+        "disable_log_stats",
+        "dtype",
+        "enable_chunked_prefill",
+        "enable_expert_parallel",
+        "enable_lora",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "load_format",
+        "max_cpu_loras",
+        "max_lora_rank",
+        "max_loras",
+        "max_model_len",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_seq_len_to_capture",
+        "nnodes",
+        "node_rank",
+        "num_speculative_tokens",
+        "pipeline_parallel_size",
+        "prefill_context_parallel_size",
+        "quantization",
+        "revision",
+        "scheduling_policy",
+        "seed",
+        "swap_space",
+        "tensor_parallel_size",
+    }
+)
 
 ADAPTER = Adapter(
     name="vllm",
@@ -326,24 +379,7 @@ ADAPTER = Adapter(
         "dpn": "data_parallel_rank",
         "dpl": "data_parallel_size_local",
     },
-    memory_flags=frozenset(
-        {
-            "block_size",
-            "cpu_offload_gb",
-            "dtype",
-            "enforce_eager",
-            "gpu_memory_utilization",
-            "kv_cache_dtype",
-            "kv_cache_memory_bytes",
-            "max_loras",
-            "max_lora_rank",
-            "max_model_len",
-            "max_num_batched_tokens",
-            "max_num_seqs",
-            "max_seq_len_to_capture",
-            "num_gpu_blocks_override",
-        }
-    ),
+    flags=FLAGS,
     launch_switches=frozenset(
         {"enable_expert_parallel", "enforce_eager", "enable_lora", "trust_remote_code"}
     ),

@@ -8,6 +8,8 @@ tests.
 
 from __future__ import annotations
 
+import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +17,26 @@ from dataclasses import dataclass
 MAX_LINE_BYTES = 16384
 MAX_LABELS = 64
 
+# What one page may hold, so that 16 MiB of rubbish cost neither seconds nor hundreds of MiB.
+# Half a million lines of 33 bytes fill 16 MiB; a line of an engine's page has 80 (vLLM) to 300 (Ray).
+MAX_LINES = 500_000
+# 256 ranks with 195 wanted samples each, five labels a sample. vLLM 0.32 has 110 for a rank, of three labels.
+MAX_SAMPLES = 50_000
+MAX_PAGE_LABELS = 250_000
+# Names that nobody wants, and label pairs, that are remembered. The largest page known has 400 names.
+MAX_NAMES = 10_000
+MAX_PAIRS = 20_000
+
 _HASH = ord("#")
 
-_LABEL = re.compile(rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(?:,|(?=$))')
+_LABEL = re.compile(rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*+)"[ \t]*(?:,|(?=}))')
+_PLAIN_LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\]*)')
+_CLOSE = re.compile(rb"[ \t]*}")
 _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _ESCAPE = re.compile(r'\\(["\\n])')
 _UNESCAPED = {"n": "\n", "\\": "\\", '"': '"'}
+
+Pairs = dict[bytes, tuple[str, str]]  # `name="value` as written → name, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +52,12 @@ class Page:
     """The wanted samples of a page, by name, in the page's order.
 
     unparsed_lines: lines that do not start with a name, and wanted samples that could not be read.
+    dropped_samples: wanted samples, or lines of whatever kind, beyond what one page may hold.
     """
 
     samples: Mapping[str, tuple[Sample, ...]]
     unparsed_lines: int = 0
+    dropped_samples: int = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self.samples
@@ -49,15 +67,34 @@ class Page:
         return self.samples.get(name, ())
 
 
-def _parse_labels(raw: bytes) -> dict[str, str] | None:
-    """Labels between the braces, unescaped; None where they are malformed."""
+def _plain_labels(raw: bytes, pairs: Pairs) -> dict[str, str] | None:
+    """Labels written `a="x",b="y"`, as servers write them; None for every other way, right or wrong.
+
+    pairs: what was read before; model, rank and bucket bounds come again on line after line. Where each
+    piece is a whole pair, all quotes are paired, so the brace behind `raw` stands in no label value.
+    """
+    pieces = raw[:-1].split(b'",')
+    if raw[-1:] != b'"' or len(pieces) > MAX_LABELS:
+        return None
+    labels = {}
+    for piece in pieces:
+        pair = pairs.get(piece)
+        if pair is None:
+            match = _PLAIN_LABEL.fullmatch(piece)
+            if match is None:
+                return None
+            pair = match.group(1).decode(), match.group(2).decode("utf-8", "replace")
+            if len(pairs) < MAX_PAIRS:
+                pairs[piece] = pair
+        labels[pair[0]] = pair[1]
+    return labels if len(labels) == len(pieces) else None
+
+
+def _any_labels(text: bytes) -> tuple[dict[str, str], bytes] | None:
+    """Labels of `text`, which begins behind their opening brace, and what follows; None if malformed."""
     labels: dict[str, str] = {}
     position = 0
-    end = len(raw)
-    while position < end:
-        match = _LABEL.match(raw, position)
-        if match is None:
-            return {} if not raw.strip(b" \t") else None
+    while (match := _LABEL.match(text, position)) is not None:
         name = match.group(1).decode()
         if name in labels or len(labels) >= MAX_LABELS:
             return None
@@ -66,29 +103,8 @@ def _parse_labels(raw: bytes) -> dict[str, str] | None:
             value = _ESCAPE.sub(lambda escape: _UNESCAPED[escape.group(1)], value)
         labels[name] = value
         position = match.end()
-    return labels
-
-
-def _find_label_end(line: bytes, start: int) -> int:
-    """Index of the brace that closes the labels opened at start; -1 where there is none."""
-    if b"\\" not in line:
-        # Without escapes, a brace inside a value stands after an odd number of quotes.
-        position = line.find(b"}", start)
-        while position >= 0 and line.count(b'"', start, position) % 2:
-            position = line.find(b"}", position + 1)
-        return position
-    quoted = escaped = False
-    for index in range(start, len(line)):
-        byte = line[index]
-        if escaped:
-            escaped = False
-        elif byte == 0x5C and quoted:
-            escaped = True
-        elif byte == 0x22:
-            quoted = not quoted
-        elif byte == 0x7D and not quoted:
-            return index
-    return -1
+    close = _CLOSE.match(text, position)
+    return None if close is None else (labels, text[close.end() :])
 
 
 def parse_value(text: bytes) -> float | None:
@@ -101,74 +117,95 @@ def parse_value(text: bytes) -> float | None:
         return None
 
 
-def _parse_sample(rest: bytes, label_cache: dict[bytes, dict[str, str] | None]) -> Sample | None:
-    """The sample behind a name: `{labels} value …` or ` value …`; None where it is malformed."""
-    labels: dict[str, str] | None = {}
-    if rest[:1] == b"{":
-        close = _find_label_end(rest, 1)
-        if close < 0:
+def _value(text: bytes) -> float | None:
+    """The value at the start of `text`, before a timestamp and an exemplar; None where there is none."""
+    value = parse_value(text)
+    if value is not None:
+        return value
+    fields = text.split(b"#", 1)[0].split(None, 3)
+    return parse_value(fields[0]) if 1 <= len(fields) <= 2 else None
+
+
+def _labelled_sample(text: bytes, pairs: Pairs) -> Sample | None:
+    """The sample of a line, from behind its opening brace; None where it is malformed."""
+    raw, _, rest = text.partition(b"}")
+    labels = _plain_labels(raw, pairs)
+    if labels is None:
+        labels_and_rest = _any_labels(text)
+        if labels_and_rest is None:
             return None
-        raw = rest[1:close]
-        if raw in label_cache:
-            labels = label_cache[raw]
-        else:
-            labels = label_cache[raw] = _parse_labels(raw)
-        rest = rest[close + 1 :]
-    fields = rest.split(b"#", 1)[0].split(None, 3)
-    if labels is None or not 1 <= len(fields) <= 2:
-        return None
-    value = parse_value(fields[0])
+        labels, rest = labels_and_rest
+    value = _value(rest)
     return None if value is None else Sample(labels, value)
+
+
+def _plain_sample(text: bytes) -> Sample | None:
+    """The sample of a line without labels, from behind its name; None where it is malformed."""
+    value = _value(text)
+    return None if value is None else Sample({}, value)
 
 
 def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
     """The samples of `body` whose names are in `wanted` (exact sample names, such as `x_total`, `x_bucket`).
 
-    Never raises; time is linear in the body. Exemplars and timestamps are ignored. A label value that is not
-    UTF-8 is read with replacement characters.
+    Never raises; time is linear in the body, and memory is bounded by the MAX_… of this module. Exemplars
+    and timestamps are ignored. A label value that is not UTF-8 is read with replacement characters.
     """
-    names = wanted if isinstance(wanted, set | frozenset) else frozenset(wanted)
-    found: dict[bytes, list[Sample]] = {}
-    label_cache: dict[bytes, dict[str, str] | None] = {}
+    found: dict[bytes, list[Sample]] = {name: [] for name in wanted}
+    pairs: Pairs = {}
     others: set[bytes] = set()  # well-formed names that nobody wants
-    unparsed = 0
-    for line in body.split(b"\n"):
-        if not line or line[0] == _HASH:
+    unparsed = dropped = 0
+    samples_left, labels_left = MAX_SAMPLES, MAX_PAGE_LABELS
+    lines = io.BytesIO(body)  # line by line: a list of all lines would be larger than the body
+    for line in itertools.islice(lines, MAX_LINES):
+        if line[0] == _HASH:
             continue
-        brace = line.find(b"{")
-        name = line[:brace] if brace > 0 else line
+        name, brace, behind_brace = line.partition(b"{")
         if name in others:
             continue
-        if name not in names:
+        rows = found.get(name) if brace else None
+        behind_name = b""
+        if rows is None:
             # No labels, or blanks around the name: the name is the first word.
             words = name.split(None, 1)
-            if not words or words[0][:1] in (b"#", b"{"):
+            if not words or words[0][:1] == b"#":
                 continue  # a blank line, an indented comment, or a quoted UTF-8 name, which no engine uses
-            name = words[0]
-            if name not in names:
+            name, behind_name = words[0], words[1] if len(words) > 1 else b""
+            rows = found.get(name)
+            if rows is None:
                 if name not in others:
-                    if _NAME.fullmatch(name):
-                        others.add(name)
-                    else:
+                    if not _NAME.fullmatch(name):
                         unparsed += 1
+                    elif len(others) < MAX_NAMES:
+                        others.add(name)
                 continue
-        start = line.index(name) + len(name)
-        rest = line[start:].lstrip(b" \t") if line[start : start + 1] in (b" ", b"\t", b"{") else b""
-        sample = _parse_sample(rest, label_cache) if len(line) <= MAX_LINE_BYTES else None
-        if sample is None:
+        if len(line) > MAX_LINE_BYTES:
+            unparsed += 1
+        elif samples_left <= 0 or labels_left <= 0:
+            dropped += 1
+        elif (
+            sample := _labelled_sample(behind_brace, pairs)
+            if brace and not behind_name
+            else _plain_sample(behind_name)
+        ) is None:
             unparsed += 1
         else:
-            found.setdefault(name, []).append(sample)
-    return Page({name.decode(): tuple(samples) for name, samples in found.items()}, unparsed)
+            rows.append(sample)
+            samples_left -= 1
+            labels_left -= len(sample.labels)
+    dropped += body.count(b"\n", lines.tell())
+    return Page({name.decode(): tuple(rows) for name, rows in found.items() if rows}, unparsed, dropped)
 
 
 def families(body: bytes) -> set[str]:
-    """Names of all samples on a page, with the suffixes that they carry."""
-    names = set()
-    for line in body.split(b"\n"):
-        if line[:1] != b"#" and (match := _NAME.match(line)):
-            names.add(match.group(0).decode())
-    return names
+    """Names of the samples on a page, with the suffixes that they carry; the first MAX_NAMES of them."""
+    names: set[bytes] = set()
+    for line in itertools.islice(io.BytesIO(body), MAX_LINES):
+        if line[0] != _HASH and (match := _NAME.match(line)):
+            names.add(match.group())
+            if len(names) >= MAX_NAMES:
+                break
+    return {name.decode() for name in names}
 
 
 def looks_complete(body: bytes, content_type: str) -> bool:

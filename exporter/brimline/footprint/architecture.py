@@ -63,7 +63,8 @@ class Mamba:
     """A selective state-space layer. version 1: heads and head_dim are 0; groups, for version 2, of B and C.
 
     inner: elements of the expanded stream. state: elements of the state per channel. conv: kernel width.
-    dt_rank: version 1 only. norm_elements: weights of the norms within the mixer.
+    dt_rank: version 1 only. norm_elements: weights of the norms within the mixer. state_dtype: the type
+    that the config asks for the recurrent state; None where it does not say.
     """
 
     version: Literal[1, 2]
@@ -77,6 +78,7 @@ class Mamba:
     conv_bias: bool = True
     projection_bias: bool = False
     norm_elements: int = 0
+    state_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,8 @@ class GatedDeltaNet:
     """Linear attention with a gated delta rule (Qwen3-Next, Qwen3.5). conv: kernel width.
 
     gate_rank: the gates are low-rank and decay each channel (Kimi Delta Attention); None for one per head.
+    state_dtype: the type that the config asks for the recurrent state (mamba_ssm_dtype); None where it does
+    not say.
     """
 
     key_heads: int
@@ -92,6 +96,7 @@ class GatedDeltaNet:
     value_dim: int
     conv: int
     gate_rank: int | None = None
+    state_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +186,9 @@ class Architecture:
 
     dtype: the type of its unquantized weights, as torch names it. tied: the output head is the input
     embedding. extra_parameters: weights that belong to no layer (position embeddings, final norm,
-    projections). assumptions: what was not stated and taken for granted, a sentence each, for people; a
-    model type that is not known puts one here. source: the file that was read.
+    projections). layer_embedding_parameters: of a second table of token embeddings, one for all layers
+    (Gemma 3n and 4), beside the extra ones. assumptions: what was not stated and taken for granted, a
+    sentence each, for people; a model type that is not known puts one here. source: the file that was read.
     """
 
     model_type: str
@@ -194,6 +200,7 @@ class Architecture:
     dtype: str | None = None
     head_bias: bool = False
     extra_parameters: int = 0
+    layer_embedding_parameters: int = 0
     encoders: tuple[Encoder, ...] = ()
     quantization: Quantization | None = None
     draft_layers: int = 0

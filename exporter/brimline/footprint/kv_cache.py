@@ -85,7 +85,7 @@ def _torch_layout(shape: ModelShape, settings: Mapping[str, str]) -> float:
     sizes = {}
     for kind in ("tensor", "pipeline"):
         text = settings.get(f"{kind}_parallel_size", "1")
-        if not text.isdigit() or int(text) < 1:
+        if not (text.isascii() and text.isdigit()) or int(text) < 1:
             raise FootprintError(f"{kind}_parallel_size {text!r} is not a whole number")
         sizes[kind] = int(text)
     return kv_cache_bytes_per_token(

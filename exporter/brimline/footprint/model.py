@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import stat
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brimline.errors import FootprintError
+from brimline.footprint.gguf import read_gguf_metadata
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_LAYERS = 4096
-# Arrays within arrays: GGUF allows any depth, models use none.
-MAX_ARRAY_DEPTH = 4
+
+__all__ = ["ModelShape", "read_gguf_metadata", "read_shape", "shape_of_config", "shape_of_gguf"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,76 +148,7 @@ def _checkpoint_kv_dtype(config: Mapping[str, Any]) -> str | None:
     return "stated by the checkpoint" if scheme else None
 
 
-# --- GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md ---
-
-_FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-
-
-class _Cursor:
-    def __init__(self, data: mmap.mmap | bytes, name: str) -> None:
-        self.data, self.at, self.name = data, 0, name
-
-    def take(self, code: str) -> Any:
-        size = struct.calcsize("<" + code)
-        if self.at + size > len(self.data):
-            raise FootprintError(f"{self.name} ends within its header")
-        [value] = struct.unpack_from("<" + code, self.data, self.at)
-        self.at += size
-        return value
-
-    def text(self) -> str:
-        length = self.take("Q")
-        if self.at + length > len(self.data):
-            raise FootprintError(f"{self.name} ends within its header")
-        raw = self.data[self.at : self.at + length]
-        self.at += length
-        return raw.decode("utf-8", "replace")
-
-    def value(self, kind: int, depth: int = 0) -> Any:
-        if kind in _FIXED:
-            return self.take(_FIXED[kind])
-        if kind == _STRING:
-            return self.text()
-        if kind == _ARRAY:
-            item, length = self.take("I"), self.take("Q")
-            if length > len(self.data):
-                raise FootprintError(f"{self.name} ends within its header")
-            if depth >= MAX_ARRAY_DEPTH:
-                raise FootprintError(f"{self.name} nests arrays too deep")
-            return [self.value(item, depth + 1) for _ in range(length)]
-        raise FootprintError(f"{self.name} holds a value of unknown type {kind}")
-
-
-def read_gguf_metadata(path: Path) -> dict[str, Any]:
-    """Metadata of a GGUF file up to its vocabulary, which may be large. Raises FootprintError."""
-    try:
-        # Non-blocking: a FIFO must not hang us.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise FootprintError(f"{path} is not a regular file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse_gguf(data, str(path))
-    except (OSError, ValueError) as error:
-        raise FootprintError(f"{path} cannot be read ({error})") from None
-
-
-def _parse_gguf(data: mmap.mmap | bytes, name: str) -> dict[str, Any]:
-    cursor = _Cursor(data, name)
-    if bytes(data[:4]) != b"GGUF":
-        raise FootprintError(f"{name} is not a GGUF file")
-    cursor.at = 4
-    version = cursor.take("I")
-    if version not in (2, 3):
-        raise FootprintError(f"{name} is GGUF version {version}; versions 2 and 3 are read")
-    cursor.take("Q")
-    metadata: dict[str, Any] = {}
-    for _ in range(cursor.take("Q")):
-        key = cursor.text()
-        if key.startswith("tokenizer."):
-            break
-        metadata[key] = cursor.value(cursor.take("I"))
-    return metadata
+# --- GGUF
 
 
 def _per_layer(counts: Any, layers: int | None) -> tuple[int, ...] | None:

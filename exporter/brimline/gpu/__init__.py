@@ -37,16 +37,16 @@ class _NoGpus:
 
 
 def open_gpu_reader(config: GpuConfig, peak_window: float, *, want_pids: bool = False) -> GpuReader:
-    """The reader that the configuration asks for, not yet started.
+    """The reader that the configuration asks for, to be started once the one before is closed.
 
     peak_window: seconds over which `used_peak_bytes` is the highest use.
     want_pids: also list the processes of each GPU, which costs the driver more than all else together.
     """
     if config.backend == "nvml":
         # Imported here: a machine without GPUs need not load the binding.
-        from brimline.gpu.nvml import NvmlSampler
+        from brimline.gpu.nvml import process_sampler
 
-        return NvmlSampler(config.sample_interval, peak_window, want_pids=want_pids)
+        return process_sampler(config.sample_interval, peak_window, want_pids=want_pids)
     if config.backend == "replay":
         from brimline.gpu.replay import ReplayReader
 

@@ -3,7 +3,9 @@
 A call into the driver may fail or never come back, for one GPU or for all. Hence one daemon thread per GPU
 (and per MIG instance) does that GPU's calls, a supervising one loads and starts the library, and read() puts
 together what they have published without calling NVML. A thread that hangs is left alone until its call comes
-back; no second call is made on its GPU meanwhile.
+back; no second call is made on its GPU meanwhile. That holds over reloads too: process_sampler() hands a
+closed sampler out again, with the threads that still hang, the GPUs it knows and their peaks, instead of a
+new one that would ask the same GPU.
 
 Rows: one for each GPU, or for each instance where MIG is on and instances can be reached; then the GPU itself
 has none, so that nothing is counted twice. A GPU that was seen and is gone keeps its row, with a problem. One
@@ -166,18 +168,17 @@ class _Backoff:
 
 
 class _PeakWindow:
-    """The highest value of the last `seconds`."""
+    """The highest value of the last seconds."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._falling: deque[tuple[float, int]] = deque()  # a value is out once a later one is as high
 
-    def add(self, now: float, value: int) -> int:
-        """Take in a value; the highest of the window, itself included."""
+    def add(self, now: float, value: int, seconds: float) -> int:
+        """Take in a value; the highest of the last `seconds`, itself included."""
         while self._falling and self._falling[-1][1] <= value:
             self._falling.pop()
         self._falling.append((now, value))
-        while self._falling[0][0] < now - self._seconds:
+        while self._falling[0][0] < now - seconds:
             self._falling.popleft()
         return self._falling[0][1]
 
@@ -274,19 +275,35 @@ class _Device:
         self.busy_since: float | None = None
         self.retired = False
         self.wake = threading.Event()
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.running = False
+        self._running_lock = threading.Lock()
+        self._name_of_thread = name
         self._sampler = sampler
         self._backoff = sampler.backoff()
-        self._peak = _PeakWindow(sampler.peak_window)
+        self._peak = _PeakWindow()
         self._lacks_v2 = False
         self._pids: frozenset[int] | None = None
         self._pids_time: float | None = None
 
+    def run(self) -> None:
+        """See to it that one thread reads the device; one that hangs is that thread."""
+        with self._running_lock:
+            if self.running:
+                return
+            self.running = True
+        threading.Thread(target=self._run, name=self._name_of_thread, daemon=True).start()
+
     def _run(self) -> None:
-        while not (self.retired or self._sampler.stopping.is_set()):
+        while self._goes_on():
             pause = self._try()
             self.wake.wait(pause)
             self.wake.clear()
+
+    def _goes_on(self) -> bool:
+        # In one step with run(): else a sampler that is used again just now might be left without a thread.
+        with self._running_lock:
+            self.running = not (self.retired or self._sampler.stopping.is_set())
+            return self.running
 
     def _try(self) -> float | None:
         """Read the device once; the seconds until the next try, or None to wait until woken."""
@@ -311,12 +328,12 @@ class _Device:
         memory = _read_memory(handle, lacks_v2=self._lacks_v2)
         self.api = memory.api
         self._lacks_v2 = memory.api == "v1"
-        if self._sampler.want_pids and (
-            self._pids_time is None or started - self._pids_time >= PIDS_INTERVAL
-        ):
+        if not self._sampler.want_pids:
+            self._pids, self._pids_time = None, None
+        elif self._pids_time is None or started - self._pids_time >= PIDS_INTERVAL:
             self._pids, self._pids_time = _read_pids(handle), started
         self._backoff.reset()
-        peak = self._peak.add(started, memory.used_bytes)
+        peak = self._peak.add(started, memory.used_bytes, self._sampler.peak_window)
         self.sample = _Sample(started, memory, peak, self._pids)
         interval = self._sampler.sample_interval
         return min(max(interval - (self._sampler.clock() - started), 0.0), interval)
@@ -407,7 +424,7 @@ class _Card(_Device):
         uuid = Uuid(_call("nvmlDeviceGetUUID", handle))
         if self.identity is not None and self.identity.uuid != uuid:
             # Another GPU has this index now.
-            self._peak = _PeakWindow(self._sampler.peak_window)
+            self._peak = _PeakWindow()
             self._retire(self.instances)
             self.sample = None
             self.api = "none"
@@ -468,17 +485,15 @@ class _Card(_Device):
         for one in gone:
             self._sampler.forget(one.uuid)
         kept = {one.uuid: one for one in self.instances}
-        self._stuck = [one for one in self._stuck if one.thread.is_alive()]
+        self._stuck = [one for one in self._stuck if one.running]
         for uuid, (identity, instance) in found.items():
             if any(one.uuid == uuid for one in self._stuck):
                 continue  # its old thread still hangs in a call; a second one is not sent after it
             self._sampler.remember(identity)
-            new = uuid not in kept
-            if new:
+            if uuid not in kept:
                 kept[uuid] = _Instance(self._sampler, self, identity)
             kept[uuid].give(identity, generation, instance)
-            if new:
-                kept[uuid].thread.start()
+            kept[uuid].run()
         self.instances = tuple(kept.values())
 
     def _retire(self, instances: Sequence[_Instance]) -> None:
@@ -516,8 +531,6 @@ class NvmlSampler:
         self.recount_interval = recount_interval
         self.stopping = threading.Event()
         self.library = _Library()
-        # The half second is for a machine whose processors are all taken.
-        self._oldest_seconds = max(2 * sample_interval, sample_interval + 0.5)
         self._first_retry = first_retry
         self._longest_retry = longest_retry
         self._cards: tuple[_Card, ...] = ()
@@ -528,22 +541,51 @@ class NvmlSampler:
         self._busy_since: float | None = None
         self._restart_for_lost_at: float | None = None
         self._restart_for_lost = _Backoff(recount_interval, 10 * recount_interval)
-        self._supervisor = threading.Thread(target=self._supervise, name="nvml", daemon=True)
+        self._opened = 1  # how often, so that the supervisor notices a close() that was followed at once
+        self._reopened_at = 0.0
+        self._supervisor: threading.Thread | None = None  # None once it has decided to end
         self._log_lock = threading.Lock()
-        self._logged: dict[str | None, str | None] = {}
+        # Whether it is up, and the reason that it is not or not quite.
+        self._logged: dict[str | None, tuple[bool, str | None]] = {}
+
+    @property
+    def _oldest_seconds(self) -> float:
+        """How old a value may be."""
+        # The half second is for a machine whose processors are all taken.
+        return max(2 * self.sample_interval, self.sample_interval + 0.5)
 
     def start(self) -> None:
         """Begin to load the library and to sample; returns at once."""
-        if not self._supervisor.is_alive() and not self.stopping.is_set():
-            self._supervisor.start()
+        if self.stopping.is_set():
+            return
+        if self.library.ready:
+            # A call hangs, under which close() could not shut the library down. It may be the supervisor's
+            # own, so that it would not start the other GPUs' threads again.
+            self._run_devices()
+        with self._lock:
+            if self._supervisor is not None:
+                return
+            self._supervisor = supervisor = threading.Thread(target=self._supervise, name="nvml", daemon=True)
+        supervisor.start()
 
     def close(self) -> None:
         """Stop sampling. Threads whose call hangs are left behind; they do not keep the process alive."""
         self.stopping.set()
         self._asked.set()
         self._wake_devices()
-        if self._supervisor.is_alive():
-            self._supervisor.join(CLOSE_SECONDS)
+        supervisor = self._supervisor
+        if supervisor is not None:
+            supervisor.join(CLOSE_SECONDS)
+
+    def reopen(self, sample_interval: float, peak_window: float, *, want_pids: bool) -> None:
+        """Take other settings after close(), for the next start()."""
+        self.sample_interval = sample_interval
+        self.peak_window = peak_window
+        self.want_pids = want_pids
+        self._reopened_at = self.clock()
+        with self._lock:
+            self._opened += 1
+            self.stopping.clear()
 
     # What the devices' threads ask for.
 
@@ -574,8 +616,23 @@ class NvmlSampler:
     # The supervisor: loads, starts, counts, starts anew.
 
     def _supervise(self) -> None:
+        while True:
+            self._supervise_until_closed()
+            with self._lock:
+                if self.stopping.is_set():
+                    self._supervisor = None
+                    return
+
+    def _supervise_until_closed(self) -> None:
+        opened = self._opened
+
+        def closed() -> bool:
+            return self.stopping.is_set() or self._opened != opened
+
         backoff = self.backoff()
-        while not self.stopping.is_set():
+        if self.library.ready:
+            self._publish_ready(self.library.count, self.library.driver)
+        while not closed():
             if self.library.ready and self.library.problem is None:
                 pause = self.recount_interval
                 backoff.reset()
@@ -584,14 +641,14 @@ class NvmlSampler:
             if self.library.ready:
                 self._asked.wait(pause)
                 self._asked.clear()
-                if not self.stopping.is_set():
+                if not closed():
                     self._guarded(self._look_after)
             elif not self._guarded(self._initialise):
                 self._asked.wait(pause)
                 self._asked.clear()
         with _GATE.shut(CLOSE_SECONDS / 2) as quiet:
             if quiet and self.library.ready:
-                self.library = replace(self.library, ready=False, problem="uninitialized", detail="closed")
+                self.library = replace(self.library, ready=False, restarting=True, problem=None, detail="")
                 with suppress(_CallError):
                     _call("nvmlShutdown")
 
@@ -643,10 +700,7 @@ class NvmlSampler:
             problem=None,
             detail="",
         )
-        for card in self._cards:
-            if card.thread.ident is None:
-                card.thread.start()
-        self._wake_devices()
+        self._run_devices()
 
     def _look_after(self) -> bool:
         """Start the library anew where that is asked for and safe; else count the GPUs."""
@@ -712,6 +766,12 @@ class NvmlSampler:
                     _unload()
             return quiet
 
+    def _run_devices(self) -> None:
+        for card in self._cards:
+            for device in (card, *card.instances):
+                device.run()
+        self._wake_devices()
+
     def _wake_devices(self) -> None:
         for card in self._cards:
             for device in (card, *card.instances):
@@ -720,23 +780,29 @@ class NvmlSampler:
     # The reader's side.
 
     def read(self) -> GpuReading:
-        """The newest samples, each at most two sample intervals old. Never calls NVML, never waits."""
+        """The newest samples, each at most two sample intervals old. Never calls NVML, never waits.
+
+        Up while any GPU's memory is known: what is wrong with the library then, such as a count that hangs,
+        is in `detail` only.
+        """
         now = self.clock()
         library = self.library
         busy_since = self._busy_since
-        hangs = busy_since is not None and now - busy_since > self._oldest_seconds
-        up, problem, detail = library.problem is None, library.problem, library.detail
-        if hangs:
-            up, problem, detail = False, "hang", "a call that concerns all GPUs has not come back"
-        rows = self._rows(now, library, "hang" if hangs else problem, detail)
-        if up and not any(card.identity is not None for card in self._cards):
+        reason, detail = library.problem, library.detail
+        if busy_since is not None and now - busy_since > self._oldest_seconds:
+            reason, detail = "hang", "a call that concerns all GPUs has not come back"
+        elif self.stopping.is_set():
+            reason, detail = "uninitialized", "closed"
+        rows = self._rows(now, library, reason, detail)
+        if reason is None and not any(card.identity is not None for card in self._cards):
             problems = [row for row in rows.values() if row.problem is not None]
-            up = False
-            problem = (problems[0].problem if problems else None) or "uninitialized"
+            reason = (problems[0].problem if problems else None) or "uninitialized"
             detail = problems[0].detail if problems else "the GPUs are being read for the first time"
         devices = sorted(rows.values(), key=lambda row: [int(part) for part in row.index.split(".")])
+        up = reason is None or any(device.used_bytes is not None for device in devices)
+        problem = None if up else reason
         reading = GpuReading(up=up, problem=problem, detail=detail, devices=tuple(devices))
-        self._log_changes(reading, library)
+        self._log_changes(reading, reason, library)
         return reading
 
     def _rows(
@@ -794,29 +860,51 @@ class NvmlSampler:
             return replace(row, problem="uninitialized", detail="the library is being restarted")
         if sample is None and identity is None:
             return None
-        if sample is None or sample.time < library.since:
-            return replace(row, problem="uninitialized", detail="not read since the library was started")
+        if sample is None or sample.time < max(library.since, self._reopened_at):
+            return replace(row, problem="uninitialized", detail="not read since the sampling was started")
         return replace(
             row, problem="hang", detail=f"the last answer of GPU {index} was asked for too long ago"
         )
 
-    def _log_changes(self, reading: GpuReading, library: _Library) -> None:
-        """One line for each state that differs from the last reading's."""
+    def _log_changes(self, reading: GpuReading, reason: str | None, library: _Library) -> None:
+        """One line for each state that differs from the last reading's. reason: of the library as a whole."""
         if not self._log_lock.acquire(blocking=False):
             return  # another reader is at it
         try:
-            states: dict[str | None, tuple[str | None, str]] = {None: (reading.problem, reading.detail)}
-            states.update({device.uuid: (device.problem, device.detail) for device in reading.devices})
-            for uuid, (problem, detail) in states.items():
-                if self._logged.get(uuid, "uninitialized" if uuid is None else None) == problem:
+            states: dict[str | None, tuple[bool, str | None, str]] = {
+                None: (bool(reading.up), reason, reading.detail)
+            }
+            for device in reading.devices:
+                states[device.uuid] = (device.problem is None, device.problem, device.detail)
+            for uuid, (up, problem, detail) in states.items():
+                before = self._logged.get(uuid, (False, "uninitialized") if uuid is None else (True, None))
+                if before == (up, problem):
                     continue
-                self._logged[uuid] = problem
+                self._logged[uuid] = (up, problem)
                 what = "nvml" if uuid is None else f"gpu={uuid}"
                 if problem is not None:
-                    logger.warning("%s up=false reason=%s detail=%r", what, problem, detail)
+                    logger.warning("%s up=%s reason=%s detail=%r", what, str(up).lower(), problem, detail)
                 elif uuid is None:
                     logger.info("%s up=true driver=%s gpus=%d", what, library.driver, library.count)
                 else:
                     logger.info("%s up=true", what)
         finally:
             self._log_lock.release()
+
+
+_OF_THIS_PROCESS: list[NvmlSampler] = []
+
+
+def process_sampler(sample_interval: float, peak_window: float, *, want_pids: bool = False) -> NvmlSampler:
+    """A sampler with these settings, to be started: one that was closed before, where there is one.
+
+    It still waits for the calls that hang, and still has the peaks. Two that are in use at once know nothing
+    of each other; the exporter closes one before it opens the next.
+    """
+    for sampler in _OF_THIS_PROCESS:
+        if sampler.stopping.is_set():
+            sampler.reopen(sample_interval, peak_window, want_pids=want_pids)
+            return sampler
+    sampler = NvmlSampler(sample_interval, peak_window, want_pids=want_pids)
+    _OF_THIS_PROCESS.append(sampler)
+    return sampler

@@ -170,7 +170,8 @@ def test_a_unified_cache_is_counted_once(launch: dict[str, str], capacity: int) 
     "launch",
     [
         {"parallel": "2", "ctx_size": "8192"},  # the server has four slots
-        {"parallel": "4", "ctx_size": "4096"},  # which would make slots of 1024
+        {"parallel": "4", "ctx_size": "2048"},  # which would make slots of 512 or 2048
+        {"cache_type_k": "q8_0"},  # the number of slots may have come from the environment
         {"ctx_size": "8192", "parallel": "-1"},  # which would make slots of 8192
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from brimline.config import GpuConfig
+from brimline.config import GpuConfig, Seconds
 from brimline.gpu import nvml, open_gpu_reader
 from brimline.gpu.nvml import NvmlSampler
 from brimline.readings import GPU_REASONS, DeviceReading, GpuReading
@@ -85,6 +86,16 @@ def once(sampler: NvmlSampler, index: str, holds: Callable[[DeviceReading], obje
     def check() -> DeviceReading | None:
         rows = (device for device in sampler.read().devices if device.index == index)
         return next((device for device in rows if holds(device)), None)
+
+    return eventually(check)
+
+
+def reading_once(sampler: NvmlSampler, holds: Callable[[GpuReading], object]) -> GpuReading:
+    """The first reading for which `holds` is true."""
+
+    def check() -> GpuReading | None:
+        reading = sampler.read()
+        return reading if holds(reading) else None
 
     return eventually(check)
 
@@ -431,7 +442,182 @@ def test_close_leaves_the_library_alone_while_a_call_hangs(sample: Sample, state
     assert state.calls()["nvmlShutdown"] == 0
 
 
-def test_the_backend_nvml_samples_as_configured(state: State) -> None:
+Reload = Callable[..., NvmlSampler]
+
+
+@pytest.fixture
+def reload(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reload]:
+    """Closes the reader of before and starts one with other settings, as the collector does at a reload."""
+    opened: list[NvmlSampler] = []
+    monkeypatch.setattr(nvml, "_OF_THIS_PROCESS", opened)
+
+    def start(interval: float, peak_window: float = 60.0, *, want_pids: bool = False) -> NvmlSampler:
+        for sampler in opened:
+            sampler.close()
+        config = GpuConfig(sample_interval=Seconds(interval))
+        reader = open_gpu_reader(config, peak_window, want_pids=want_pids)
+        assert isinstance(reader, NvmlSampler)
+        reader.start()
+        return reader
+
+    yield start
+    for sampler in opened:
+        sampler.close()
+
+
+def sampling_threads() -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("nvml"))
+
+
+def test_a_reload_makes_no_second_call_on_a_gpu_that_hangs(reload: Reload, state: State) -> None:
+    sampler = reload(0.02)
+    all_read(sampler)
+    threads = sampling_threads()
+
+    with state.during({"hang.nvmlDeviceGetMemoryInfo.0": 600}):
+        once(sampler, "0", lambda gpu: gpu.problem == "hang")
+        before = state.calls()
+        for interval in (0.03, 0.04, 0.05, 0.06, 0.07):
+            sampler = reload(interval)
+            once(sampler, "1", lambda gpu: gpu.used_bytes)
+            hanging = once(sampler, "0", lambda gpu: gpu.problem)
+            assert (hanging.uuid, hanging.problem) == ("GPU-fake-0", "hang")
+        state.set({"used.1": 44 * GIB})
+        once(sampler, "1", lambda gpu: gpu.used_bytes == 44 * GIB)  # read after the reloads, too
+        during = state.calls() - before
+        threads_during = sampling_threads()
+    state.set({"used.0": 33 * GIB})
+    once(sampler, "0", lambda gpu: gpu.used_bytes == 33 * GIB)
+
+    assert [call for call in during if call.endswith(" 0")] == []
+    assert during["nvmlInitWithFlags"] == 0
+    eventually(lambda: threads_during == threads == sampling_threads())
+
+
+@pytest.mark.parametrize("hanging", ["nvmlDeviceGetCount", "nvmlInitWithFlags"])
+def test_a_reload_makes_no_second_call_for_all_gpus_either(
+    reload: Reload, state: State, hanging: str
+) -> None:
+    state.set({f"hang.{hanging}": 600})
+    sampler = reload(0.02)
+    eventually(lambda: sampler.read().problem == "hang")
+    threads = sampling_threads()
+
+    for interval in (0.03, 0.04):
+        sampler = reload(interval)
+    calls = state.calls()
+    threads_during = sampling_threads()
+    state.remove(f"hang.{hanging}")
+    all_read(sampler)
+
+    assert sum(count for call, count in calls.items() if call.startswith(hanging)) == 1
+    assert threads_during == threads == ["nvml"]
+
+
+def test_a_reload_keeps_the_peak_and_leaves_no_gap(reload: Reload, state: State) -> None:
+    sampler = reload(1.0)
+    all_read(sampler)
+    state.set({"used.0": 70 * GIB})
+    once(sampler, "0", lambda gpu: gpu.used_bytes == 70 * GIB)
+    state.set({"used.0": 5 * GIB})
+    once(sampler, "0", lambda gpu: gpu.used_bytes == 5 * GIB)
+
+    sampler = reload(2.0)
+    at_once = sampler.read()
+    sampler = reload(0.02)
+    state.set({"used.0": 6 * GIB})
+    later = once(sampler, "0", lambda gpu: gpu.used_bytes == 6 * GIB)
+
+    assert (at_once.up, row(at_once, "0").used_bytes) == (True, 5 * GIB)
+    assert row(at_once, "0").used_peak_bytes == 70 * GIB
+    assert later.used_peak_bytes == 70 * GIB
+
+
+def test_a_reload_changes_what_is_read(reload: Reload, state: State) -> None:
+    state.set({"pids.0": "12"})
+    without = all_read(reload(0.02))
+    sampler = reload(0.03, want_pids=True)
+    once(sampler, "0", lambda gpu: gpu.pids == frozenset({12}))
+    sampler = reload(0.02)
+    once(sampler, "0", lambda gpu: gpu.pids is None)
+
+    assert row(without, "0").pids is None
+    assert (sampler.sample_interval, sampler.want_pids) == (0.02, False)
+
+
+def test_a_reload_starts_the_library_as_often_as_it_shuts_it_down(reload: Reload, state: State) -> None:
+    for interval in (0.02, 0.03, 0.04):
+        sampler = reload(interval)
+        all_read(sampler)
+    sampler.close()
+
+    eventually(lambda: state.calls()["nvmlShutdown"] == state.calls()["nvmlInitWithFlags"] == 3)
+    eventually(lambda: sampling_threads() == [])
+
+
+def test_two_readers_in_use_at_once_are_two(reload: Reload) -> None:
+    first = reload(0.02)
+    second = open_gpu_reader(GpuConfig(), 60.0)
+    all_read(first)
+    second.close()
+
+    assert second is not first
+    assert first.read().up is True
+
+
+def test_a_closed_sampler_says_so(reload: Reload) -> None:
+    sampler = reload(0.02)
+    all_read(sampler)
+    sampler.close()
+
+    reading = reading_once(sampler, lambda reading: not reading.up)
+
+    assert (reading.problem, reading.detail) == ("uninitialized", "closed")
+
+
+def test_a_count_that_hangs_takes_no_value(
+    sample: Sample, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "brimline.gpu.nvml")
+    sampler = sample(recount_interval=0.05)
+    all_read(sampler)
+
+    with state.during({"hang.nvmlDeviceGetCount": 600}):
+        during = reading_once(sampler, lambda reading: reading.detail)
+        state.set({"used.0": 33 * GIB})
+        once(sampler, "0", lambda gpu: gpu.used_bytes == 33 * GIB)
+        state.set({"hang.nvmlDeviceGetMemoryInfo": 600})
+        nothing = reading_once(sampler, lambda reading: not reading.up)
+    state.set({"used.0": 34 * GIB})
+    once(sampler, "0", lambda gpu: gpu.used_bytes == 34 * GIB)
+    after = reading_once(sampler, lambda reading: not reading.detail)
+
+    told = "a call that concerns all GPUs has not come back"
+    assert (during.up, during.problem, during.detail) == (True, None, told)
+    assert [gpu.problem for gpu in during.devices] == [None, None]
+    assert (nothing.up, nothing.problem, nothing.detail) == (False, "hang", told)
+    assert (after.up, after.problem) == (True, None)
+    lines = [line for record in caplog.records if (line := record.getMessage()).startswith("nvml ")]
+    assert lines[1] == f"nvml up=true reason=hang detail={told!r}"
+    assert f"nvml up=false reason=hang detail={told!r}" in lines
+    assert lines[-1] == "nvml up=true driver=570.1 gpus=2"
+
+
+def test_a_count_that_fails_takes_no_value(sample: Sample, state: State) -> None:
+    sampler = sample(recount_interval=0.05)
+    all_read(sampler)
+
+    with state.during({"err.nvmlDeviceGetCount": 999}):
+        during = reading_once(sampler, lambda reading: reading.detail)
+
+    assert (during.up, during.problem) == (True, None)
+    assert during.detail == "nvmlDeviceGetCount: UNKNOWN (999)"
+    assert [gpu.used_bytes for gpu in during.devices] == [10 * GIB, 20 * GIB]
+
+
+def test_the_backend_nvml_samples_as_configured(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "_OF_THIS_PROCESS", [])
+
     reader = open_gpu_reader(GpuConfig(), 60.0)
 
     assert isinstance(reader, NvmlSampler)

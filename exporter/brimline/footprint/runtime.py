@@ -1,0 +1,168 @@
+"""What a server takes beside weights, cache and activations, and the budget that all of it must fit.
+
+In the budget of an engine: CUDA graphs, library memory. Outside of it, yet in what NVML counts: the CUDA
+context, NCCL and library handles, which exist before the engine takes its first snapshot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from brimline.errors import FootprintError
+from brimline.footprint.calibration import Calibration
+from brimline.footprint.constants import MIB, Name, constant, parse_version
+from brimline.footprint.estimate import Estimate, between, exact, total
+
+# Measured figures come from logs that round to 0.01 GiB.
+_LOG_ROUNDING_BYTES = 5 * MIB + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSettings:
+    """Which engine runs on which GPU. world_size: GPUs of one replica. graphs: False for enforce_eager."""
+
+    engine: str = "vllm"
+    version: str | None = None
+    gpu: str = ""
+    world_size: int = 1
+    graphs: bool = True
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise FootprintError(f"world_size is {self.world_size}; it starts at 1")
+
+
+def _measured(size: int, what: str) -> Estimate:
+    return between(
+        max(0, size - _LOG_ROUNDING_BYTES), size, size + _LOG_ROUNDING_BYTES, f"{what}: measured on a server"
+    )
+
+
+def _from_table(name: Name, settings: RuntimeSettings) -> Estimate:
+    engine = settings.engine
+    variant = "multi" if settings.world_size > 1 else ""
+    row = constant(name, engine=engine, version=settings.version, gpu=settings.gpu, variant=variant)
+    return row.estimate()
+
+
+def vllm_budget_bytes(visible_bytes: int, gpu_memory_utilization: float) -> int:
+    """Bytes that vLLM plans with: ceil(CUDA-visible total * gpu_memory_utilization).
+
+    vLLM 0.32, v1/worker/utils.py request_memory. The total is the CUDA-visible one, not NVML's. Raises
+    FootprintError for a utilization that is not in (0, 1].
+    """
+    if not 0 < gpu_memory_utilization <= 1:
+        raise FootprintError(
+            f"gpu_memory_utilization is {gpu_memory_utilization}; it is above 0 and at most 1"
+        )
+    # As vLLM multiplies: in floating point.
+    return math.ceil(visible_bytes * gpu_memory_utilization)
+
+
+def vllm_budget(visible: Estimate, gpu_memory_utilization: float) -> Estimate:
+    """vllm_budget_bytes of a total that is known within bounds."""
+    return Estimate(
+        vllm_budget_bytes(visible.low, gpu_memory_utilization),
+        vllm_budget_bytes(visible.expected, gpu_memory_utilization),
+        vllm_budget_bytes(visible.high, gpu_memory_utilization),
+        f"ceil(total * gpu_memory_utilization), vLLM 0.32 v1/worker/utils.py; total: {visible.source}",
+    )
+
+
+def cuda_graphs_bytes(settings: RuntimeSettings, calibration: Calibration | None = None) -> Estimate:
+    """Bytes of captured CUDA graphs on one GPU; 0 where the server runs eagerly."""
+    if not settings.graphs:
+        return exact(0, "no CUDA graphs (enforce_eager)")
+    if calibration is not None and calibration.cuda_graphs_bytes is not None:
+        return _measured(calibration.cuda_graphs_bytes, "CUDA graphs")
+    return _from_table("cuda_graphs_bytes", settings)
+
+
+def graphs_count_in_budget(version: str | None) -> bool:
+    """True where vLLM takes its estimate of CUDA graphs off the K/V pool: by default since 0.21.
+
+    vLLM 0.32, v1/worker/gpu_worker.py; VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0 turns it off. An unknown
+    version counts as new.
+    """
+    return version is None or parse_version(version) >= (0, 21)
+
+
+def non_torch_bytes(settings: RuntimeSettings, calibration: Calibration | None = None) -> Estimate:
+    """Bytes within the budget that CUDA libraries take past torch's allocator, NCCL's buffers among them."""
+    if calibration is not None and calibration.non_torch_bytes is not None:
+        return _measured(calibration.non_torch_bytes, "non-torch memory")
+    if settings.engine != "vllm":
+        return exact(0, "counted with the context of this engine")
+    return _from_table("non_torch_bytes", settings)
+
+
+def context_bytes(settings: RuntimeSettings, calibration: Calibration | None = None) -> Estimate:
+    """Bytes outside the budget, inside NVML's count: CUDA context, NCCL, library handles."""
+    if calibration is not None and calibration.context_bytes is not None:
+        return _measured(calibration.context_bytes, "CUDA context")
+    return _from_table("context_bytes", settings)
+
+
+def kv_cache_pool_bytes(
+    budget: Estimate,
+    *,
+    weights: Estimate,
+    non_torch: Estimate,
+    activations: Estimate,
+    graphs: Estimate,
+    version: str | None = None,
+    others: tuple[Estimate, ...] = (),
+) -> Estimate:
+    """What vLLM has left for its K/V cache: the budget less all else that counts in it; 0 where nothing is.
+
+    budget - weights - non_torch - activation peak (- graphs since 0.21) (vLLM 0.32, v1/worker/gpu_worker.py
+    determine_available_memory). kv_cache_memory_bytes, where set, is the pool instead.
+    """
+    parts = [weights, non_torch, activations, *others]
+    if graphs_count_in_budget(version):
+        parts.append(graphs)
+    spent = total(parts, "")
+    return Estimate(
+        max(0, budget.low - spent.high),
+        max(0, budget.expected - spent.expected),
+        max(0, budget.high - spent.low),
+        "budget less weights, non-torch memory, activations"
+        + (" and CUDA graphs" if graphs_count_in_budget(version) else ""),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SglangSettings:
+    """Launch settings that SGLang derives its reserve from. decode_max_batch: largest captured batch."""
+
+    chunked_prefill_tokens: int
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    decode_max_batch: int = 0
+    prefill_graph_batches: int = 0
+    vision: bool = False
+
+
+def sglang_static_ratio(gpu_memory_bytes: int, settings: SglangSettings) -> float:
+    """Part of the GPU that SGLang plans for weights and cache where mem_fraction_static is not given.
+
+    (memory - reserve) / memory; reserve in MiB: 512 + 1.5 * max(chunked prefill, 2048) + tp * pp / 8 * 1024
+    + 2 * largest decode batch + 8 * prefill graphs; at least 10 GiB beyond 60 GiB; 0.95 of the result for
+    vision models (SGLang 0.5.23, arg_groups/memory_hook.py, without data-parallel attention and DeepEP).
+    Raises FootprintError where nothing is left.
+    """
+    reserve_mib = (
+        512
+        + Fraction(3, 2) * max(settings.chunked_prefill_tokens, 2048)
+        + Fraction(settings.tensor_parallel * settings.pipeline_parallel, 8) * 1024
+        + 2 * settings.decode_max_batch
+        + 8 * settings.prefill_graph_batches
+    )
+    if gpu_memory_bytes > 60 * 1024 * MIB:
+        reserve_mib = max(reserve_mib, Fraction(10 * 1024))
+    left = gpu_memory_bytes - reserve_mib * MIB
+    if left <= 0:
+        raise FootprintError(f"a GPU of {gpu_memory_bytes} bytes is smaller than SGLang's reserve")
+    return float(left / gpu_memory_bytes) * (0.95 if settings.vision else 1.0)
