@@ -8,25 +8,30 @@ import gzip
 import json
 import logging
 import math
+import resource
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
 
 from brimline import __version__
-from brimline.collect import Collector
+from brimline.collect import Collector, Raw, TargetReader
 from brimline.config import Config, load, masked
 from brimline.errors import ConfigError
 from brimline.exposition import render
-from brimline.readings import EngineReading
+from brimline.readings import EngineReading, Snapshot
 
 logger = logging.getLogger(__name__)
 
 # What Prometheus needs to take over the answer before its own timeout (blackbox_exporter's default).
 TIMEOUT_OFFSET = 0.5
 GZIP_FROM_BYTES = 1024
+MAX_CONNECTIONS = 512
 _SECRET_HEADERS = {"set-cookie", "authorization", "www-authenticate"}
 
 _SECURITY_HEADERS = {
@@ -51,6 +56,36 @@ def scrape_budget(header: str | None) -> float | None:
     return max(seconds - TIMEOUT_OFFSET, seconds / 2)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What clients may take of the port.
+
+    header_seconds: until a header is complete, from its first byte or from the connection's opening.
+    idle_seconds: between two requests. connections: open at once.
+    """
+
+    header_seconds: float = 10.0
+    idle_seconds: float = 75.0
+    connections: int = MAX_CONNECTIONS
+
+    @classmethod
+    def of_this_process(cls) -> ConnectionLimits:
+        """Fewer connections than usual where the process may open few files, which the targets need too."""
+        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if open_files == resource.RLIM_INFINITY:
+            return cls()
+        return cls(connections=max(8, min(MAX_CONNECTIONS, open_files // 4)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What /debug shows of a target."""
+
+    snapshot: Snapshot
+    raw: Raw | None
+    trace: tuple[str, ...]
+
+
 class Exporter:
     """Collector and configuration behind the HTTP port."""
 
@@ -58,6 +93,7 @@ class Exporter:
         self.collector = collector
         self._config_path = config_path
         self._listen = listen
+        self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
         self.ready = False
 
     def reload(self) -> str | None:
@@ -136,13 +172,12 @@ class Exporter:
         if reader is None:
             known = ", ".join(target.name for target in self.collector.config.targets) or "none"
             return web.Response(status=404, text=f"There is no target of that name; known: {known}\n")
-        reader.keep_raw = True
-        try:
-            snapshot = await self.collector.snapshot()
-            raw = reader.raw
-        finally:
-            reader.keep_raw, reader.raw = False, None
-        target = snapshot.target(name)
+        look = self._looks.get(reader)
+        if look is None:
+            # One for all who ask meanwhile: the reader keeps its page for one round only.
+            look = self._looks[reader] = asyncio.ensure_future(self._look(reader))
+        seen = await asyncio.shield(look)
+        target, raw = seen.snapshot.target(name), seen.raw
         if target is None:
             return web.Response(status=404, text="The target was removed meanwhile.\n")
         lines = [
@@ -152,21 +187,35 @@ class Exporter:
             *(f"problem: {problem.reason}: {problem.detail}" for problem in target.problems),
             "",
             "requests:",
-            *(f"  {line}" for line in reader.trace),
+            *(f"  {line}" for line in seen.trace),
             "",
             "reading:",
             *_described(target.reading),
         ]
         if raw is None:
-            kept = "; one read within min_interval is not kept" if target.up else ""
-            lines += ["", f"no page came in this scrape{kept}"]
+            why = "; one read within min_interval is not kept" if reader.target.min_interval else ""
+            lines += ["", f"no page came in this scrape{why}"]
         else:
-            shown = {k: v for k, v in raw.headers.items() if k not in _SECRET_HEADERS}
+            shown = {k: v for k, v in raw.headers.items() if k.lower() not in _SECRET_HEADERS}
             lines += ["", f"answer of {raw.path}:", *(f"  {k}: {v}" for k, v in shown.items())]
             for path, document in raw.documents.items():
                 lines += ["", f"{path}:", json.dumps(document, indent=2)[:20000]]
             lines += ["", raw.body.decode("utf-8", "replace")]
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain", charset="utf-8")
+
+    async def _look(self, reader: TargetReader) -> _Look:
+        """A round of which the target's page is kept."""
+        reader.keep_raw = True
+        try:
+            snapshot = await self.collector.snapshot()
+            target = snapshot.target(reader.target.name)
+            if reader.raw is None and target is not None and target.up and not reader.target.min_interval:
+                # A scrape's round was in flight, whose page came before anybody wanted to see it.
+                snapshot = await self.collector.snapshot()
+            return _Look(snapshot, reader.raw, tuple(reader.trace))
+        finally:
+            reader.keep_raw, reader.raw = False, None
+            del self._looks[reader]
 
 
 def _described(reading: EngineReading | None) -> Iterator[str]:
@@ -203,6 +252,144 @@ def _is_our_fault(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
+class _Connections:
+    """The open connections, none of which is held for nothing.
+
+    aiohttp has a time limit for a connection between two requests, but none for the header of a request, and
+    no limit on how many there are. At the limit the one that has waited longest gives way; a connection whose
+    request is being handled never does, but one whose answer is not being fetched does.
+    """
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self.waiting: dict[_Connection, None] = {}  # an ordered set: who has waited longest comes first
+        self._open: dict[web.RequestHandler, _Connection] = {}
+        self._full = False
+
+    @web.middleware
+    async def watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Tell a connection when the handling of a request begins and ends."""
+        connection = self._open.get(request.protocol)
+        if connection is None:
+            return await handler(request)
+        connection.request_began()
+        try:
+            return await handler(request)
+        finally:
+            connection.request_ended()
+
+    def make_room(self) -> bool:
+        """Have a place for one more connection; False where all are busy."""
+        if len(self._open) < self.limits.connections:
+            return True
+        if not self._full:
+            self._full = True
+            logger.warning("connections=%d state=full", len(self._open))
+        longest_waiting = next(iter(self.waiting), None)
+        if longest_waiting is None:
+            return False
+        longest_waiting.abort()
+        return True
+
+    def add(self, handler: web.RequestHandler, connection: _Connection) -> None:
+        self._open[handler] = connection
+        self.waiting[connection] = None
+
+    def has(self, handler: web.RequestHandler) -> bool:
+        return handler in self._open
+
+    def remove(self, handler: web.RequestHandler, connection: _Connection) -> None:
+        self._open.pop(handler, None)
+        self.waiting.pop(connection, None)
+        if self._full and len(self._open) < self.limits.connections / 2:
+            self._full = False
+            logger.info("connections=%d state=normal", len(self._open))
+
+
+class _Connection(asyncio.Protocol):
+    """Stands between a transport and aiohttp's protocol, to see when a request begins to come in."""
+
+    def __init__(self, connections: _Connections, make_handler: Callable[[], web.RequestHandler]) -> None:
+        self._connections = connections
+        self._make_handler = make_handler
+        self._handler: web.RequestHandler | None = None
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._busy = False
+        self._received_while_busy = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._connections.make_room():
+            self._transport.abort()
+            return
+        self._handler = self._make_handler()
+        self._connections.add(self._handler, self)
+        self._expect_header()
+        self._handler.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._handler is None:
+            return
+        if self._busy:
+            self._received_while_busy = True
+        elif self._timer is None:
+            self._expect_header()
+        self._handler.data_received(data)
+
+    def eof_received(self) -> None:
+        if self._handler is not None:
+            self._handler.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._handler is not None:
+            self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._handler is not None:
+            self._handler.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._forget()
+        if self._handler is not None:
+            self._handler.connection_lost(error)
+
+    def request_began(self) -> None:
+        """A header is complete."""
+        self._busy, self._received_while_busy = True, False
+        self._connections.waiting.pop(self, None)
+        self._stop_timer()
+
+    def request_ended(self) -> None:
+        """The answer is known, and about to be sent."""
+        self._busy = False
+        if self._handler is None or not self._connections.has(self._handler):
+            return  # the client has left meanwhile
+        self._connections.waiting[self] = None
+        if self._received_while_busy:
+            self._expect_header()
+
+    def abort(self) -> None:
+        """Close at once, also where the client does not fetch what is still to be sent."""
+        self._forget()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _expect_header(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._connections.limits.header_seconds, self.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _forget(self) -> None:
+        self._stop_timer()
+        if self._handler is not None:
+            self._connections.remove(self._handler, self)
+
+
 async def serve(
     exporter: Exporter,
     host: str,
@@ -210,33 +397,45 @@ async def serve(
     stop: asyncio.Event,
     *,
     started: Callable[[int], None] | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> None:
     """Serve until `stop` is set; then answer the scrapes in flight and return within a second.
 
-    started: called with the port once it is open. Raises OSError where it cannot be opened.
+    started: called with the port once it is open. limits: None for those that suit this process.
+    Raises OSError where the port cannot be opened.
     """
+    limits = limits or ConnectionLimits.of_this_process()
     protocol_logger = logging.getLogger(f"{__name__}.protocol")
     protocol_logger.addFilter(_is_our_fault)
+    connections = _Connections(limits)
+    application = exporter.application()
+    application.middlewares.append(connections.watch)
     runner = web.AppRunner(
-        exporter.application(),
+        application,
         access_log=None,
         logger=protocol_logger,
         handle_signals=False,
         shutdown_timeout=1.0,
-        keepalive_timeout=75.0,
+        keepalive_timeout=limits.idle_seconds,
     )
+    server: asyncio.Server | None = None
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, backlog=512)
-        await site.start()
+        if runner.server is None:
+            raise RuntimeError("setup() makes the server")
+        make_handler = runner.server
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(connections, make_handler), host, port, backlog=limits.connections
+        )
         exporter.ready = True
-        address = runner.addresses[0]
         if started is not None:
-            started(address[1])
+            started(server.sockets[0].getsockname()[1])
         await stop.wait()
         exporter.ready = False
         exporter.collector.end_round_within(0.7)
     finally:
+        if server is not None:
+            server.close()
         await runner.cleanup()
 
 

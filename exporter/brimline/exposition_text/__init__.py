@@ -18,23 +18,24 @@ MAX_LINE_BYTES = 16384
 MAX_LABELS = 64
 
 # What one page may hold, so that 16 MiB of rubbish cost neither seconds nor hundreds of MiB.
-# Half a million lines of 33 bytes fill 16 MiB; a line of an engine's page has 80 (vLLM) to 300 (Ray).
+# Lines of 33 bytes, half a million of them, fill 16 MiB; those of vLLM 0.32 have 91 bytes, those of Ray 237.
 MAX_LINES = 500_000
-# 256 ranks with 195 wanted samples each, five labels a sample. vLLM 0.32 has 110 for a rank, of three labels.
+# 256 ranks with 195 wanted samples each, and five labels a sample: a rank of vLLM 0.32 has 120 and three.
 MAX_SAMPLES = 50_000
 MAX_PAGE_LABELS = 250_000
-# Names that nobody wants, and label pairs, that are remembered. The largest page known has 400 names.
+# Names that nobody wants and pairs of label and value, as far as they are remembered. vLLM 0.32 has 130 names,
+# a page of 256 ranks has some 300 pairs.
 MAX_NAMES = 10_000
 MAX_PAIRS = 20_000
 
 _HASH = ord("#")
 
-_LABEL = re.compile(rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*+)"[ \t]*(?:,|(?=}))')
+_LABEL = re.compile(
+    rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t]*(?:,|(?=}))'
+)
 _PLAIN_LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\]*)')
 _CLOSE = re.compile(rb"[ \t]*}")
 _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_ESCAPE = re.compile(r'\\(["\\n])')
-_UNESCAPED = {"n": "\n", "\\": "\\", '"': '"'}
 
 Pairs = dict[bytes, tuple[str, str]]  # `name="value` as written → name, value
 
@@ -65,6 +66,10 @@ class Page:
     def get(self, name: str) -> tuple[Sample, ...]:
         """All samples of that name; empty where there is none."""
         return self.samples.get(name, ())
+
+
+def _unescape(value: str) -> str:
+    return "\\".join(part.replace(r"\"", '"').replace(r"\n", "\n") for part in value.split(r"\\"))
 
 
 def _plain_labels(raw: bytes, pairs: Pairs) -> dict[str, str] | None:
@@ -100,7 +105,7 @@ def _any_labels(text: bytes) -> tuple[dict[str, str], bytes] | None:
             return None
         value = match.group(2).decode("utf-8", "replace")
         if "\\" in value:
-            value = _ESCAPE.sub(lambda escape: _UNESCAPED[escape.group(1)], value)
+            value = _unescape(value)
         labels[name] = value
         position = match.end()
     close = _CLOSE.match(text, position)
@@ -119,9 +124,6 @@ def parse_value(text: bytes) -> float | None:
 
 def _value(text: bytes) -> float | None:
     """The value at the start of `text`, before a timestamp and an exemplar; None where there is none."""
-    value = parse_value(text)
-    if value is not None:
-        return value
     fields = text.split(b"#", 1)[0].split(None, 3)
     return parse_value(fields[0]) if 1 <= len(fields) <= 2 else None
 
@@ -181,18 +183,20 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
                 continue
         if len(line) > MAX_LINE_BYTES:
             unparsed += 1
-        elif samples_left <= 0 or labels_left <= 0:
+            continue
+        if samples_left <= 0 or labels_left <= 0:
             dropped += 1
-        elif (
-            sample := _labelled_sample(behind_brace, pairs)
-            if brace and not behind_name
-            else _plain_sample(behind_name)
-        ) is None:
-            unparsed += 1
+            continue
+        if brace and not behind_name:
+            sample = _labelled_sample(behind_brace, pairs)
         else:
-            rows.append(sample)
-            samples_left -= 1
-            labels_left -= len(sample.labels)
+            sample = _plain_sample(behind_name)
+        if sample is None:
+            unparsed += 1
+            continue
+        rows.append(sample)
+        samples_left -= 1
+        labels_left -= len(sample.labels)
     dropped += body.count(b"\n", lines.tell())
     return Page({name.decode(): tuple(rows) for name, rows in found.items() if rows}, unparsed, dropped)
 
