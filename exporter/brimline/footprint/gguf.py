@@ -21,6 +21,8 @@ from brimline.errors import FootprintError
 
 # Arrays within arrays: GGUF allows any depth, models use none.
 MAX_ARRAY_DEPTH = 4
+MAX_ARRAY_LENGTH = 1 << 16
+MAX_SKIPPED = 1 << 22
 MAX_TENSORS = 1 << 20
 MAX_DIMENSIONS = 8
 MAX_SHARDS = 4096
@@ -99,7 +101,13 @@ class _Cursor:
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
+            start = self.at
             item, length = self.array(depth)
+            if length > MAX_ARRAY_LENGTH:
+                # No setting of a model is a list as long as that; and the file may come from anybody.
+                self.at = start
+                self.skip_value(_ARRAY, depth)
+                return None
             return [self.value(item, depth + 1) for _ in range(length)]
         raise FootprintError(f"{self.name} holds a value of unknown type {kind}")
 
@@ -121,6 +129,8 @@ class _Cursor:
             item, length = self.array(depth)
             if item in _FIXED:
                 self.skip(length * struct.calcsize(_FIXED[item]))
+            elif length > MAX_SKIPPED:
+                raise FootprintError(f"{self.name} holds a list of {length} values")
             else:
                 for _ in range(length):
                     self.skip_value(item, depth + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from brimline.errors import FootprintError
 from brimline.footprint.architecture import Attention, LatentAttention
-from brimline.footprint.gguf import GGML_BITS, GgufTensor, read_gguf, settings_of_gguf
+from brimline.footprint.gguf import GGML_BITS, GgufTensor, read_gguf, read_gguf_metadata, settings_of_gguf
 from brimline.footprint.hf_config import architecture_of_gguf, read_architecture
 from brimline.footprint.weights import LLAMACPP_RULES, stored_weights, weight_bytes
 
@@ -217,3 +218,17 @@ def test_no_bytes_raise_anything_else(
 
     with contextlib.suppress(FootprintError):
         read_architecture(file)
+
+
+def test_a_list_that_no_setting_has_is_passed_over(tmp_path: Path) -> None:
+    """A sparse file of a made-up length must cost neither memory nor time."""
+    key = b"llama.evil"
+    path = tmp_path / "sparse.gguf"
+    with open(path, "wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key)
+        file.write(struct.pack("<I", 9) + struct.pack("<IQ", 0, 150 << 20))
+        file.truncate(151 << 20)
+    begun = time.process_time()
+
+    assert read_gguf_metadata(path) == {"llama.evil": None}
+    assert time.process_time() - begun < 2
