@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from brimline.collect import TargetReader
     from brimline.config import Config
+    from brimline.footprint.gpus import Gpu
+    from brimline.footprint.predict import Launch
     from brimline.readings import TargetSnapshot
 
 logger = logging.getLogger(__name__)
@@ -354,6 +356,164 @@ def demo() -> None:
         run(click.echo)
     except BrimlineError as error:
         _fail(str(error), EXIT_NEGATIVE)
+
+
+def _count(text: str | None, flag: str) -> int | None:
+    from brimline.units import parse_count
+
+    if text is None:
+        return None
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        _fail(f"{flag}: {error}")
+
+
+def _size(text: str | None, flag: str) -> int | None:
+    from brimline.units import parse_bytes
+
+    if text is None:
+        return None
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        _fail(f"{flag}: {error}")
+
+
+@cli.command(context_settings={"ignore_unknown_options": False})
+@click.argument("model", required=False)
+@click.argument("launch_command", nargs=-1, type=click.UNPROCESSED, metavar="[-- vllm serve …]")
+@click.option("--engine-version", help="Version of vLLM; the newest known one unless given.")
+@click.option("--dtype", default="auto", show_default=True)
+@click.option("--quantization", help="Predict as if the weights were quantized so: fp8, awq, gptq, nvfp4, …")
+@click.option("--kv-cache-dtype", default="auto", show_default=True)
+@click.option("--max-model-len", metavar="TOKENS", help="Such as 32768, 128k (128,000) or 128K (131,072).")
+@click.option("--max-num-seqs", metavar="N")
+@click.option("--max-num-batched-tokens", metavar="TOKENS")
+@click.option("--block-size", type=int)
+@click.option("--tensor-parallel-size", "-tp", type=int, default=1, show_default=True)
+@click.option("--pipeline-parallel-size", "-pp", type=int, default=1, show_default=True)
+@click.option("--data-parallel-size", "-dp", type=int, default=1, show_default=True)
+@click.option("--enable-expert-parallel", is_flag=True)
+@click.option("--gpu-memory-utilization", type=float)
+@click.option("--kv-cache-memory-bytes", metavar="SIZE")
+@click.option("--num-gpu-blocks-override", type=int)
+@click.option("--cpu-offload-gb", type=float, default=0.0)
+@click.option("--enforce-eager", is_flag=True)
+@click.option("--max-loras", type=int, default=0, help="Slots for adapters; 0 without --enable-lora.")
+@click.option("--max-lora-rank", type=int, default=16, show_default=True)
+@click.option("--gpu", metavar="NAME", help="Such as H100, A100-80, L4.")
+@click.option("--gpu-memory", metavar="SIZE", help="Memory of a GPU that is not in the table, such as 96GiB.")
+@click.option("--gpu-bandwidth", type=float, metavar="BYTES/S", help="Its memory bandwidth, such as 3.35e12.")
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
+@click.option("--fail-if-unfit", is_flag=True, help="Exit 1 where it does not fit.")
+def predict(
+    model: str | None,
+    launch_command: tuple[str, ...],
+    gpu: str | None,
+    gpu_memory: str | None,
+    gpu_bandwidth: float | None,
+    as_json_: bool,
+    fail_if_unfit: bool,
+    **flags: Any,
+) -> None:
+    """Predict the memory of a vLLM server before it is started, component by component.
+
+    MODEL is a folder, a config.json or a .gguf file. Flags are vLLM's own; or give the launch command itself
+    behind --, as in: brimline predict --gpu H100 -- vllm serve /models/llama -tp 2
+    """
+    import json
+
+    from brimline.errors import FootprintError
+    from brimline.footprint.predict import as_json, read_model
+    from brimline.footprint.predict import predict as predict_footprint
+
+    try:
+        path, launch = _predicted_launch(model, launch_command, flags)
+        architecture, stored = read_model(path)
+        card = _predicted_gpu(gpu, gpu_memory, gpu_bandwidth)
+        footprint = predict_footprint(architecture, launch, gpu=card, stored=stored)
+    except FootprintError as error:
+        _fail(str(error))
+    if as_json_:
+        click.echo(json.dumps(as_json(footprint), indent=2))
+    else:
+        from rich.console import Console
+
+        from brimline.predicted import print_footprint
+
+        print_footprint(footprint, Console(markup=False, highlight=False), card)
+    sys.exit(EXIT_NEGATIVE if fail_if_unfit and footprint.fits is False else 0)
+
+
+def _predicted_launch(
+    model: str | None, words: tuple[str, ...], flags: dict[str, Any]
+) -> tuple[Path, Launch]:
+    from brimline.engines import ENGINES
+    from brimline.engines.launch import parse_launch, starts
+    from brimline.errors import FootprintError
+    from brimline.footprint.predict import Launch
+
+    command = [word for word in (model, *words) if word is not None]
+    if len(command) > 1:
+        adapter = ENGINES["vllm"]
+        if not starts(command, adapter):
+            raise FootprintError(
+                f"{' '.join(command[:2])!r} does not start vLLM; write -- vllm serve MODEL …"
+            )
+        stated = parse_launch(command, adapter)
+        model = stated.pop("model", None)
+        context = click.get_current_context()
+        for name, value in stated.items():
+            given = context.get_parameter_source(name)
+            if name in flags and given is click.core.ParameterSource.DEFAULT:
+                flags[name] = value
+    if model is None:
+        raise FootprintError("no model is named; give a folder, a config.json or a .gguf file")
+    if not Path(model).exists():
+        raise FootprintError(f"{model} does not exist here; give a folder, a config.json or a .gguf file")
+    counts = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    known: dict[str, Any] = {}
+    for name, value in flags.items():
+        option = f"--{name.replace('_', '-')}"
+        if name in counts:
+            known[name] = _count(value, option)
+        elif name == "kv_cache_memory_bytes":
+            known[name] = _size(value, option)
+        elif isinstance(value, str) and name not in (
+            "dtype",
+            "quantization",
+            "kv_cache_dtype",
+            "engine_version",
+        ):
+            known[name] = _typed(value, option)
+        else:
+            known[name] = value
+    return Path(model), Launch(**known)
+
+
+def _typed(text: str, option: str) -> bool | int | float:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        number = float(text)
+    except ValueError:
+        _fail(f"{option}: {text!r} is not a number")
+    return int(number) if number.is_integer() and option != "--cpu-offload-gb" else number
+
+
+def _predicted_gpu(name: str | None, memory: str | None, bandwidth: float | None) -> Gpu | None:
+    from brimline.errors import FootprintError
+    from brimline.footprint.gpus import described_gpu, find_gpu
+
+    if name is not None and memory is not None:
+        raise FootprintError("--gpu and --gpu-memory name two GPUs; give one of them")
+    if memory is not None:
+        size = _size(memory, "--gpu-memory")
+        if bandwidth is None or size is None:
+            raise FootprintError("--gpu-memory needs --gpu-bandwidth beside it, such as 3.35e12")
+        return described_gpu(size, bandwidth)
+    return find_gpu(name) if name is not None else None
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

@@ -61,8 +61,8 @@ def cpu_has(flag: str) -> bool:
 
 
 def cache_labels(page: str) -> dict[str, str]:
-    [info] = scan(page.encode(), [b"vllm:cache_config_info"]).samples
-    return info.labels
+    [info] = scan(page.encode(), [b"vllm:cache_config_info"]).get("vllm:cache_config_info")
+    return dict(info.labels)
 
 
 @pytest.mark.parametrize(("shape", "kv_cache_dtype"), SERVERS)

@@ -20,6 +20,9 @@ MAX_RANKS = 256
 MAX_REASONS = 32
 MAX_BUCKETS = 128
 MAX_LABEL_CHARS = 128
+# Series that one page can turn into: 64 ranks with 192 each (vLLM's have 125 buckets and some 40 others), or
+# 256 ranks with 48 each, which then keep the sums of their histograms.
+MAX_SERIES = 12_288
 
 START_TIME = "process_start_time_seconds"
 SIMULATED = "brimline_simulated_server_info"
@@ -116,7 +119,8 @@ class TableReading:
     """What a table gave for a page.
 
     values: quantity name → number, mapping or Histogram, for each (model, rank).
-    bad: quantities with impossible values, which were dropped. dropped: rows beyond the caps.
+    bad: quantities with impossible values, which were dropped.
+    dropped: rows and series beyond the caps, with the samples that the scanner left out.
     """
 
     values: dict[Key, dict[str, Any]] = field(default_factory=dict)
@@ -137,7 +141,7 @@ def read_table(
     page: Page, table: Mapping[str, Quantity], key_of: Callable[[Mapping[str, str]], Key]
 ) -> TableReading:
     """Every quantity of the table that the page states, combined by each one's rule."""
-    reading = TableReading()
+    reading = TableReading(dropped=page.dropped_samples)
     for name, quantity in table.items():
         if isinstance(quantity, Scalar):
             _read_scalar(page, name, quantity, key_of, reading)
@@ -145,6 +149,7 @@ def read_table(
             _read_by_label(page, name, quantity, key_of, reading)
         else:
             _read_histogram(page, name, quantity, key_of, reading)
+    _cap_series(reading)
     return reading
 
 
@@ -287,6 +292,38 @@ def _is_cumulative(buckets: tuple[tuple[float, float], ...], count: float) -> bo
         and counts[-1] == count
         and all(before <= after for before, after in itertools.pairwise(counts))
     )
+
+
+def _series_without_buckets(value: Any) -> int:
+    if isinstance(value, Histogram):
+        return 2  # sum and count
+    return len(value) if isinstance(value, dict) else 1
+
+
+def _cap_series(reading: TableReading) -> None:
+    """Drop what goes beyond MAX_SERIES, in place: buckets first, then whole ranks.
+
+    A rank keeps all its buckets or none, and the first ranks keep them: which ones do stays the same from
+    scrape to scrape, as the order of a server's page does.
+    """
+    left = MAX_SERIES
+    for key, values in list(reading.values.items()):
+        count = sum(map(_series_without_buckets, values.values()))
+        if count > left:
+            reading.dropped += count
+            left = 0
+            del reading.values[key]
+        else:
+            left -= count
+    for values in reading.values.values():
+        histograms = {name: value for name, value in values.items() if isinstance(value, Histogram)}
+        count = sum(len(histogram.buckets) for histogram in histograms.values())
+        if count > left:
+            reading.dropped += count
+            left = 0
+            values.update((name, Histogram((), h.sum, h.count)) for name, h in histograms.items())
+        else:
+            left -= count
 
 
 def parse_version(text: str | None) -> tuple[int, ...] | None:

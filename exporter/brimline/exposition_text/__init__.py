@@ -23,8 +23,8 @@ MAX_LINES = 500_000
 # 256 ranks with 195 wanted samples each, and five labels a sample: a rank of vLLM 0.32 has 120 and three.
 MAX_SAMPLES = 50_000
 MAX_PAGE_LABELS = 250_000
-# Names that nobody wants and pairs of label and value, as far as they are remembered. vLLM 0.32 has 130 names,
-# a page of 256 ranks has some 300 pairs.
+# Names that nobody wants and pairs of label and value, as far as they are remembered. A page of vLLM 0.32 has
+# 130 names, and with 256 ranks it would have some 400 pairs.
 MAX_NAMES = 10_000
 MAX_PAIRS = 20_000
 

@@ -13,6 +13,7 @@ from brimline.engines.families import (
     MAX_BUCKETS,
     MAX_RANKS,
     MAX_REASONS,
+    MAX_SERIES,
     ByLabel,
     HistogramOf,
     Key,
@@ -27,7 +28,7 @@ from brimline.engines.families import (
     read_table,
     wanted_names,
 )
-from brimline.exposition_text import scan
+from brimline.exposition_text import Page, Sample, scan
 from brimline.readings import Histogram
 
 
@@ -209,6 +210,79 @@ def test_the_scanner_is_asked_for_every_name() -> None:
         *(b"g", b"c_total", b"c", b"info"),
         *(b"h_bucket", b"h_sum", b"h_count", b"old_bucket", b"old_sum", b"old_count"),
     }
+
+
+# --- what one page can turn into
+
+LATENCIES = ("ttft", "itl", "e2e", "prompt", "generation")
+WIDE: dict[str, Quantity] = {
+    **{f"g{i}": gauge(f"g{i}") for i in range(20)},
+    **{name: HistogramOf((name,)) for name in LATENCIES},
+}
+
+
+def wide_page(ranks: int, *, buckets: int) -> str:
+    """20 gauges and five histograms for each rank."""
+    lines = []
+    for rank in range(ranks):
+        lines += [f'g{i}{{rank="{rank}"}} 1' for i in range(20)]
+        for name in LATENCIES:
+            bounds = [*range(buckets - 1), "+Inf"]
+            lines += [f'{name}_bucket{{rank="{rank}",le="{bound}"}} 3' for bound in bounds]
+            lines += [f'{name}_sum{{rank="{rank}"}} 2', f'{name}_count{{rank="{rank}"}} 3']
+    return "\n".join(lines) + "\n"
+
+
+def series(reading: TableReading) -> int:
+    """What a reading is when it is exposed: numbers, reasons, sums, counts and buckets."""
+    values = [value for rank in reading.values.values() for value in rank.values()]
+    return sum(
+        2 + len(value.buckets)
+        if isinstance(value, Histogram)
+        else len(value)
+        if isinstance(value, dict)
+        else 1
+        for value in values
+    )
+
+
+def test_64_data_parallel_ranks_with_full_histograms_are_read_whole() -> None:
+    reading = read(wide_page(64, buckets=25), **WIDE)
+
+    assert series(reading) == 64 * (20 + 5 * (2 + 25))
+    assert reading.dropped == 0
+
+
+def test_with_more_ranks_the_first_keep_their_buckets_and_the_others_their_sums() -> None:
+    reading = read(wide_page(MAX_RANKS, buckets=25), **WIDE)
+
+    buckets = [sum(len(rank[name].buckets) for name in LATENCIES) for rank in reading.values.values()]
+    whole = (MAX_SERIES - MAX_RANKS * 30) // 125
+    assert [len(rank) for rank in reading.values.values()] == [25] * MAX_RANKS
+    assert buckets == [125] * whole + [0] * (MAX_RANKS - whole)
+    assert reading.dropped == (MAX_RANKS - whole) * 125
+    assert reading.values["", "255"]["ttft"] == Histogram((), 2.0, 3.0)
+
+
+def test_the_largest_page_becomes_no_more_series_than_the_cap_and_the_rest_is_counted() -> None:
+    table: dict[str, Quantity] = {
+        "a": ByLabel(("a",), "reason"),
+        "b": ByLabel(("b",), "reason"),
+        "h": HistogramOf(("h",)),
+    }
+    lines = [f'{n}{{rank="{r}",reason="{i}"}} 1\n' for n in "ab" for r in range(MAX_RANKS) for i in range(32)]
+    lines += [f'h_{suffix}{{rank="{r}"}} 1\n' for r in range(MAX_RANKS) for suffix in ("sum", "count")]
+
+    reading = read("".join(lines), **table)
+
+    assert MAX_SERIES - 66 < series(reading) <= MAX_SERIES
+    assert series(reading) + reading.dropped == MAX_RANKS * (32 + 32 + 2)
+
+
+def test_what_the_scanner_dropped_is_counted_with_the_rest() -> None:
+    page = Page({"x": (Sample({}, 1.0),)}, dropped_samples=7)
+
+    assert read_table(page, {"x": gauge("x")}, key).dropped == 7
 
 
 # --- versions

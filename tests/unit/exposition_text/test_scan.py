@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+import time
+import tracemalloc
+from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
-from brimline.exposition_text import Sample, looks_complete, scan
+from brimline.exposition_text import (
+    MAX_LABELS,
+    MAX_LINES,
+    MAX_NAMES,
+    MAX_PAGE_LABELS,
+    MAX_SAMPLES,
+    Sample,
+    families,
+    looks_complete,
+    scan,
+)
 
 
 def values(body: str, *names: str) -> dict[str, tuple[Sample, ...]]:
@@ -69,6 +83,167 @@ def test_an_overlong_line_is_a_bad_line() -> None:
 
     assert page.samples == {"a": (Sample({}, 2.0),)}
     assert page.unparsed_lines == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "labels"),
+    [
+        ("{}", {}),
+        ("{ }", {}),
+        ('{x="1",}', {"x": "1"}),
+        ('{x="1",y=""}', {"x": "1", "y": ""}),
+        ('{x="",y=","}', {"x": "", "y": ","}),
+        ('{x="a\\",b",y="}"}', {"x": 'a",b', "y": "}"}),
+        (r'{x="\\\\n\\\n\q"}', {"x": "\\\\n\\\n\\q"}),
+        ('{x=",y=",z="}",w="{"}', {"x": ",y=", "z": "}", "w": "{"}),
+    ],
+)
+def test_labels_are_read_however_they_are_written(written: str, labels: dict[str, str]) -> None:
+    assert values(f"a{written} 1\n", "a") == {"a": (Sample(labels, 1.0),)}
+
+
+@pytest.mark.parametrize(
+    "written", ["{", '{x="1"', "{,}", '{x="1",,}', '{x="1" y="2"}', "{x=1}", '{1x="1"}', '{"x"}']
+)
+def test_malformed_labels_are_a_bad_line(written: str) -> None:
+    page = scan(f"a{written} 1\n".encode(), [b"a"])
+
+    assert (page.samples, page.unparsed_lines) == ({}, 1)
+
+
+@pytest.mark.parametrize(("labels", "unparsed"), [(MAX_LABELS, 0), (MAX_LABELS + 1, 1)])
+@pytest.mark.parametrize("separator", [",", ", "])
+def test_a_line_with_too_many_labels_is_a_bad_line(labels: int, unparsed: int, separator: str) -> None:
+    inside = separator.join(f'l{i}="{i}"' for i in range(labels))
+
+    assert scan(f"a{{{inside}}} 1\n".encode(), [b"a"]).unparsed_lines == unparsed
+
+
+# --- limits
+
+
+def test_wanted_samples_beyond_the_limit_are_dropped_and_counted() -> None:
+    page = scan(b"a 1\n" * (MAX_SAMPLES - 1) + b"b 2\n" * 4 + b"a nope\n", [b"a", b"b"])
+
+    assert (len(page.get("a")), len(page.get("b"))) == (MAX_SAMPLES - 1, 1)
+    assert page.dropped_samples == 4
+    assert page.unparsed_lines == 0
+
+
+def test_samples_whose_labels_go_beyond_the_limit_are_dropped_and_counted() -> None:
+    inside = ",".join(f'l{i}="{i}"' for i in range(50))
+    fitting = MAX_PAGE_LABELS // 50
+
+    page = scan(f"a{{{inside}}} 1\n".encode() * (fitting + 3), [b"a"])
+
+    assert len(page.get("a")) == fitting
+    assert page.dropped_samples == 3
+
+
+def test_lines_beyond_the_limit_are_counted_without_being_read() -> None:
+    page = scan(b"b 1\n" * MAX_LINES + b"a 1\n" * 3, [b"a"])
+
+    assert (page.samples, page.dropped_samples) == ({}, 3)
+
+
+def test_a_wanted_name_is_found_behind_any_number_of_other_names() -> None:
+    body = "".join(f"n{i} 1\n" for i in range(MAX_NAMES + 5)) + "a 1\n<html>\n"
+
+    page = scan(body.encode(), [b"a"])
+
+    assert page.get("a") == (Sample({}, 1.0),)
+    assert (page.unparsed_lines, page.dropped_samples) == (1, 0)
+
+
+def test_families_are_the_first_names_of_a_page() -> None:
+    body = "# TYPE a gauge\na 1\n" + "".join(f'n{i}_total{{x="1"}} 1\n' for i in range(MAX_NAMES + 5))
+
+    names = families(body.encode())
+
+    assert len(names) == MAX_NAMES
+    assert {"a", "n0_total"} <= names
+
+
+def best_cpu(body: bytes) -> float:
+    """CPU seconds of reading a page, the least of several."""
+    taken = []
+    for _ in range(5):
+        begun = time.process_time()
+        scan(body, [b"a"])
+        families(body)
+        taken.append(time.process_time() - begun)
+    return min(taken)
+
+
+# One line of about so many bytes.
+HOSTILE_LINES: dict[str, Callable[[int], str]] = {
+    "braces": lambda size: 'a{x="' + "}" * size + '"} 1\n',
+    "braces, unclosed": lambda size: 'a{x="' + "}" * size,
+    "braces outside": lambda size: "a" + "{}" * (size // 2) + " 1\n",
+    "quotes": lambda size: 'a{x="' + '"' * size + '"} 1\n',
+    "quoted braces": lambda size: "a{" + '"}"' * (size // 3) + "} 1\n",
+    "escapes": lambda size: 'a{x="' + "\\\\" * (size // 2) + '"} 1\n',
+    "escaped quotes": lambda size: 'a{x="' + '\\"}' * (size // 3) + '"} 1\n',
+    "escapes, unclosed": lambda size: 'a{x="' + "\\\\" * (size // 2),
+    "blanks": lambda size: "a{" + " " * size + "x",
+    "commas": lambda size: 'a{x="' + '",' * (size // 2) + "} 1\n",
+    "label name": lambda size: "a{" + "x" * size + "} 1\n",
+    "labels": lambda size: "a{" + ",".join(f'l{i}="}}"' for i in range(size // 10)) + "} 1\n",
+    "number": lambda size: "a " + "1" * size + "\n",
+    "fields": lambda size: "a" + " 1" * (size // 2) + "\n",
+    "hashes": lambda size: 'a{x="' + "#" * size + '"} 1 ' + "#" * size + "\n",
+    "name": lambda size: "a" * size + " 1\n",
+    "blanks before": lambda size: " " * size + "a 1\n",
+}
+
+
+@pytest.mark.parametrize("shape", HOSTILE_LINES)
+def test_time_grows_no_faster_than_a_hostile_line(shape: str) -> None:
+    line = HOSTILE_LINES[shape]
+    half, whole = ("\n".join([line(size)] * 60).encode() for size in (3500, 7000))
+
+    assert best_cpu(whole) <= 3 * best_cpu(half) + 0.001
+
+
+@pytest.mark.parametrize("shape", HOSTILE_LINES)
+def test_an_endless_line_costs_next_to_nothing(shape: str) -> None:
+    body = HOSTILE_LINES[shape](1 << 20).encode()
+
+    assert best_cpu(body) < 0.1
+
+
+HOSTILE_PAGES: dict[str, Callable[[int], str]] = {
+    "one sample": lambda size: "a 1\n" * (size // 4),
+    "new labels": lambda size: "".join(f'a{{x="{i:06}"}} 1\n' for i in range(size // 16)),
+    "many labels": lambda size: "".join(
+        "a{" + ",".join(f'l{j}_{i}="{j}{i}"' for j in range(60)) + "} 1\n" for i in range(size // 900)
+    ),
+    "new names": lambda size: "".join(f"n{i:06} 1\n" for i in range(size // 10)),
+    "bad labels": lambda size: "".join(f"a{{{i:06}}} 1\n" for i in range(size // 12)),
+    "bad values": lambda size: "".join(f'a{{x="{i:06}"}} z\n' for i in range(size // 16)),
+    "short lines": lambda size: "b\n" * (size // 2),
+    "braces": lambda size: ('a{x="' + "}" * 15_000 + '"} 1\n') * (size // 15_000),
+}
+
+
+@pytest.mark.parametrize("shape", HOSTILE_PAGES)
+def test_time_grows_no_faster_than_a_hostile_page(shape: str) -> None:
+    half, whole = (HOSTILE_PAGES[shape](size).encode() for size in (100_000, 200_000))
+
+    assert best_cpu(whole) <= 3 * best_cpu(half) + 0.001
+
+
+@pytest.mark.parametrize("shape", ["new labels", "many labels", "new names"])
+def test_a_page_beyond_the_limits_takes_little_memory(shape: str) -> None:
+    body = HOSTILE_PAGES[shape](4 << 20).encode()  # every limit lies below this size
+
+    tracemalloc.start()
+    scan(body, [b"a"])
+    families(body)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak_bytes < 64 << 20  # four times the largest page that is fetched
 
 
 def test_a_number_cut_off_at_the_end_is_told_from_a_whole_page() -> None:
