@@ -541,7 +541,6 @@ class NvmlSampler:
         self._busy_since: float | None = None
         self._restart_for_lost_at: float | None = None
         self._restart_for_lost = _Backoff(recount_interval, 10 * recount_interval)
-        self._opened = 1  # how often, so that the supervisor notices a close() that was followed at once
         self._reopened_at = 0.0
         self._supervisor: threading.Thread | None = None  # None once it has decided to end
         self._log_lock = threading.Lock()
@@ -559,8 +558,8 @@ class NvmlSampler:
         if self.stopping.is_set():
             return
         if self.library.ready:
-            # A call hangs, under which close() could not shut the library down. It may be the supervisor's
-            # own, so that it would not start the other GPUs' threads again.
+            # close() could not shut the library down under a call that hangs, or is about to. The call may be
+            # the supervisor's own, so that it would not start the GPUs' threads again.
             self._run_devices()
         with self._lock:
             if self._supervisor is not None:
@@ -583,9 +582,7 @@ class NvmlSampler:
         self.peak_window = peak_window
         self.want_pids = want_pids
         self._reopened_at = self.clock()
-        with self._lock:
-            self._opened += 1
-            self.stopping.clear()
+        self.stopping.clear()
 
     # What the devices' threads ask for.
 
@@ -624,15 +621,10 @@ class NvmlSampler:
                     return
 
     def _supervise_until_closed(self) -> None:
-        opened = self._opened
-
-        def closed() -> bool:
-            return self.stopping.is_set() or self._opened != opened
-
         backoff = self.backoff()
         if self.library.ready:
             self._publish_ready(self.library.count, self.library.driver)
-        while not closed():
+        while not self.stopping.is_set():
             if self.library.ready and self.library.problem is None:
                 pause = self.recount_interval
                 backoff.reset()
@@ -641,7 +633,7 @@ class NvmlSampler:
             if self.library.ready:
                 self._asked.wait(pause)
                 self._asked.clear()
-                if not closed():
+                if not self.stopping.is_set():
                     self._guarded(self._look_after)
             elif not self._guarded(self._initialise):
                 self._asked.wait(pause)

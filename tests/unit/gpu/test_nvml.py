@@ -514,6 +514,26 @@ def test_a_reload_makes_no_second_call_for_all_gpus_either(
     assert threads_during == threads == ["nvml"]
 
 
+def test_gpus_are_read_after_a_reload_while_their_count_hangs(reload: Reload, state: State) -> None:
+    sampler = reload(0.02)
+    all_read(sampler)
+
+    with state.during({"hang.nvmlDeviceGetCount": 600}):
+        before = state.calls()
+        sampler.ask_recount()
+        reading_once(sampler, lambda reading: reading.detail)
+        sampler = reload(0.03)
+        state.set({"used.0": 33 * GIB})
+        once(sampler, "0", lambda gpu: gpu.used_bytes == 33 * GIB)
+        asked = [
+            call for call in (state.calls() - before).elements() if call.startswith("nvmlDeviceGetCount")
+        ]
+    after = reading_once(sampler, lambda reading: not reading.detail)
+
+    assert len(asked) == 1
+    assert after.up is True
+
+
 def test_a_reload_keeps_the_peak_and_leaves_no_gap(reload: Reload, state: State) -> None:
     sampler = reload(1.0)
     all_read(sampler)
