@@ -357,7 +357,8 @@ METRICS: tuple[Family, ...] = (
     ),
     _target(
         "target_dropped_series_total",
-        "Series dropped because the page held too many models, ranks or reasons. Never absent.",
+        "Series dropped because the page held too many models, ranks, reasons or histogram buckets. "
+        "Never absent.",
         lambda target: target.dropped_series_total,
         kind="counter",
     ),

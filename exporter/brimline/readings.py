@@ -36,7 +36,7 @@ TARGET_REASONS: dict[str, str] = {
     "gpu_unassigned": "which GPUs belong to the server is not known",
     "gpu_unknown": "a configured GPU is not visible",
     "bad_values": "the page holds impossible values, which were dropped",
-    "too_many_series": "the page holds more models or ranks than are read",
+    "too_many_series": "the page holds more models, ranks or histogram buckets than are read",
     "internal": "a defect in Brimline itself",
 }
 

@@ -49,7 +49,7 @@ def _as_vllm_page(page: Page) -> Page:
     samples.pop(vllm.CONFIG_INFO, None)
     if len(pools) == 1 and len(models) == 1:
         samples[vllm.CONFIG_INFO] = pools
-    return Page(samples, page.unparsed_lines)
+    return dataclasses.replace(page, samples=samples)
 
 
 def read(evidence: Evidence) -> EngineReading:
