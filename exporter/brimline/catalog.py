@@ -370,7 +370,7 @@ METRICS: tuple[Family, ...] = (
     Family(
         "nvml_up",
         "gauge",
-        "1 if NVML answers and lists at least one GPU, 0 if not (why: nvml_problem). Absent with "
+        "1 if at least one GPU is listed and read through NVML, 0 if not (why: nvml_problem). Absent with "
         "gpu.backend none.",
         (),
         _one(lambda snapshot: snapshot.gpu.up),

@@ -333,8 +333,13 @@ def test_every_error_code_gives_a_known_reason() -> None:
     assert set(nvml.REASONS.values()) <= set(GPU_REASONS)
 
 
+# The fake may heal between a try of version 2 and the one of version 1 behind it, which then stays in use.
+SAME_IN_BOTH_VERSIONS: dict[str, int | str] = {"reserved": 0}
+
+
 @pytest.mark.parametrize("code", [*range(1, 31), 999])
 def test_an_error_of_one_gpu_costs_that_gpu_only(sample: Sample, state: State, code: int) -> None:
+    state.set(SAME_IN_BOTH_VERSIONS)
     sampler = sample()
     all_read(sampler)
 
@@ -359,6 +364,7 @@ EVERY_CODE = [*range(1, 31), 999]  # nvml.h, nvmlReturn_t
 def test_whatever_one_gpu_answers_at_the_start_the_other_is_right_and_it_heals(
     sample: Sample, state: State, call: str
 ) -> None:
+    state.set(SAME_IN_BOTH_VERSIONS)
     for code in EVERY_CODE:
         with state.during({f"err.nvmlDeviceGet{call}.0": code}):
             sampler = sample()
