@@ -39,7 +39,7 @@ QUANTITIES = (
     "prefix_cache_hits_tokens_total",
     "spec_decode_draft_tokens_total",
     "spec_decode_accepted_tokens_total",
-    "max_model_len",
+    "max_model_len_tokens",
 )
 _MAPPINGS = ("requests_waiting_by_reason", "requests_finished_total")
 _HISTOGRAMS = (
@@ -133,8 +133,7 @@ def _number(value: float | None) -> float | int | None:
 def _quantities(rank: RankReading) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name in QUANTITIES:
-        attribute = "max_model_len_tokens" if name == "max_model_len" else name
-        values[name] = _number(getattr(rank, attribute))
+        values[name] = _number(getattr(rank, name))
     return values
 
 

@@ -148,7 +148,7 @@ def test_capture_saves_what_read_understands(server: str, tmp_path: Path) -> Non
     [model] = engine["models"]
     assert (engine["engine"], engine["engine_version"]) == ("vllm", "0.33.0+simulated")
     assert model["kv_cache_capacity_tokens"] == 416_480
-    assert model["max_model_len"] == 32_768
+    assert model["max_model_len_tokens"] == 32_768
     assert model["spec_decode_draft_tokens_total"] is None
 
 
