@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import tracemalloc
@@ -167,11 +168,15 @@ def test_families_are_the_first_names_of_a_page() -> None:
 def best_cpu(body: bytes) -> float:
     """CPU seconds of reading a page, the least of several."""
     taken = []
-    for _ in range(5):
-        begun = time.process_time()
-        scan(body, [b"a"])
-        families(body)
-        taken.append(time.process_time() - begun)
+    gc.disable()  # its cost depends on what the whole test run has piled up
+    try:
+        for _ in range(5):
+            begun = time.process_time()
+            scan(body, [b"a"])
+            families(body)
+            taken.append(time.process_time() - begun)
+    finally:
+        gc.enable()
     return min(taken)
 
 
@@ -200,16 +205,17 @@ HOSTILE_LINES: dict[str, Callable[[int], str]] = {
 @pytest.mark.parametrize("shape", HOSTILE_LINES)
 def test_time_grows_no_faster_than_a_hostile_line(shape: str) -> None:
     line = HOSTILE_LINES[shape]
-    half, whole = ("\n".join([line(size)] * 60).encode() for size in (3500, 7000))
+    quarter, whole = ("\n".join([line(size)] * 60).encode() for size in (1750, 7000))
 
-    assert best_cpu(whole) <= 3 * best_cpu(half) + 0.001
+    # Quadratic time would be 16 times as long; a busy machine is given the rest.
+    assert best_cpu(whole) <= 10 * best_cpu(quarter) + 0.005
 
 
 @pytest.mark.parametrize("shape", HOSTILE_LINES)
 def test_an_endless_line_costs_next_to_nothing(shape: str) -> None:
     body = HOSTILE_LINES[shape](1 << 20).encode()
 
-    assert best_cpu(body) < 0.1
+    assert best_cpu(body) < 0.5
 
 
 HOSTILE_PAGES: dict[str, Callable[[int], str]] = {
@@ -228,9 +234,9 @@ HOSTILE_PAGES: dict[str, Callable[[int], str]] = {
 
 @pytest.mark.parametrize("shape", HOSTILE_PAGES)
 def test_time_grows_no_faster_than_a_hostile_page(shape: str) -> None:
-    half, whole = (HOSTILE_PAGES[shape](size).encode() for size in (100_000, 200_000))
+    quarter, whole = (HOSTILE_PAGES[shape](size).encode() for size in (50_000, 200_000))
 
-    assert best_cpu(whole) <= 3 * best_cpu(half) + 0.001
+    assert best_cpu(whole) <= 10 * best_cpu(quarter) + 0.005
 
 
 @pytest.mark.parametrize("shape", ["new labels", "many labels", "new names"])
