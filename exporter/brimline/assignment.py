@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Callable, Sequence
 
 from brimline.config import GpuSource, Target
+from brimline.files import NotARegularFile, open_regular
 from brimline.processes import descendants, listening_pid
 from brimline.readings import DeviceReading, Problem, Uuid
 
@@ -79,7 +78,10 @@ def assign_gpus(
         return _assign_listed(source, devices, ranks)
     if isinstance(source, GpuSource) and source.file is not None:
         try:
-            text = _read_regular(source.file)
+            with open_regular(source.file) as file:
+                text = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
+        except NotARegularFile:
+            return (), (Problem("gpu_unassigned", f"{source.file} cannot be read (not a regular file)"),)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             return (), (Problem("gpu_unassigned", f"{source.file} cannot be read ({why})"),)
@@ -100,15 +102,6 @@ def assign_gpus(
     else:
         why = f"the server uses {world_size} GPU(s) and {len(devices)} are visible"
     return (), (Problem("gpu_unassigned", f"{why}; list the target's `gpus`"),)
-
-
-def _read_regular(path: str) -> str:
-    """Start of a regular file; anything else could hang. Raises OSError and ValueError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a regular file")
-        return file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
 
 
 def _assign_listed(

@@ -7,9 +7,7 @@ YAML 1.2 (`yes` and `12:30:45` stay text), without anchors, merge keys, tags or 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ import yaml
 
 from brimline import units
 from brimline.errors import ConfigError
+from brimline.files import NotARegularFile, open_regular
 
 DEFAULT_LISTEN = "127.0.0.1:10778"
 MAX_FILE_BYTES = 256 << 10
@@ -547,11 +546,10 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
 def load(path: Path) -> Config:
     """Config from a file. Raises ConfigError, also where the file cannot be read."""
     try:
-        # Non-blocking: a FIFO must not hang us. By an opener: fdopen would leave a directory's open.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{path}: not a regular file; name a YAML file")
+        with open_regular(path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
+    except NotARegularFile:
+        raise ConfigError(f"{path}: not a regular file; name a YAML file") from None
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"

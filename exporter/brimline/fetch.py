@@ -9,10 +9,8 @@ import asyncio
 import base64
 import json
 import logging
-import os
 import socket
 import ssl
-import stat
 import time
 import zlib
 from collections.abc import Mapping
@@ -28,6 +26,7 @@ from brimline import __version__
 from brimline.config import Target
 from brimline.errors import SourceError
 from brimline.exposition_text import looks_complete
+from brimline.files import NotARegularFile, open_regular
 from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -128,11 +127,10 @@ def open_session() -> aiohttp.ClientSession:
 
 def _read_secret(path: str) -> str:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SourceError("credentials", f"{path} is not a regular file")
+        with open_regular(path) as file:
             content = file.read(MAX_SECRET_BYTES)
+    except NotARegularFile:
+        raise SourceError("credentials", f"{path} is not a regular file") from None
     except OSError as error:
         raise SourceError("credentials", f"{path} cannot be read ({error.strerror})") from None
     text = content.decode("utf-8", "replace").strip()

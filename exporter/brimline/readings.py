@@ -7,7 +7,7 @@ seconds, timestamps in seconds since 1970, sizes in bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
@@ -258,12 +258,3 @@ class Snapshot:
     def target(self, name: str) -> TargetSnapshot | None:
         """The target of that name."""
         return next((target for target in self.targets if target.name == name), None)
-
-
-def total_by_reason(mappings: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Sum of mappings, key by key."""
-    total: dict[str, float] = {}
-    for mapping in mappings:
-        for key, value in mapping.items():
-            total[key] = total.get(key, 0.0) + value
-    return total

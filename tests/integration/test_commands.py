@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fake_servers import FakeServer, answer
-from prometheus_server import free_port, is_up
-from waiting import eventually
+from prometheus_server import free_port
+from simulated_server import simulated_vllm
 
 CAPTURES = Path(__file__).parent.parent / "captures"
 
@@ -27,23 +27,8 @@ def brimline(*arguments: str | Path, stdin: bytes = b"") -> subprocess.Completed
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A simulated vLLM server."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "brimline.demo.vllm_server",
-        "--port",
-        str(port),
-        "--profile",
-        "short-context",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"), within=20)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    with simulated_vllm("short-context") as running:
+        yield running.url
 
 
 def test_check_prints_what_it_understood_and_exits_0(server: str, tmp_path: Path) -> None:

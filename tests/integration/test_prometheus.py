@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from exporter_process import Exporter, running_exporter
-from prometheus_server import Prometheus, free_port, get_text, is_up, running_prometheus, tool
+from prometheus_server import Prometheus, get_text, running_prometheus, tool
+from simulated_server import simulated_vllm
 from waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def server_port() -> Iterator[int]:
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "brimline.demo.vllm_server",
-        "--port",
-        str(port),
-        "--profile",
-        "short-context",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"), within=20)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
+    with simulated_vllm("short-context") as running:
+        yield running.port
 
 
 CONFIG = """

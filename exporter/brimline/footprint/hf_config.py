@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brimline.errors import FootprintError
 from brimline.footprint.architecture import Architecture, Quantization
 from brimline.footprint.gguf import Gguf, read_gguf, settings_of_gguf
 from brimline.footprint.hf_encoders import ENCODER_DECODERS, encoder_decoder, encoders_of
@@ -25,8 +21,7 @@ from brimline.footprint.hf_families import (
 )
 from brimline.footprint.hf_quantization import quantization_of_config
 from brimline.footprint.hf_settings import POSITIONS_NAMES, Settings
-
-MAX_CONFIG_BYTES = 4 << 20
+from brimline.footprint.model import read_config
 
 
 def read_architecture(path: Path) -> Architecture:
@@ -51,27 +46,6 @@ def architecture_of_gguf(file: Gguf, source: str) -> Architecture:
         return architecture
     bits = 8 * sum(tensor.size_bytes for tensor in file.tensors) / elements
     return replace(architecture, quantization=Quantization(method="gguf", bits=bits))
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Settings of a config.json. Raises FootprintError."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not hang us
-        with os.fdopen(descriptor, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FootprintError(f"{file} is not a regular file")
-            content = opened.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise FootprintError(f"{file} cannot be read ({error.strerror})") from None
-    if len(content) > MAX_CONFIG_BYTES:
-        raise FootprintError(f"{file} is too large for a model's config.json")
-    try:
-        config = json.loads(content)
-    except (ValueError, RecursionError):
-        raise FootprintError(f"{file} is not JSON") from None
-    if not isinstance(config, dict):
-        raise FootprintError(f"{file} does not hold a model's settings")
-    return config
 
 
 def architecture_of_config(config: Mapping[str, Any], source: str) -> Architecture:

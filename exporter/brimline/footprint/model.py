@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brimline.errors import FootprintError
+from brimline.files import NotARegularFile, open_regular
 from brimline.footprint.gguf import read_gguf_metadata
 
 MAX_CONFIG_BYTES = 4 << 20
@@ -50,12 +49,16 @@ def read_shape(path: Path) -> ModelShape:
     if path.suffix == ".gguf":
         return shape_of_gguf(read_gguf_metadata(path), str(path))
     file = path / "config.json" if path.is_dir() else path
+    return shape_of_config(read_config(file), str(file))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Settings of a config.json. Raises FootprintError."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FootprintError(f"{file} is not a regular file")
+        with open_regular(file) as opened:
             content = opened.read(MAX_CONFIG_BYTES + 1)
+    except NotARegularFile:
+        raise FootprintError(f"{file} is not a regular file") from None
     except OSError as error:
         raise FootprintError(f"{file} cannot be read ({error.strerror})") from None
     if len(content) > MAX_CONFIG_BYTES:
@@ -66,7 +69,7 @@ def read_shape(path: Path) -> ModelShape:
         raise FootprintError(f"{file} is not JSON") from None
     if not isinstance(config, dict):
         raise FootprintError(f"{file} does not hold a model's settings")
-    return shape_of_config(config, str(file))
+    return config
 
 
 def _count(config: Mapping[str, Any], *names: str) -> int | None:
