@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from exporter_process import running_exporter
-from prometheus_server import free_port, is_up
-from waiting import eventually
+from simulated_server import simulated_vllm
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -38,30 +35,13 @@ def rendered(url: str, profile: Path, width: int) -> str:
 
 @pytest.mark.parametrize("width", [390, 1200])
 def test_servers_bars_and_reasons_stand_on_the_page(width: int, tmp_path: Path) -> None:
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "brimline.demo.vllm_server",
-        "--port",
-        str(port),
-        "--profile",
-        "long-context",
-    ]
-    server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
-    )
-    try:
-        eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"), within=20)
+    with simulated_vllm("long-context") as server:
         config = (
             "gpu: {backend: none}\n"
-            f"targets: [{{name: chat, url: 'http://127.0.0.1:{port}'}}, {{name: gone, url: 'http://127.0.0.1:9'}}]\n"
+            f"targets: [{{name: chat, url: '{server.url}'}}, {{name: gone, url: 'http://127.0.0.1:9'}}]\n"
         )
         with running_exporter(tmp_path, config) as exporter:
             dom = rendered(f"{exporter.url}/", tmp_path / "profile", width)
-    finally:
-        server.terminate()
-        server.wait(10)
 
     assert "Simulated servers" in dom
     assert "chat" in dom

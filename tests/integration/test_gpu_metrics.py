@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 
 from exporter_process import Exporter, running_exporter
 from fake_nvml import State, build
-from prometheus_server import free_port, is_up
+from simulated_server import simulated_vllm
 from waiting import eventually
 
 GIB = 1 << 30
@@ -179,24 +177,12 @@ def test_the_listening_process_tells_which_gpu_is_the_targets(tmp_path: Path) ->
     build(tmp_path)
     state = State(tmp_path, TWO_GPUS)
     environ = {**state.environment, "LD_LIBRARY_PATH": str(tmp_path)}
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "brimline.demo.vllm_server",
-        "--port",
-        str(port),
-        "--profile",
-        "long-context",
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    config = (
-        "gpu: {sample_interval: 100ms}\n"
-        f"targets: [{{name: chat, url: 'http://127.0.0.1:{port}', gpus: {{listener: true}}}}]\n"
-    )
     owned = 'target_gpu_info{gpu="GPU-fake-1",rank="0",target="chat"}'
-    try:
-        eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"), within=20)
+    with simulated_vllm("long-context") as server:
+        config = (
+            "gpu: {sample_interval: 100ms}\n"
+            f"targets: [{{name: chat, url: '{server.url}', gpus: {{listener: true}}}}]\n"
+        )
         with running_exporter(tmp_path, config, environ=environ) as exporter:
             before = eventually(
                 lambda: (page := exporter.metrics()) and (page if len(used(page)) == 2 else None)
@@ -205,9 +191,6 @@ def test_the_listening_process_tells_which_gpu_is_the_targets(tmp_path: Path) ->
             after = eventually(
                 lambda: (page := exporter.metrics()) and (page if owned in page else None), within=20
             )
-    finally:
-        server.terminate()
-        server.wait(10)
 
     assert owned not in before
     assert before['target_problem{reason="gpu_unassigned",target="chat"}'] == 1
