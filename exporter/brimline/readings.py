@@ -7,9 +7,11 @@ seconds, timestamps in seconds since 1970, sizes in bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NewType
+
+from brimline.estimate import Estimate
 
 Uuid = NewType("Uuid", str)
 
@@ -198,6 +200,91 @@ class HostReading:
 
     memory_total_bytes: int | None = None
     memory_available_bytes: int | None = None
+
+
+# Every component of a prediction; `kv_cache` is the whole pool.
+COMPONENTS = (
+    "weights",
+    "kv_cache",
+    "activations",
+    "cuda_graphs",
+    "runtime",
+    "lora",
+    "encoder_cache",
+    "draft_model",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFootprint:
+    """What each GPU of one pipeline stage should hold; the tensor ranks of a stage are alike.
+
+    components: by the names of COMPONENTS. total: of all of them; where the engine gives its KV cache what is
+    left of a budget, the bounds of the total are narrower than those of its parts together. host: what lies
+    in main memory instead, for each GPU.
+    """
+
+    pipeline_stage: int
+    components: Mapping[str, Estimate]
+    total: Estimate
+    host: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvCacheFootprint:
+    """The predicted KV cache on the fullest GPU of one data-parallel rank (llama.cpp: on all its devices).
+
+    bytes_per_token: that one more token of context costs for good; layers with windows or states cost none.
+    full_request_bytes: most that one request of max_model_len_tokens may hold. bytes_by_tokens: the same for
+    other lengths. stage_block_bytes: of a block on each pipeline stage; empty where there are no blocks.
+    num_blocks, capacity_tokens, max_concurrency_requests: None where the pool's size is not known.
+    """
+
+    bytes_per_token: float
+    max_model_len_tokens: int
+    full_request_bytes: int
+    bytes_by_tokens: Mapping[int, int] = field(default_factory=dict)
+    block_tokens: int | None = None
+    stage_block_bytes: tuple[int, ...] = ()
+    num_blocks: Estimate | None = None
+    capacity_tokens: int | None = None
+    max_concurrency_requests: float | None = None
+
+    @property
+    def block_bytes(self) -> int | None:
+        """Bytes of one block on the fullest stage."""
+        return max(self.stage_block_bytes, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a server should use by its model and launch settings.
+
+    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. decode_ceiling: tokens per second
+    that a batch (first argument) of requests of one context length (second) cannot exceed; None where the
+    GPU's bandwidth is not known. fits: whether the server starts and holds one request of full length, by the
+    high bounds; None without a GPU. headroom_bytes: what stays free on the fullest GPU beside `expected`.
+    calibrated: activations, graphs and runtime were measured on this engine, version and GPU.
+    model_source: the file the model was read from.
+    """
+
+    engine: str
+    engine_version: str | None
+    parameters: int
+    ranks: tuple[RankFootprint, ...]
+    kv_cache: KvCacheFootprint
+    tensor_parallel: int = 1
+    decode_ceiling: Callable[[int, int], float] | None = None
+    fits: bool | None = None
+    headroom_bytes: int | None = None
+    calibrated: bool = False
+    assumptions: tuple[str, ...] = ()
+    model_source: str = ""
+
+    @property
+    def fullest(self) -> RankFootprint:
+        """The stage whose GPUs hold most."""
+        return max(self.ranks, key=lambda rank: rank.total.expected)
 
 
 @dataclass(frozen=True, slots=True)

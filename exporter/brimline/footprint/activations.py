@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from brimline.errors import FootprintError
+from brimline.estimate import Estimate, between, exact, total
 from brimline.footprint.architecture import (
     Architecture,
     Attention,
@@ -21,7 +22,6 @@ from brimline.footprint.architecture import (
     Mixer,
 )
 from brimline.footprint.constants import Constant, constant
-from brimline.footprint.estimate import Estimate, between, exact, total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,13 @@ class Calibration:
         same_version = parse_version(version)[:2] == parse_version(self.version)[:2]
         return engine == self.engine and same_version and gpu.lower() == self.gpu.lower()
 
+    def is_whole(self, *, graphs: bool) -> bool:
+        """True where nothing is left to the tables; graphs: whether the server captures CUDA graphs."""
+        wanted = [self.sampler_bytes_factor, self.non_torch_bytes, self.context_bytes]
+        if graphs:
+            wanted.append(self.cuda_graphs_bytes)
+        return all(measured is not None for measured in wanted)
+
 
 _TEXTS = ("engine", "version", "gpu")
 _BYTES = ("cuda_graphs_bytes", "non_torch_bytes", "context_bytes", "weights_bytes")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from brimline.errors import FootprintError
-from brimline.footprint.estimate import Estimate, between
+from brimline.estimate import Estimate, between
 
 MIB = 1 << 20
 GIB = 1 << 30

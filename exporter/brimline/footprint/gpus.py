@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, replace
 
 from brimline.errors import FootprintError
+from brimline.estimate import Estimate, between, exact
 from brimline.footprint.constants import GIB, MIB, constant
-from brimline.footprint.estimate import Estimate, between, exact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +20,14 @@ class Gpu:
     """One kind of GPU.
 
     memory_bytes: total as NVML says it. visible_bytes: what CUDA shows to a program, without what the driver
-    keeps. bandwidth_bytes_per_second: of its memory. flops_per_second: dense, 16 bits; None where not known.
+    keeps. bandwidth_bytes_per_second: of its memory. flops_per_second: dense, 16 bits. Both None where not known.
     assumption: what a loose name was taken to mean, a sentence.
     """
 
     name: str
     memory_bytes: int
     visible_bytes: Estimate
-    bandwidth_bytes_per_second: float
+    bandwidth_bytes_per_second: float | None
     flops_per_second: float | None = None
     source: str = ""
     assumption: str | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brimline.footprint.architecture import Architecture, Quantization
+from brimline.footprint.config_file import read_config
 from brimline.footprint.gguf import Gguf, read_gguf, settings_of_gguf
 from brimline.footprint.hf_encoders import ENCODER_DECODERS, encoder_decoder, encoders_of
 from brimline.footprint.hf_families import (
@@ -21,7 +22,6 @@ from brimline.footprint.hf_families import (
 )
 from brimline.footprint.hf_quantization import quantization_of_config
 from brimline.footprint.hf_settings import POSITIONS_NAMES, Settings
-from brimline.footprint.model import read_config
 
 
 def read_architecture(path: Path) -> Architecture:

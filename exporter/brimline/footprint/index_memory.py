@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from brimline.errors import FootprintError
-from brimline.footprint.estimate import Estimate, between, exact
+from brimline.estimate import Estimate, between, exact
 
 _FAISS = "Faiss, wiki: Guidelines to choose an index"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from brimline.errors import FootprintError
+from brimline.estimate import Estimate, between, exact
 from brimline.footprint.architecture import (
     Architecture,
     Attention,
@@ -19,7 +20,6 @@ from brimline.footprint.architecture import (
     Mamba,
     Mixer,
 )
-from brimline.footprint.estimate import Estimate, between, exact
 
 # vLLM 0.32, config/lora.py MaxLoRARanks.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brimline.errors import FootprintError
-from brimline.files import NotARegularFile, open_regular
+from brimline.footprint.config_file import read_config
 from brimline.footprint.gguf import read_gguf_metadata
 
-MAX_CONFIG_BYTES = 4 << 20
 MAX_LAYERS = 4096
 
-__all__ = ["ModelShape", "read_gguf_metadata", "read_shape", "shape_of_config", "shape_of_gguf"]
+__all__ = [
+    "ModelShape",
+    "read_config",
+    "read_gguf_metadata",
+    "read_shape",
+    "shape_of_config",
+    "shape_of_gguf",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,26 +55,6 @@ def read_shape(path: Path) -> ModelShape:
         return shape_of_gguf(read_gguf_metadata(path), str(path))
     file = path / "config.json" if path.is_dir() else path
     return shape_of_config(read_config(file), str(file))
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Settings of a config.json. Raises FootprintError."""
-    try:
-        with open_regular(file) as opened:
-            content = opened.read(MAX_CONFIG_BYTES + 1)
-    except NotARegularFile:
-        raise FootprintError(f"{file} is not a regular file") from None
-    except OSError as error:
-        raise FootprintError(f"{file} cannot be read ({error.strerror})") from None
-    if len(content) > MAX_CONFIG_BYTES:
-        raise FootprintError(f"{file} is too large for a model's config.json")
-    try:
-        config = json.loads(content)
-    except (ValueError, RecursionError):
-        raise FootprintError(f"{file} is not JSON") from None
-    if not isinstance(config, dict):
-        raise FootprintError(f"{file} does not hold a model's settings")
-    return config
 
 
 def _count(config: Mapping[str, Any], *names: str) -> int | None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brimline.errors import FootprintError
+from brimline.estimate import Estimate, between, exact
 from brimline.footprint.constants import GIB
-from brimline.footprint.estimate import Estimate, between, exact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from brimline.errors import FootprintError
-from brimline.footprint.estimate import Estimate, between
+from brimline.estimate import Estimate, between
 
 _SOURCE = "what if: POD, arXiv 2412.02252"
 

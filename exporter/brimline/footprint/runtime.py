@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from brimline.errors import FootprintError
+from brimline.estimate import Estimate, between, exact, total
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.constants import MIB, Name, constant, parse_version
-from brimline.footprint.estimate import Estimate, between, exact, total
 
 # Measured figures come from logs that round to 0.01 GiB.
 _LOG_ROUNDING_BYTES = 5 * MIB + 1

@@ -207,6 +207,30 @@ def kv_read_bytes(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeCeiling:
+    """The ceiling of one server as a function of its load, in tokens per second.
+
+    kv_read: bytes that one request reads at a context length. See decode_ceiling.
+    """
+
+    weights: DecodeWeights
+    kv_read: Callable[[int], float]
+    bandwidth_bytes_per_second: float
+    speculation: Speculation | None = None
+
+    def __call__(self, batch: int, context_tokens: int) -> float:
+        [rate] = decode_ceiling(
+            self.weights,
+            self.kv_read,
+            bandwidth_bytes_per_second=self.bandwidth_bytes_per_second,
+            batches=(batch,),
+            contexts=(context_tokens,),
+            speculation=self.speculation,
+        )
+        return rate.tokens_per_second
+
+
 def _rates(
     weights: Callable[[int], float],
     kv_read: Callable[[int], float],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from brimline.errors import FootprintError
-from brimline.footprint.estimate import Estimate, between, exact, total
+from brimline.estimate import Estimate, between, exact, total
 
 Checkpointing = Literal["none", "selective", "full"]
 Method = Literal["full", "lora", "qlora"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from brimline.errors import FootprintError
+from brimline.estimate import Estimate, between, exact, total
 from brimline.footprint.architecture import (
     Architecture,
     Attention,
@@ -35,7 +36,6 @@ from brimline.footprint.architecture import (
     Mixer,
     Quantization,
 )
-from brimline.footprint.estimate import Estimate, between, exact, total
 from brimline.footprint.gguf import GGML_BITS, Gguf, read_gguf
 from brimline.footprint.safetensors import DTYPE_BITS, StoredTensor, has_safetensors, read_safetensors
 

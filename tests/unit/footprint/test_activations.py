@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brimline.errors import FootprintError
+from brimline.estimate import exact
 from brimline.footprint.activations import (
     BatchSettings,
     activations,
@@ -35,7 +36,6 @@ from brimline.footprint.architecture import (
 )
 from brimline.footprint.calibration import sampler_bytes_factor
 from brimline.footprint.constants import GIB
-from brimline.footprint.estimate import exact
 from brimline.footprint.runtime import (
     RuntimeSettings,
     cuda_graphs_bytes,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brimline.errors import FootprintError
-from brimline.footprint.estimate import exact
+from brimline.estimate import exact
 from brimline.footprint.pod import PodSettings, pod_kv_cache_bytes, pod_saving_ratio
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import brimline.demo
 from brimline.errors import FootprintError
-from brimline.footprint.gpus import described_gpu, find_gpu
+from brimline.footprint.gpus import Gpu, described_gpu, find_gpu
 from brimline.footprint.hf_config import architecture_of_config
-from brimline.footprint.predict import Launch, as_json, predict, published_components, read_model
+from brimline.footprint.predict import Model, as_json, decode_ceilings, predict, read_model
+from brimline.readings import Footprint
 
 GIB = 1 << 30
 LLAMA_8B = Path(brimline.demo.__file__).parent / "llama-3.1-8b"
@@ -30,18 +31,25 @@ LLAMA_70B = {
 H100 = find_gpu("H100")
 
 
+def of_vllm(model: Model, gpu: Gpu | None = H100, version: str | None = None, **flags: Any) -> Footprint:
+    settings = {name: str(value).lower() for name, value in flags.items()}
+    return predict("vllm", model, settings, version=version, gpu=gpu)
+
+
+def model_of(config: dict[str, Any]) -> Model:
+    return Model(architecture_of_config(config, "config.json"))
+
+
 def test_the_pool_of_a_published_run_is_met_within_half_a_percent_of_the_card() -> None:
     """Llama-3.1-8B on H100, vLLM 0.11 to 0.13: 51.38 GiB of K/V cache, 4.76 of activations, 14.99 of weights.
 
     llm-d-benchmark, config_explorer/empirical-vllm-memory-results.md; utilization 0.9, 1024 sequences.
     """
-    architecture, stored = read_model(LLAMA_8B)
+    model = read_model(LLAMA_8B)
 
-    footprint = predict(
-        architecture, Launch(engine_version="0.12.0", max_model_len=32768), gpu=H100, stored=stored
-    )
+    footprint = of_vllm(model, version="0.12.0", max_model_len=32768)
 
-    components = published_components(footprint.fullest)
+    components = footprint.fullest.components
     card = H100.memory_bytes
     assert abs(components["kv_cache"].expected - 51.38 * GIB) < 0.005 * card
     assert abs(components["activations"].expected - 4.76 * GIB) < 0.005 * card
@@ -50,28 +58,26 @@ def test_the_pool_of_a_published_run_is_met_within_half_a_percent_of_the_card() 
 
 
 def test_a_token_of_llama_8b_costs_131072_bytes_and_half_of_it_in_fp8() -> None:
-    architecture, _ = read_model(LLAMA_8B)
+    model = read_model(LLAMA_8B)
 
-    assert predict(architecture, Launch(), gpu=H100).cache.bytes_per_token == 131072
-    assert predict(architecture, Launch(kv_cache_dtype="fp8"), gpu=H100).cache.bytes_per_token == 65536
+    assert of_vllm(model).kv_cache.bytes_per_token == 131072
+    assert of_vllm(model, kv_cache_dtype="fp8").kv_cache.bytes_per_token == 65536
 
 
 def test_70b_on_four_gpus_holds_35_gb_of_weights_on_each() -> None:
-    architecture = architecture_of_config(LLAMA_70B, "config.json")
+    model = model_of(LLAMA_70B)
 
-    footprint = predict(architecture, Launch(tensor_parallel_size=4), gpu=H100)
+    footprint = of_vllm(model, tensor_parallel_size=4)
 
     assert round(footprint.fullest.components["weights"].expected / 1e9) == 35
-    assert footprint.cache.bytes_per_token == 327680 / 4
+    assert footprint.kv_cache.bytes_per_token == 327680 / 4
 
 
 def test_70b_in_16_bits_does_not_fit_one_h100_and_awq_fits_two() -> None:
-    architecture = architecture_of_config(LLAMA_70B, "config.json")
+    model = model_of(LLAMA_70B)
 
-    alone = predict(architecture, Launch(max_model_len=8192), gpu=H100)
-    awq = predict(
-        architecture, Launch(max_model_len=8192, quantization="awq", tensor_parallel_size=2), gpu=H100
-    )
+    alone = of_vllm(model, max_model_len=8192)
+    awq = of_vllm(model, max_model_len=8192, quantization="awq", tensor_parallel_size=2)
 
     assert alone.fits is False
     assert awq.fits is True
@@ -80,11 +86,10 @@ def test_70b_in_16_bits_does_not_fit_one_h100_and_awq_fits_two() -> None:
 
 def test_the_decode_ceiling_is_bandwidth_over_what_a_step_reads() -> None:
     """Llama-3.1-8B in bf16 on H100 at 3.35 TB/s: 221 tokens/s at 1k, 174 at 32k of context."""
-    architecture, _ = read_model(LLAMA_8B)
+    model = read_model(LLAMA_8B)
 
     rates = {
-        (batch, tokens): rate
-        for batch, tokens, rate in predict(architecture, Launch(max_model_len=32768), gpu=H100).decode_ceiling
+        (batch, tokens): rate for batch, tokens, rate in decode_ceilings(of_vllm(model, max_model_len=32768))
     }
 
     assert round(rates[1, 1024]) == 221
@@ -92,9 +97,9 @@ def test_the_decode_ceiling_is_bandwidth_over_what_a_step_reads() -> None:
 
 
 def test_pipeline_stages_are_told_apart_and_the_fullest_stands_for_all() -> None:
-    architecture = architecture_of_config(LLAMA_70B, "config.json")
+    model = model_of(LLAMA_70B)
 
-    footprint = predict(architecture, Launch(pipeline_parallel_size=2, max_model_len=8192), gpu=H100)
+    footprint = of_vllm(model, pipeline_parallel_size=2, max_model_len=8192)
 
     assert [rank.pipeline_stage for rank in footprint.ranks] == [0, 1]
     assert footprint.fullest.total.expected == max(rank.total.expected for rank in footprint.ranks)
@@ -104,10 +109,10 @@ def test_pipeline_stages_are_told_apart_and_the_fullest_stands_for_all() -> None
 
 
 def test_offloaded_weights_are_on_the_host() -> None:
-    architecture, _ = read_model(LLAMA_8B)
+    model = read_model(LLAMA_8B)
 
-    footprint = predict(architecture, Launch(cpu_offload_gb=4), gpu=H100)
-    whole = predict(architecture, Launch(), gpu=H100)
+    footprint = of_vllm(model, cpu_offload_gb=4)
+    whole = of_vllm(model)
 
     moved = whole.fullest.components["weights"].expected - footprint.fullest.components["weights"].expected
     assert moved == 4 * GIB
@@ -115,9 +120,9 @@ def test_offloaded_weights_are_on_the_host() -> None:
 
 
 def test_without_a_gpu_there_is_no_verdict() -> None:
-    architecture, _ = read_model(LLAMA_8B)
+    model = read_model(LLAMA_8B)
 
-    document = as_json(predict(architecture, Launch()))
+    document = as_json(of_vllm(model, None))
 
     assert document["fits"] is None
     assert document["headroom_bytes"] is None
@@ -139,17 +144,30 @@ def test_an_explicit_pool_is_the_pool() -> None:
         "vocab_size": 285,
         "max_position_embeddings": 2048,
     }
-    launch = Launch(kv_cache_memory_bytes=GIB, block_size=128, engine_version="0.32.0")
+    footprint = of_vllm(model_of(tiny), None, version="0.32.0", kv_cache_memory_bytes=GIB, block_size=128)
 
-    cache = as_json(predict(architecture_of_config(tiny, "config.json"), launch))["kv_cache"]
+    cache = as_json(footprint)["kv_cache"]
 
     assert (cache["num_blocks"], cache["capacity_tokens"], cache["max_concurrency"]) == (8192, 1_048_576, 512)
 
 
-def test_every_component_has_bounds_and_a_source() -> None:
-    architecture, _ = read_model(LLAMA_8B)
+def test_what_one_component_takes_more_the_pool_takes_less_so_the_total_is_known_better_than_its_parts() -> (
+    None
+):
+    model = read_model(LLAMA_8B)
 
-    document = as_json(predict(architecture, Launch(max_loras=4), gpu=H100))
+    rank = of_vllm(model, version="0.30.0", max_model_len=32768).fullest
+
+    parts = rank.components.values()
+    assert rank.total.high < sum(part.high for part in parts)
+    assert rank.total.low > sum(part.low for part in parts)
+    assert rank.total.expected == sum(part.expected for part in parts)
+
+
+def test_every_component_has_bounds_and_a_source() -> None:
+    model = read_model(LLAMA_8B)
+
+    document = as_json(of_vllm(model, max_loras=4))
 
     components = document["per_gpu"]["components"]
     assert {"weights", "kv_cache", "activations", "cuda_graphs", "runtime", "lora"} == set(components)
@@ -165,23 +183,24 @@ def test_every_component_has_bounds_and_a_source() -> None:
         ({"max_model_len": 1 << 20}, "--max-model-len 1048576 is above the 131072 tokens"),
         ({"kv_cache_dtype": "fp3"}, "--kv-cache-dtype"),
         ({"dtype": "int2"}, "dtype"),
+        ({"max_num_seqs": "many"}, "--max-num-seqs: 'many' is not a count"),
+        ({"enforce_eager": "perhaps"}, "--enforce-eager: 'perhaps' is neither true nor false"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),
         ({"max_loras": 1, "max_lora_rank": 7}, "max_lora_rank is 7"),
     ],
 )
-def test_nonsense_is_refused_by_the_name_of_its_flag(flags: dict[str, object], rule: str) -> None:
-    architecture, _ = read_model(LLAMA_8B)
-    launch = dataclasses.replace(Launch(), **flags)  # type: ignore[arg-type]
+def test_nonsense_is_refused_by_the_name_of_its_flag(flags: dict[str, Any], rule: str) -> None:
+    model = read_model(LLAMA_8B)
 
     with pytest.raises(FootprintError, match=rule.replace("(", r"\(")):
-        predict(architecture, launch, gpu=H100)
+        of_vllm(model, H100, None, **flags)
 
 
 def test_a_gpu_of_tomorrow_is_described_by_its_memory_and_bandwidth() -> None:
-    architecture, _ = read_model(LLAMA_8B)
+    model = read_model(LLAMA_8B)
 
-    small = predict(architecture, Launch(), gpu=described_gpu(16 * GIB, 1e12))
-    large = predict(architecture, Launch(), gpu=described_gpu(512 * GIB, 20e12))
+    small = of_vllm(model, described_gpu(16 * GIB, 1e12))
+    large = of_vllm(model, described_gpu(512 * GIB, 20e12))
 
     assert small.fits is False
     assert large.fits is True

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brimline.errors import FootprintError
+from brimline.estimate import Estimate, exact
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.constants import GIB, MIB
-from brimline.footprint.estimate import Estimate, exact
 from brimline.footprint.runtime import (
     RuntimeSettings,
     SglangSettings,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brimline.errors import FootprintError
-from brimline.footprint.estimate import Estimate, between, exact, total
+from brimline.estimate import Estimate, between, exact, total
 
 sizes = st.integers(min_value=0, max_value=1 << 50)
 

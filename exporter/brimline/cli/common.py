@@ -1,0 +1,94 @@
+"""What the commands share: exit codes, options, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from brimline.config import Config
+
+EXIT_NEGATIVE = 1
+EXIT_USAGE = 2
+EXIT_NO_ANSWER = 3
+
+CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file. Without one, servers on this machine are found by themselves.",
+)
+PORTS = click.option(
+    "--discover-ports",
+    metavar="PORTS",
+    help="Ports on 127.0.0.1 to look at without a configuration, such as 8000,8080.",
+)
+
+
+def fail(text: str, code: int = EXIT_USAGE) -> NoReturn:
+    """Say what is wrong and end."""
+    click.echo(f"brimline: {text}", err=True)
+    sys.exit(code)
+
+
+def set_up_logging(level: str) -> None:
+    """Log to standard error."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
+
+
+def raise_open_file_limit() -> None:
+    """A thousand targets need more than the usual 1024 open files."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def parse_ports(text: str | None) -> Sequence[int]:
+    """Ports of --discover-ports; the usual ones without it."""
+    from brimline.discovery import usual_ports
+
+    if text is None:
+        return usual_ports()
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and 0 < int(word) < 65536 for word in words):
+        fail(f"--discover-ports {text!r} is not a list of ports; write 8000,8080")
+    return tuple(map(int, words))
+
+
+def open_config_or_fail(config_path: Path | None, listen: str | None = None) -> Config:
+    """The configuration, or an end with what is wrong with it."""
+    from brimline.config import parse_listen
+    from brimline.errors import ConfigError
+    from brimline.server import open_config
+
+    try:
+        config = open_config(config_path, listen)
+        parse_listen(config.listen)
+    except ConfigError as error:
+        fail(str(error))
+    except ValueError as error:
+        fail(f"--listen: {error}")
+    return config
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: daemon threads may hang in a driver, and the interpreter's farewell could trip over it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,173 @@
+"""serve, check and demo."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from brimline import __version__
+from brimline.cli.common import (
+    CONFIG,
+    EXIT_NEGATIVE,
+    EXIT_NO_ANSWER,
+    EXIT_USAGE,
+    PORTS,
+    fail,
+    leave,
+    open_config_or_fail,
+    parse_ports,
+    raise_open_file_limit,
+    set_up_logging,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from brimline.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@CONFIG
+@click.option("--listen", metavar="HOST:PORT", help="Where to serve; overrides the configuration.")
+@PORTS
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def serve(config_path: Path | None, listen: str | None, discover_ports: str | None, log_level: str) -> None:
+    """Read servers and GPUs when Prometheus asks, and expose what they say.
+
+    SIGHUP or POST /-/reload reads the configuration again; SIGTERM ends.
+    """
+    set_up_logging(log_level)
+    config = open_config_or_fail(config_path, listen)
+    if config_path is not None and discover_ports is not None:
+        fail("--discover-ports works without --config only; name the targets in the file")
+    ports = parse_ports(discover_ports) if config_path is None else ()
+    raise_open_file_limit()
+    code = asyncio.run(_serve(config, config_path, listen, ports))
+    leave(code)
+
+
+async def _serve(config: Config, config_path: Path | None, listen: str | None, ports: Sequence[int]) -> int:
+    from brimline.collect import Collector
+    from brimline.config import parse_listen
+    from brimline.discovery import Discovery, keep_looking
+    from brimline.server import Exporter
+    from brimline.server import serve as serve_port
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    collector = Collector(config, quiet_launch=config_path is None)
+    exporter = Exporter(collector, config_path, listen)
+    loop.add_signal_handler(signal.SIGHUP, exporter.reload)
+    host, port = parse_listen(config.listen)
+    await collector.start()
+    looking: asyncio.Task[None] | None = None
+    if config_path is None:
+        looking = asyncio.ensure_future(keep_looking(Discovery(ports), collector, config))
+        looking.add_done_callback(_report_end)
+    elif not config.targets:
+        logger.warning("config=%s names no targets; only GPUs are exported", config_path)
+
+    def started(bound: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("listening=http://%s:%d version=%s", shown, bound, __version__)
+        if not _is_loopback(host):
+            logger.warning("listen=%s is reachable from other machines, without authentication", host)
+
+    try:
+        await serve_port(exporter, host, port, stop, started=started)
+    except OSError as error:
+        click.echo(
+            f"brimline: cannot listen on {config.listen} ({error.strerror}); use --listen HOST:PORT", err=True
+        )
+        return EXIT_USAGE
+    finally:
+        if looking is not None:
+            looking.cancel()
+        await collector.close()
+    logger.info("stopped")
+    return 0
+
+
+@click.command()
+@CONFIG
+@PORTS
+def check(config_path: Path | None, discover_ports: str | None) -> None:
+    """Read every server and GPU once, and print what was understood.
+
+    Exit status: 0 all was read, 1 something could not be read, 2 the configuration is wrong, 3 nothing was
+    found.
+    """
+    from rich.console import Console
+
+    from brimline.check import failures, print_snapshot, read_once
+
+    logging.getLogger("brimline").setLevel(logging.CRITICAL)  # the table says it all
+    config = open_config_or_fail(config_path)
+    if config_path is not None and discover_ports is not None:
+        fail("--discover-ports works without --config only; name the targets in the file")
+    raise_open_file_limit()
+    if config_path is None:
+        config = asyncio.run(_discovered(config, discover_ports))
+        if not config.targets:
+            ports = ", ".join(map(str, parse_ports(discover_ports)))
+            fail(
+                f"no inference server answers on 127.0.0.1 at the ports {ports}; "
+                "name yours with --config FILE",
+                3,
+            )
+    snapshot = asyncio.run(read_once(config, quiet_launch=config_path is None))
+    print_snapshot(snapshot, Console(markup=False, highlight=False))
+    lines = failures(snapshot, config)
+    for line in lines:
+        click.echo(f"brimline: {line}", err=True)
+    if not snapshot.targets:
+        click.echo(
+            f"brimline: {config_path}: names no targets; add `targets:`, or start without --config", err=True
+        )
+        leave(EXIT_NO_ANSWER)
+    leave(EXIT_NEGATIVE if lines else 0)
+
+
+async def _discovered(config: Config, discover_ports: str | None) -> Config:
+    from brimline.discovery import Discovery
+
+    discovery = Discovery(parse_ports(discover_ports))
+    await discovery.look()
+    return discovery.config(config)
+
+
+@click.command()
+def demo() -> None:
+    """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on any machine."""
+    from brimline.demo.run import run
+    from brimline.errors import BrimlineError
+
+    try:
+        run(click.echo)
+    except BrimlineError as error:
+        fail(str(error), EXIT_NEGATIVE)
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("discovery ended", exc_info=task.exception())
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,32 @@
+"""A model's config.json, read with care: it may come from anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from brimline.errors import FootprintError
+from brimline.files import NotARegularFile, open_regular
+
+MAX_CONFIG_BYTES = 4 << 20
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Settings of a config.json. Raises FootprintError."""
+    try:
+        with open_regular(file) as opened:
+            content = opened.read(MAX_CONFIG_BYTES + 1)
+    except NotARegularFile:
+        raise FootprintError(f"{file} is not a regular file") from None
+    except OSError as error:
+        raise FootprintError(f"{file} cannot be read ({error.strerror})") from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise FootprintError(f"{file} is too large for a model's config.json")
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        raise FootprintError(f"{file} is not JSON") from None
+    if not isinstance(config, dict):
+        raise FootprintError(f"{file} does not hold a model's settings")
+    return config
