@@ -20,7 +20,7 @@ class Gpu:
     """One kind of GPU.
 
     memory_bytes: total as NVML says it. visible_bytes: what CUDA shows to a program, without what the driver
-    keeps. bandwidth_bytes_per_second: of its memory. flops_per_second: dense, 16 bits. Both None where not known.
+    keeps. bandwidth_bytes_per_second: of its memory; flops_per_second: dense, 16 bits; None where not known.
     assumption: what a loose name was taken to mean, a sentence.
     """
 
