@@ -28,12 +28,9 @@ SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
 # Keys of the published format whose feature is not in this version. Accepting them would promise what does
 # not happen.
 NOT_YET = {
-    "models": "naming models for planning",
     "alerts": "thresholds of alert rules",
     "targets_files": "targets from further files",
-    "gpu.reserve_other": "memory headroom",
     "gpu.processes": "memory by process",
-    "targets[].calibration": "calibrating predictions",
 }
 
 Engine = Literal[
@@ -46,6 +43,10 @@ class Seconds(float):
     """A duration; written `5s` in the file."""
 
 
+class Size(int):
+    """Bytes; written `2GiB` or a plain number in the file."""
+
+
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     pass
 
@@ -56,6 +57,7 @@ class GpuConfig(_Struct, frozen=True):
     backend: Literal["nvml", "replay", "none"] = "nvml"
     path: str | None = None
     sample_interval: Seconds = Seconds(1.0)
+    reserve_other: Size = Size(0)
 
 
 class BasicAuth(_Struct, frozen=True):
@@ -102,6 +104,7 @@ class Target(_Struct, frozen=True):
     role: Role = ""
     launch: dict[str, str | int | float | bool] | None = None
     launch_command: str | PidSource | None = None
+    calibration: str | None = None
     timeout: Seconds | None = None
     min_interval: Seconds = Seconds(0.0)
     histograms: Literal["none", "sums", "full"] | None = None
@@ -145,6 +148,7 @@ class Config(_Struct, frozen=True):
     histograms: Literal["none", "sums", "full"] = "sums"
     peak_window: Seconds = Seconds(60.0)
     gpu: GpuConfig = GpuConfig()
+    models: dict[str, str] = {}
     targets: list[Target] = []
 
     def timeout_of(self, target: Target) -> float:
@@ -307,6 +311,10 @@ def _decode(kind: type, value: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"{value!r} is not a duration; write it with a unit, such as 5s")
         return Seconds(units.parse_duration(value))
+    if kind is Size:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ValueError(f"{value!r} is not a size; write it as 2GiB or a whole number of bytes")
+        return Size(units.parse_bytes(str(value)))
     raise TypeError(kind)
 
 
@@ -530,6 +538,12 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
         raise source.error(
             ("gpu",), "gpu.path names the recording of the backend replay; give both or neither"
         )
+    for label in config.models:
+        if not _NAME.fullmatch(label):
+            raise source.error(
+                ("models", label),
+                f"model name {label!r} is no plain name; use letters, digits and . _ : / - (at most 128)",
+            )
     seen: dict[str, int] = {}
     for index, target in enumerate(config.targets):
         _check_target(source, target, index)
@@ -570,6 +584,8 @@ def masked(config: Config) -> str:
     def encode(value: object) -> object:
         if isinstance(value, Seconds):
             return f"{float(value):.12g}s"
+        if isinstance(value, Size):
+            return int(value)
         raise NotImplementedError  # pragma: no cover - msgspec hands over custom types only
 
     plain = msgspec.to_builtins(config, enc_hook=encode)

@@ -78,12 +78,19 @@ MISTAKES = {
     "duplicate-key-in-target": "4: 'name' stands twice (first on line 2); remove one",
     "key-is-a-list": "1: a key must be plain text; write `name: value`",
     # keys of later versions
-    "not-yet-models": f"1: 'models' (naming models for planning) {LATER}",
+    "reserve-other-of-many": (
+        "2: gpu.reserve_other: 'much' is not a size in bytes; write it as 512MiB, 2GiB or a plain number"
+    ),
+    "reserve-other-is-true": (
+        "2: gpu.reserve_other: True is not a size; write it as 2GiB or a whole number of bytes"
+    ),
+    "model-name": (
+        "2: model name 'a model' is no plain name; use letters, digits and . _ : / - (at most 128)"
+    ),
+    "model-path": "2: models.a: found the number 3; write text",
     "not-yet-alerts": f"1: 'alerts' (thresholds of alert rules) {LATER}",
     "not-yet-targets-files": f"1: 'targets_files' (targets from further files) {LATER}",
-    "not-yet-reserve-other": f"2: 'gpu.reserve_other' (memory headroom) {LATER}",
     "not-yet-processes": f"2: 'gpu.processes' (memory by process) {LATER}",
-    "not-yet-calibration": f"4: 'targets[].calibration' (calibrating predictions) {LATER}",
     # the text itself
     "file-is-a-list": "1: the file holds a list; write keys such as `targets:`",
     "file-is-text": "1: the file holds the text 'targets'; write keys such as `targets:`",
