@@ -21,6 +21,8 @@ GROUPS = {
     "health": "Health",
     "load": "Load",
     "kv_cache": "KV cache",
+    "prediction": "Prediction",
+    "reconciliation": "Predicted beside observed",
     "gpu": "GPU and host",
 }
 

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from brimline import __version__
+from brimline.estimate import Estimate, total
 from brimline.readings import (
+    COMPONENTS,
     GPU_REASONS,
+    PARTS,
     TARGET_REASONS,
     DeviceReading,
+    Footprint,
     Histogram,
     RankReading,
     Snapshot,
@@ -39,6 +43,7 @@ class Sums:
 
 Value = float | Histogram | Sums
 Row = tuple[Labels, Value]
+Parts = Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,10 @@ def _rank(name: str, help_: str, *, kind: Kind = "gauge", group: str = "load") -
     return Family(name, kind, help_, ("target", "model", "rank"), rows, group)
 
 
-def _rank_by(name: str, help_: str, *, kind: Kind = "gauge") -> Family:
-    """A family of one number for each rank and reason."""
+def _rank_by(
+    name: str, help_: str, *, kind: Kind = "gauge", label: str = "reason", group: str = "load"
+) -> Family:
+    """A family of one number for each rank and reason, or another label."""
 
     def rows(snapshot: Snapshot) -> Iterator[Row]:
         for target, rank in _ranks(snapshot):
@@ -129,7 +136,7 @@ def _rank_by(name: str, help_: str, *, kind: Kind = "gauge") -> Family:
             for reason, value in (said or {}).items():
                 yield (target.name, rank.model, rank.rank, reason), value
 
-    return Family(name, kind, help_, ("target", "model", "rank", "reason"), rows, "load")
+    return Family(name, kind, help_, ("target", "model", "rank", label), rows, group)
 
 
 def _rank_histogram(name: str, help_: str) -> Family:
@@ -155,6 +162,55 @@ def _gpu(name: str, help_: str, value: Callable[[DeviceReading], float | bool | 
                 yield (device.uuid,), float(said)
 
     return Family(name, "gauge", help_, ("gpu",), rows, "gpu")
+
+
+def _footprints(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, Footprint]]:
+    for target in snapshot.targets:
+        if target.footprint is not None:
+            yield target, target.footprint
+
+
+def _predicted(name: str, help_: str, value: Callable[[Footprint], float | bool | None]) -> Family:
+    """A family of one number for each target whose memory is predicted."""
+
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for target, footprint in _footprints(snapshot):
+            said = value(footprint)
+            if said is not None:
+                yield (target.name,), float(said)
+
+    return Family(name, "gauge", f"{help_} {_NOT_PREDICTED}", ("target",), rows, "prediction")
+
+
+def _predicted_parts(
+    name: str, help_: str, value: Callable[[Estimate], int], parts: Callable[[Footprint], Parts]
+) -> Family:
+    """A family of one number for each target and component."""
+
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for target, footprint in _footprints(snapshot):
+            said = parts(footprint)
+            for component in COMPONENTS:
+                if component in said:
+                    yield (target.name, component), float(value(said[component]))
+
+    return Family(name, "gauge", f"{help_} {_NOT_PREDICTED}", ("target", "component"), rows, "prediction")
+
+
+def _host_parts(footprint: Footprint) -> Parts:
+    """What lies in main memory, of all GPUs together."""
+    whole: dict[str, Estimate] = {}
+    for rank in footprint.ranks:
+        for component, estimate in rank.host.items():
+            for _ in range(footprint.tensor_parallel):
+                parts = [whole[component], estimate] if component in whole else [estimate]
+                whole[component] = total(parts, estimate.source)
+    return whole
+
+
+def _memory_parts(snapshot: Snapshot) -> Iterator[Row]:
+    for part in snapshot.memory.parts:
+        yield (part.gpu, part.target, part.component, part.basis), float(part.size_bytes)
 
 
 def _flag(value: bool) -> str:
@@ -227,6 +283,7 @@ def _one(value: Callable[[Snapshot], float | bool | None]) -> Callable[[Snapshot
 
 _NOT_UP = "Absent while the server cannot be read."
 _NOT_SAID = "Absent where the engine does not state it."
+_NOT_PREDICTED = "Absent where the model or its launch settings are not known, and while the server is down."
 
 METRICS: tuple[Family, ...] = (
     # identity
@@ -516,6 +573,133 @@ METRICS: tuple[Family, ...] = (
         group="kv_cache",
     ),
     _rank("max_model_len_tokens", f"Longest context of one request. {_NOT_SAID}", group="kv_cache"),
+    _rank_by(
+        "measured_memory_bytes",
+        f"Memory of a component on each GPU of this rank, as the engine itself measured it. {_NOT_SAID}",
+        label="component",
+        group="reconciliation",
+    ),
+    # prediction
+    _predicted_parts(
+        "predicted_memory_bytes",
+        f"Memory that a component should take on the fullest GPU. component: {', '.join(COMPONENTS)}.",
+        lambda estimate: estimate.expected,
+        lambda footprint: footprint.fullest.components,
+    ),
+    _predicted_parts(
+        "predicted_memory_low_bytes",
+        "Least memory that a component may take on the fullest GPU.",
+        lambda estimate: estimate.low,
+        lambda footprint: footprint.fullest.components,
+    ),
+    _predicted_parts(
+        "predicted_memory_high_bytes",
+        "Most memory that a component may take on the fullest GPU.",
+        lambda estimate: estimate.high,
+        lambda footprint: footprint.fullest.components,
+    ),
+    _predicted(
+        "predicted_total_memory_bytes",
+        "Memory that the server should take on its fullest GPU.",
+        lambda footprint: footprint.fullest.total.expected,
+    ),
+    _predicted(
+        "predicted_total_memory_low_bytes",
+        "Least memory that the server may take on its fullest GPU. More than the least of its components "
+        "together where an engine gives its KV cache what the others leave.",
+        lambda footprint: footprint.fullest.total.low,
+    ),
+    _predicted(
+        "predicted_total_memory_high_bytes",
+        "Most memory that the server may take on its fullest GPU. Less than the most of its components "
+        "together where an engine gives its KV cache what the others leave.",
+        lambda footprint: footprint.fullest.total.high,
+    ),
+    _predicted_parts(
+        "predicted_host_memory_bytes",
+        "Main memory that a component should take, for all GPUs of a data-parallel rank together.",
+        lambda estimate: estimate.expected,
+        _host_parts,
+    ),
+    _predicted(
+        "predicted_kv_cache_bytes_per_token",
+        "KV cache that one more token of context takes for good, on the fullest GPU.",
+        lambda footprint: footprint.kv_cache.bytes_per_token,
+    ),
+    _predicted(
+        "predicted_kv_cache_full_request_bytes",
+        "Most KV cache that one request of full context length may take on the fullest GPU.",
+        lambda footprint: footprint.kv_cache.full_request_bytes,
+    ),
+    _predicted(
+        "predicted_kv_cache_capacity_tokens",
+        "Tokens that the KV cache of one rank should hold, as this version of the engine counts them. Absent "
+        "without a GPU, too.",
+        lambda footprint: footprint.kv_cache.capacity_tokens,
+    ),
+    _predicted(
+        "predicted_kv_cache_max_concurrency_requests",
+        "Requests of full context length that should fit at once in one rank. Absent without a GPU, too.",
+        lambda footprint: footprint.kv_cache.max_concurrency_requests,
+    ),
+    _predicted(
+        "predicted_fits",
+        "1 if all else by its high bound and one request of full length fit the GPU, 0 if not. Absent "
+        "without a GPU, too.",
+        lambda footprint: footprint.fits,
+    ),
+    _predicted(
+        "prediction_calibrated",
+        "1 if activations, CUDA graphs and runtime were measured on this engine, version and GPU; 0 if they "
+        "come from tables, and the bounds are wide.",
+        lambda footprint: footprint.calibrated,
+    ),
+    Family(
+        "predicted_decode_ceiling_tokens_per_second",
+        "gauge",
+        "Tokens per second that memory bandwidth allows at the present batch and mean context, of all ranks "
+        "together; a ceiling, not a promise. Absent while no request runs, and without a GPU of known "
+        "bandwidth.",
+        ("target",),
+        lambda snapshot: (
+            ((target,), rate) for target, rate in snapshot.memory.ceiling_tokens_per_second.items()
+        ),
+        "prediction",
+    ),
+    # reconciliation
+    Family(
+        "memory_bytes",
+        "gauge",
+        "What the memory in use on a GPU is used for. basis: measured (by the engine or NVML) or predicted. "
+        f"component: {', '.join(PARTS)}. All parts of a GPU add up to gpu_memory_used_bytes; target is empty "
+        "for what belongs to none, and unaccounted may be negative, where less is used than predicted. "
+        "Absent where the GPU belongs to no server, and while it cannot be read.",
+        ("gpu", "target", "component", "basis"),
+        _memory_parts,
+        "reconciliation",
+    ),
+    Family(
+        "memory_headroom_bytes",
+        "gauge",
+        "Memory that stays free on the target's fullest GPU once all servers on it have taken what they are "
+        "predicted to: free memory, less what of the prediction was not seen in use since they started, less "
+        "gpu.reserve_other. Negative: out of memory is to be expected. Absent where a prediction or the GPU "
+        "is missing.",
+        ("target",),
+        lambda snapshot: (
+            ((target,), float(left)) for target, left in snapshot.memory.headroom_bytes.items()
+        ),
+        "reconciliation",
+    ),
+    Family(
+        "prediction_error_ratio",
+        "gauge",
+        "(observed - predicted) / predicted for a component whose observation is measured, of the rank with "
+        "the least cache. Absent where nothing is measured.",
+        ("target", "component"),
+        lambda snapshot: ((key, ratio) for key, ratio in snapshot.memory.error_ratio.items()),
+        "reconciliation",
+    ),
     # GPU and host
     _gpu(
         "gpu_memory_total_bytes",

@@ -21,6 +21,7 @@ from brimline.readings import (
     TargetSnapshot,
     combine_ranks,
 )
+from brimline.reconcile import comparisons
 
 GPU_PATIENCE = 3.0
 
@@ -124,6 +125,7 @@ def _warnings(target: TargetSnapshot) -> Iterator[str]:
         if differs:
             declared, live = target.declared.get(setting), target.settings[setting]
             yield f"{setting}: declared {declared}, the server says {live}"
+    yield from target.memory_notes
     if target.reading is not None:
         yield from (f"{quantity} is not on the page of this version" for quantity in target.reading.missing)
         yield from target.reading.notes
@@ -159,7 +161,31 @@ def print_snapshot(snapshot: Snapshot, console: Console) -> None:
         console.print(table)
     else:
         console.print("No targets are configured.")
+    for target in snapshot.targets:
+        _print_comparison(target, snapshot, console)
     _print_gpus(snapshot, console)
+
+
+def _print_comparison(target: TargetSnapshot, snapshot: Snapshot, console: Console) -> None:
+    """What the server should use beside what it uses, on its fullest GPU."""
+    lines = comparisons(target, snapshot)
+    if not lines or target.footprint is None:
+        return
+    table = Table(title=f"{target.name}: predicted beside observed, fullest GPU", title_justify="left")
+    table.add_column("", overflow="fold")
+    for column in ("predicted", "low", "high", "observed", "difference"):
+        table.add_column(column, justify="right", overflow="fold")
+    for line in lines:
+        numbers = (line.expected, line.low, line.high, line.observed)
+        shown = [units.format_amount(number, line.unit) for number in numbers]
+        table.add_row(line.name, *shown, units.format_difference(line.difference_ratio))
+    console.print(table)
+    headroom = snapshot.memory.headroom_bytes.get(target.name)
+    if headroom is not None:
+        basis = "calibrated" if target.footprint.calibrated else "by the high bounds, not calibrated"
+        console.print(f"headroom {units.format_bytes(headroom)} ({basis})")
+    for assumption in target.footprint.assumptions:
+        console.print(f"  {assumption}", style="dim")
 
 
 def _print_gpus(snapshot: Snapshot, console: Console) -> None:

@@ -38,20 +38,23 @@ from brimline.engines.launch import mismatches, misspelt, normalize, parse_launc
 from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
-from brimline.footprint.kv_cache import KV_LAYOUTS
-from brimline.footprint.model import ModelShape, read_shape
 from brimline.gpu import GpuReader, open_gpu_reader
+from brimline.prediction import CalibrationError, ModelError, Prediction, Question, smallest_card
 from brimline.processes import command_line, listening_pid, read_memory
 from brimline.readings import (
     TARGET_REASONS,
     EngineReading,
+    Footprint,
     GpuReading,
     HostReading,
+    MemoryAccount,
     Problem,
     RankReading,
     Snapshot,
     TargetSnapshot,
+    Uuid,
 )
+from brimline.reconcile import HighWater, Tenant, account, follow_high_water
 from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -151,9 +154,11 @@ class TargetReader:
         self._unparsed_total = 0
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
-        self._shape_key: tuple[str, float] | None = None
-        self._shape_read_at = 0.0
-        self._shape_future: asyncio.Future[ModelShape] | None = None
+        self._prediction = Prediction(monotonic=monotonic, patience=MODEL_PATIENCE, retry_after=RETRY_AFTER)
+        self._footprint: Footprint | None = None
+        self._gpus: Assigned = ()
+        self._sleeping = False
+        self._epoch = 0
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
@@ -231,6 +236,8 @@ class TargetReader:
         was in a hurry: that says nothing about the server.
         """
         if reason in ("not_found", "not_an_engine", "wrong_engine", "metrics_disabled", "connection", "dns"):
+            if self._detected is not None:
+                self._epoch += 1
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
         self._log_change(False, reason, detail)
@@ -349,10 +356,14 @@ class TargetReader:
         if detected.token_count is None:
             detected.start, detected.token_count = (reading.start_time, reading.start_token), tokens
             return False
-        restarted = (
-            (reading.start_time, reading.start_token) != detected.start
-            or tokens < detected.token_count
-            or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
+        is_another = (
+            reading.start_time,
+            reading.start_token,
+        ) != detected.start or tokens < detected.token_count
+        if is_another:
+            self._epoch += 1
+        restarted = is_another or (
+            reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE
         )
         detected.token_count = tokens
         detected.start = (reading.start_time, reading.start_token)
@@ -496,7 +507,6 @@ class TargetReader:
     ) -> TargetSnapshot:
         adapter = detected.adapter
         settings = dict(sorted((_visible(detected.launch, adapter) | dict(reading.settings)).items()))
-        reading, source = await self._with_kv_bytes(detected, reading, problems)
         if reading.bad_values:
             problems.append(Problem("bad_values", f"impossible values of {', '.join(reading.bad_values)}"))
         if reading.dropped_series:
@@ -520,36 +530,7 @@ class TargetReader:
             mismatches=mismatches(_visible(detected.launch, adapter), reading.settings),
             declared=_visible(detected.launch, adapter),
             fingerprint=fingerprint,
-            kv_bytes_source=source,
         )
-
-    async def _with_kv_bytes(
-        self, detected: _Detected, reading: EngineReading, problems: list[Problem]
-    ) -> tuple[EngineReading, str | None]:
-        """The reading with its KV cache in bytes, where they are known, and what they come from."""
-        if reading.sleeping:
-            return reading, None  # the memory has been given up
-        if any(rank.kv_cache_capacity_bytes is not None for rank in reading.ranks):
-            return reading, "the server's own budget"
-        path = self._model_path(reading)
-        kv_layout = detected.adapter.kv_layout
-        if path is None or kv_layout is None:
-            return reading, None
-        if not (detected.launch_known or self._has_one_gpu()):
-            note = "its KV cache in bytes is not known without launch settings; give launch or launch_command"
-            return dataclasses.replace(reading, notes=(*reading.notes, note)), None
-        try:
-            shape = await self._shape(path)
-            if shape is None:
-                return reading, None
-            layout = KV_LAYOUTS[kv_layout]
-            per_token = layout(shape, {**detected.launch, **reading.settings})
-        except (FootprintError, ValueError, OSError) as error:
-            if self.target.model is not None and not any(p.reason == "model" for p in problems):
-                problems.append(Problem("model", str(error)))
-            return reading, None
-        ranks = tuple(_with_bytes(rank, per_token) for rank in reading.ranks)
-        return dataclasses.replace(reading, ranks=ranks), shape.source
 
     @staticmethod
     async def _is_missing(path: Path) -> bool:
@@ -566,36 +547,94 @@ class TargetReader:
             and len(self.target.gpus) == 1
         )
 
-    def _model_path(self, reading: EngineReading) -> Path | None:
+    def model_path(self, reading: EngineReading) -> Path | None:
         """The configured model, else the path that a server on this machine says it loaded."""
         if self.target.model is not None:
             return Path(self.target.model)
         root = reading.served_root
         return Path(root) if root is not None and root.startswith("/") and self.target.is_loopback else None
 
-    async def _shape(self, path: Path) -> ModelShape | None:
-        """The model's shape; None where it is still being read. Raises FootprintError.
+    # --- the prediction ---
 
-        Read once for each start of the server; a failure is forgotten after a while, because the model may be
-        mounted later.
-        """
+    async def finish(self, gpu: GpuReading, targets: int, snapshot: TargetSnapshot) -> TargetSnapshot:
+        """The snapshot with the GPUs that belong to the target, and with what it should use."""
+        snapshot = await self._assign(gpu, targets, snapshot)
+        self._gpus = snapshot.gpus
+        if snapshot.reading is None:
+            return snapshot
+        self._sleeping = snapshot.reading.sleeping or False
+        return await self._predict(gpu, snapshot, snapshot.reading)
+
+    def tenant(self) -> Tenant:
+        """The target as its GPUs know it."""
+        return Tenant(
+            name=self.target.name,
+            gpus=self._gpus,
+            footprint=self._footprint,
+            epoch=self._epoch,
+            sleeping=self._sleeping,
+        )
+
+    async def _predict(
+        self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading
+    ) -> TargetSnapshot:
+        problems = list(snapshot.problems)
+        notes: list[str] = []
+        question = self._question(gpu, snapshot, reading, notes)
+        footprint = None
+        if question is not None:
+            try:
+                footprint = await self._prediction.ask(question)
+            except CalibrationError as error:
+                problems.append(Problem("calibration", str(error)))
+            except FootprintError as error:
+                reason = "model" if isinstance(error, ModelError) else "prediction"
+                if self.target.model is None:
+                    notes.append(f"its memory is not predicted: {error}")
+                elif not any(problem.reason == reason for problem in problems):
+                    problems.append(Problem(reason, str(error)))
+        self._footprint = footprint
+        reading, source = _with_kv_bytes(reading, footprint)
+        return dataclasses.replace(
+            snapshot,
+            reading=reading,
+            footprint=footprint,
+            kv_bytes_source=source,
+            problems=tuple(problems),
+            memory_notes=tuple(notes),
+        )
+
+    def _question(
+        self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading, notes: list[str]
+    ) -> Question | None:
+        """What is to be predicted; None, with a note, where too little is known for it."""
         detected = self._detected
-        key = (str(path), detected.since if detected is not None else 0.0)
-        if self._shape_future is None or self._shape_key != key:
-            self._shape_key = key
-            self._shape_future = in_daemon_thread(lambda: read_shape(path), "model")
-            self._shape_future.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._shape_read_at = self._monotonic()
-        future = self._shape_future
-        await asyncio.wait([future], timeout=MODEL_PATIENCE)
-        if not future.done():
+        if detected is None or detected.adapter.predictor is None or not reading.ranks:
             return None
-        if future.exception() is not None and self._monotonic() - self._shape_read_at > RETRY_AFTER:
-            self._shape_future = None
-        return future.result()
+        if len(reading.by_model()) > 1:
+            notes.append("its memory is not predicted: it serves several models")
+            return None
+        path = self.model_path(reading)
+        if path is None:
+            notes.append("its memory is not predicted: name the folder of its model in `model`")
+            return None
+        adapter = detected.adapter
+        is_known = detected.launch_known or adapter.states_launch(reading.settings) or self._has_one_gpu()
+        if not is_known:
+            notes.append("its memory is not predicted without launch settings; give launch or launch_command")
+            return None
+        mine = {uuid for uuid, _ in snapshot.gpus}
+        return Question(
+            engine=detected.adapter.predictor,
+            version=reading.engine_version,
+            model=path,
+            settings=tuple(sorted({**detected.launch, **reading.settings}.items())),
+            card=smallest_card([device for device in gpu.devices if device.uuid in mine]),
+            calibration=None if self.target.calibration is None else Path(self.target.calibration),
+            start=detected.since,
+        )
 
-    async def assign(self, gpu: GpuReading, targets: int, snapshot: TargetSnapshot) -> TargetSnapshot:
-        """The snapshot with the GPUs that belong to the target."""
+    async def _assign(self, gpu: GpuReading, targets: int, snapshot: TargetSnapshot) -> TargetSnapshot:
         world_size = self.world_size(snapshot)
 
         def assigned() -> tuple[Assigned, tuple[Problem, ...]]:
@@ -651,13 +690,32 @@ def _fingerprint(reading: EngineReading, settings: Mapping[str, str]) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _with_bytes(rank: RankReading, per_token: float) -> RankReading:
+def _with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple[EngineReading, str | None]:
+    """The reading with its KV cache in bytes, where they are known, and what they come from."""
+    if reading.sleeping:
+        return reading, None  # the memory has been given up
+    if any(rank.kv_cache_capacity_bytes is not None for rank in reading.ranks):
+        return reading, "the server's own budget"
+    if footprint is None:
+        return reading, None
+    ranks = tuple(_rank_with_bytes(rank, footprint) for rank in reading.ranks)
+    if all(rank.kv_cache_capacity_bytes is None for rank in ranks):
+        return reading, None
+    return dataclasses.replace(reading, ranks=ranks), footprint.model_source
+
+
+def _rank_with_bytes(rank: RankReading, footprint: Footprint) -> RankReading:
     """The rank with its cache in bytes: of its blocks where it has them, as token counts may be logical."""
+    cache = footprint.kv_cache
 
     def bytes_of(blocks: float | None, tokens: float | None) -> float | None:
-        if blocks is not None and rank.kv_cache_block_tokens is not None:
-            tokens = blocks * rank.kv_cache_block_tokens
-        return None if tokens is None else float(int(tokens * per_token))
+        if cache.block_bytes is not None:
+            return None if blocks is None else float(int(blocks * cache.block_bytes))
+        return (
+            None
+            if tokens is None or not cache.is_proportional
+            else float(int(tokens * cache.bytes_per_token))
+        )
 
     return dataclasses.replace(
         rank,
@@ -731,6 +789,7 @@ class Collector:
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
         self._rounds: list[_Round] = []
+        self._high_water: dict[Uuid, HighWater] = {}
         self.reload_successful = True
         self.reload_problem: str | None = None
         self.reload_success_time: float | None = None
@@ -812,10 +871,12 @@ class Collector:
             current.last_until(deadline)
         targets = await current.snapshots(deadline)
         total, available = read_memory()
+        gpu = self.gpu_reading()
         return Snapshot(
             time=self._clock(),
             targets=tuple(targets),
-            gpu=self.gpu_reading(),
+            gpu=gpu,
+            memory=self._account(targets, current.readers, gpu),
             host=HostReading(total, available),
             reload_successful=self.reload_successful,
             reload_success_time=self.reload_success_time,
@@ -823,7 +884,26 @@ class Collector:
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:
-        return await reader.assign(self.gpu_reading(), len(self._readers), snapshot)
+        return await reader.finish(self.gpu_reading(), len(self._readers), snapshot)
+
+    def _account(
+        self, targets: Sequence[TargetSnapshot], readers: Sequence[TargetReader], gpu: GpuReading
+    ) -> MemoryAccount:
+        tenants = [reader.tenant() for reader in readers]
+        self._high_water = follow_high_water(
+            self._high_water,
+            gpu.devices,
+            tenants,
+            now=self._monotonic(),
+            peak_window=self._config.peak_window,
+        )
+        return account(
+            targets,
+            tenants,
+            gpu.devices,
+            self._high_water,
+            reserve_other_bytes=self._config.gpu.reserve_other,
+        )
 
     def gpu_reading(self) -> GpuReading:
         """The GPUs as they are known now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import Literal, NewType
 
 from brimline.estimate import Estimate
 
@@ -35,6 +35,8 @@ TARGET_REASONS: dict[str, str] = {
     "config_endpoint": "an endpoint with the server's settings could not be read",
     "launch_command": "the launch command could not be read",
     "model": "the model's files could not be read",
+    "prediction": "the server's memory could not be predicted from its model and settings",
+    "calibration": "the calibration file could not be read",
     "gpu_unassigned": "which GPUs belong to the server is not known",
     "gpu_unknown": "a configured GPU is not visible",
     "bad_values": "the page holds impossible values, which were dropped",
@@ -69,7 +71,10 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankReading:
-    """What one engine core (one data-parallel rank) of one model says of itself."""
+    """What one engine core (one data-parallel rank) of one model says of itself.
+
+    measured_memory_bytes: by component, on each GPU of the rank, where the engine itself measures it.
+    """
 
     model: str
     rank: str = "0"
@@ -94,6 +99,7 @@ class RankReading:
     kv_cache_used_bytes: float | None = None
     kv_cache_max_concurrency_requests: float | None = None
     max_model_len_tokens: float | None = None
+    measured_memory_bytes: Mapping[str, float] | None = None
     time_to_first_token_seconds: Histogram | None = None
     inter_token_latency_seconds: Histogram | None = None
     request_e2e_latency_seconds: Histogram | None = None
@@ -238,6 +244,7 @@ class KvCacheFootprint:
     full_request_bytes: most that one request of max_model_len_tokens may hold. bytes_by_tokens: the same for
     other lengths. stage_block_bytes: of a block on each pipeline stage; empty where there are no blocks.
     num_blocks, capacity_tokens, max_concurrency_requests: None where the pool's size is not known.
+    is_proportional: no windows, states or blocks, so that bytes are tokens times bytes_per_token.
     """
 
     bytes_per_token: float
@@ -249,6 +256,7 @@ class KvCacheFootprint:
     num_blocks: Estimate | None = None
     capacity_tokens: int | None = None
     max_concurrency_requests: float | None = None
+    is_proportional: bool = False
 
     @property
     def block_bytes(self) -> int | None:
@@ -256,16 +264,34 @@ class KvCacheFootprint:
         return max(self.stage_block_bytes, default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a computation, for people who check it.
+
+    topic: the component, or budget, layout, fit, ceiling. formula: in words; numbers: the same filled in.
+    """
+
+    topic: str
+    formula: str
+    numbers: str
+    source: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """What a server should use by its model and launch settings.
 
-    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. decode_ceiling: tokens per second
-    that a batch (first argument) of requests of one context length (second) cannot exceed; None where the
-    GPU's bandwidth is not known. fits: whether the server starts and holds one request of full length, by the
-    high bounds; None without a GPU. headroom_bytes: what stays free on the fullest GPU beside `expected`.
+    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of all of it.
+    max_running_requests: that one replica works on at once; None where only its K/V cache limits them.
+    decode_ceiling: tokens per second that a batch (first argument) of requests of one context length (second) cannot exceed; None where the
+    GPU's bandwidth is not known. speculative_ceiling: the same at a given chance that a draft token is
+    accepted; None without speculation. fits: whether one request of full length lies on the GPU beside all
+    else, by the high bounds; None without a GPU. starts: whether the engine itself would start, by the low
+    bound of its pool; longest_start_tokens: the longest request with which it would, 0 for none. None where
+    the engine has no such rule, or no pool is known. headroom_bytes: what stays free on the fullest GPU
+    beside `expected`.
     calibrated: activations, graphs and runtime were measured on this engine, version and GPU.
-    model_source: the file the model was read from.
+    model_source: the file the model was read from. explain: how it was computed, for the fullest GPU.
     """
 
     engine: str
@@ -274,17 +300,54 @@ class Footprint:
     ranks: tuple[RankFootprint, ...]
     kv_cache: KvCacheFootprint
     tensor_parallel: int = 1
+    data_parallel: int = 1
+    max_running_requests: int | None = None
     decode_ceiling: Callable[[int, int], float] | None = None
+    speculative_ceiling: Callable[[float], Callable[[int, int], float]] | None = None
     fits: bool | None = None
+    starts: bool | None = None
+    longest_start_tokens: int | None = None
     headroom_bytes: int | None = None
     calibrated: bool = False
     assumptions: tuple[str, ...] = ()
     model_source: str = ""
+    explain: Callable[[], tuple[Step, ...]] | None = None
 
     @property
     def fullest(self) -> RankFootprint:
         """The stage whose GPUs hold most."""
         return max(self.ranks, key=lambda rank: rank.total.expected)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPart:
+    """A part of one GPU's memory in use.
+
+    target: empty for what belongs to none. component: a word of PARTS. basis: whether the size was measured,
+    or is what the prediction says; the remainder (`unaccounted`) is measured less both, and may be negative.
+    """
+
+    gpu: Uuid
+    target: str
+    component: str
+    basis: Literal["measured", "predicted"]
+    size_bytes: int
+
+
+PARTS = (
+    "weights",
+    "kv_cache_used",
+    "kv_cache_free",
+    "kv_cache",
+    "activations",
+    "cuda_graphs",
+    "runtime",
+    "lora",
+    "encoder_cache",
+    "draft_model",
+    "other_processes",
+    "unaccounted",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +367,8 @@ class TargetSnapshot:
     settings: declared and live settings together, the live ones winning.
     mismatches: for each setting that is both declared and live, whether the two differ.
     gpus: the GPUs that belong to it, with their rank.
+    footprint: what it should use; None where its model or settings are not known. memory_notes: why not, and
+    what to do.
     """
 
     name: str
@@ -328,6 +393,23 @@ class TargetSnapshot:
     dropped_series_total: int = 0
     gpus: tuple[tuple[Uuid, str], ...] = ()
     kv_bytes_source: str | None = None
+    footprint: Footprint | None = None
+    memory_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryAccount:
+    """Predicted beside observed, in one round.
+
+    parts: of each GPU that belongs to a target. headroom_bytes: by target. error_ratio: observed less
+    predicted over predicted, by target and component, where the observation is measured.
+    ceiling_tokens_per_second: what a target cannot exceed at the load it has now.
+    """
+
+    parts: tuple[MemoryPart, ...] = ()
+    headroom_bytes: Mapping[str, int] = field(default_factory=dict)
+    error_ratio: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    ceiling_tokens_per_second: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +419,7 @@ class Snapshot:
     time: float
     targets: tuple[TargetSnapshot, ...] = ()
     gpu: GpuReading = field(default_factory=GpuReading)
+    memory: MemoryAccount = field(default_factory=lambda: MemoryAccount())
     host: HostReading = field(default_factory=HostReading)
     reload_successful: bool = True
     reload_success_time: float | None = None

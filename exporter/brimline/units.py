@@ -80,6 +80,20 @@ def format_ratio(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio * 100:.1f} %"
 
 
+def format_amount(amount: float | None, unit: str) -> str:
+    """An amount of `bytes`, `tokens` or `requests`; `–` where nothing is known."""
+    if amount is None:
+        return "–"
+    if unit == "bytes":
+        return format_bytes(amount)
+    return f"{amount:.2f}" if unit == "requests" else format_count(amount)
+
+
+def format_difference(ratio: float | None) -> str:
+    """`+3.1 %` for 0.031; `–` where nothing is known."""
+    return "–" if ratio is None else f"{ratio * 100:+.1f} %"
+
+
 def format_duration(seconds: float | None) -> str:
     """`3 d 4 h`, `12 min`, `4.2 s` or `35 ms`; `–` where nothing is known."""
     if seconds is None:

@@ -22,6 +22,7 @@ from brimline.config import (
     GpuSource,
     PidSource,
     Seconds,
+    Size,
     Target,
     Tls,
     load,
@@ -35,8 +36,8 @@ from brimline.errors import ConfigError
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 TARGET_KEYS = (
-    "basic_auth, bearer_token_file, engine, experiment, gpus, headers, histograms, launch, launch_command, "
-    "metrics_path, min_interval, model, name, role, timeout, tls, url, variant"
+    "basic_auth, bearer_token_file, calibration, engine, experiment, gpus, headers, histograms, launch, "
+    "launch_command, metrics_path, min_interval, model, name, role, timeout, tls, url, variant"
 )
 NO_LABEL = "cannot be a label; use letters, digits and . _ : / - (at most 128)"
 NO_URL = "is not an http(s) URL; write http://HOST:PORT"
@@ -60,10 +61,13 @@ A_UUID = "write a GPU's UUID or index"
 MISTAKES = {
     # keys
     "unknown-top-key": (
-        "2: unknown key 'target'; known: gpu, histograms, listen, peak_window, scrape_timeout, targets"
+        "2: unknown key 'target'; known: gpu, histograms, listen, models, peak_window, scrape_timeout, "
+        "targets"
     ),
     "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
-    "unknown-gpu-key": "3: unknown key 'interval' in gpu; known: backend, path, sample_interval",
+    "unknown-gpu-key": (
+        "3: unknown key 'interval' in gpu; known: backend, path, reserve_other, sample_interval"
+    ),
     "unknown-basic-auth-key": (
         "4: unknown key 'password' in targets[0].basic_auth; known: password_file, username"
     ),
@@ -260,7 +264,13 @@ def test_a_full_file_decodes_to_what_it_says() -> None:
         scrape_timeout=Seconds(2.5),
         histograms="none",
         peak_window=Seconds(300),
-        gpu=GpuConfig(backend="replay", path="/recordings/gpu.jsonl", sample_interval=Seconds(0.5)),
+        gpu=GpuConfig(
+            backend="replay",
+            path="/recordings/gpu.jsonl",
+            sample_interval=Seconds(0.5),
+            reserve_other=Size(2 << 30),
+        ),
+        models={"llama-70b": "/models/llama-70b"},
         targets=[
             Target(
                 name="chat-a",
@@ -278,6 +288,7 @@ def test_a_full_file_decodes_to_what_it_says() -> None:
                     "kv_cache_dtype": "fp8",
                     "enable_prefix_caching": True,
                 },
+                calibration="calib.yaml",
                 timeout=Seconds(90),
                 min_interval=Seconds(15),
                 histograms="sums",

@@ -15,15 +15,21 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from brimline.catalog import METRICS, Family, Kind, Row
+from brimline.estimate import Estimate
 from brimline.exposition import render
 from brimline.readings import (
     TARGET_REASONS,
     DeviceReading,
     EngineReading,
+    Footprint,
     GpuReading,
     Histogram,
     HostReading,
+    KvCacheFootprint,
+    MemoryAccount,
+    MemoryPart,
     Problem,
+    RankFootprint,
     RankReading,
     Snapshot,
     TargetSnapshot,
@@ -60,6 +66,25 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
+WEIGHTS = Estimate(2, 3, 4, "table")
+FOOTPRINT = Footprint(
+    engine="vllm",
+    engine_version="0.32.0",
+    parameters=1,
+    ranks=(
+        RankFootprint(
+            pipeline_stage=0, components={"weights": WEIGHTS}, total=WEIGHTS, host={"weights": WEIGHTS}
+        ),
+    ),
+    kv_cache=KvCacheFootprint(
+        bytes_per_token=2.0,
+        max_model_len_tokens=4,
+        full_request_bytes=8,
+        capacity_tokens=16,
+        max_concurrency_requests=4.0,
+    ),
+    fits=True,
+)
 LATENCY = Histogram(((0.25, 1.0), (1.0, 3.0), (math.inf, 4.0)), 2.5, 4.0)
 
 
@@ -86,7 +111,10 @@ def everything() -> Snapshot:
     }
     rank = dataclasses.replace(
         RankReading(
-            model="m", requests_waiting_by_reason={"capacity": 1}, requests_finished_total={"stop": 2}
+            model="m",
+            requests_waiting_by_reason={"capacity": 1},
+            requests_finished_total={"stop": 2},
+            measured_memory_bytes={"weights": 3},
         ),
         **numbers,  # type: ignore[arg-type]
         **histograms,  # type: ignore[arg-type]
@@ -115,6 +143,7 @@ def everything() -> Snapshot:
         fingerprint="abc",
         config_changed=950.0,
         gpus=((Uuid("GPU-a"), "0"),),
+        footprint=FOOTPRINT,
     )
     device = DeviceReading(
         uuid=Uuid("GPU-a"),
@@ -133,6 +162,16 @@ def everything() -> Snapshot:
         time=1000.0,
         targets=(full, target("sums", "sums", **histograms), target("none", "none", **histograms)),
         gpu=GpuReading(up=False, problem="no_gpus", devices=(device,)),
+        memory=MemoryAccount(
+            parts=(
+                MemoryPart(
+                    gpu=Uuid("GPU-a"), target="full", component="weights", basis="predicted", size_bytes=3
+                ),
+            ),
+            headroom_bytes={"full": -1},
+            error_ratio={("full", "kv_cache"): -0.25},
+            ceiling_tokens_per_second={"full": 221.0},
+        ),
         host=HostReading(100, 50),
         reload_success_time=1.0,
     )

@@ -61,6 +61,10 @@ def _unknown_size(_settings: Mapping[str, str]) -> int | None:
     return None
 
 
+def _states_little(_settings: Mapping[str, str]) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """One inference engine.
@@ -79,7 +83,8 @@ class Adapter:
     flags: long names of the flags that decide its memory or speed; no others are ever shown.
     launch_switches: flags that take no value.
     world_size: how many GPUs the server uses by its settings; None where they do not say.
-    kv_layout: a key of brimline.footprint.kv_cache.KV_LAYOUTS; None where its K/V bytes are not computed.
+    predictor: a key of brimline.footprint.predict.PREDICTORS; None where its memory is not predicted.
+    states_launch: whether the live settings hold every launch setting, so that none need be declared.
     """
 
     name: str
@@ -101,7 +106,8 @@ class Adapter:
     launch_switches: frozenset[str] = frozenset()
     launch_model_flag: str = "model"
     world_size: Callable[[Mapping[str, str]], int | None] = _unknown_size
-    kv_layout: str | None = None
+    predictor: str | None = None
+    states_launch: Callable[[Mapping[str, str]], bool] = _states_little
 
     @property
     def shown_flags(self) -> frozenset[str]:

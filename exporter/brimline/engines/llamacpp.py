@@ -269,5 +269,5 @@ ADAPTER = Adapter(
     launch_model_flag="model",
     # It spreads over every visible GPU unless told otherwise, so its settings do not say.
     world_size=lambda _settings: None,
-    kv_layout="ggml",
+    predictor="llamacpp",
 )

@@ -19,6 +19,7 @@ from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
     SIMULATED,
     START_TIME,
+    ByLabel,
     HistogramOf,
     Key,
     Quantity,
@@ -82,6 +83,8 @@ TABLE: dict[str, Quantity] = {
     "window_usage": _total("swa_token_usage", ratio=True),
     "mamba_usage": _total("mamba_usage", ratio=True),
     "kv_cache_gib": _total("kv_cache_memory_usage_gb"),
+    "weights_gib": _total("weight_memory_usage_gb"),
+    "graphs_gib": ByLabel(_named("graph_memory_usage_gb"), "phase", max),
 }
 
 CONFIG_INFO = _named("cache_config_info")  # 0.5.9 and 0.5.10 only
@@ -136,13 +139,16 @@ def _server_info(documents: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _pool_gib(info: Mapping[str, Any]) -> float | None:
-    """GiB of K/V cache on a GPU; None where the document holds several schedulers."""
+def _memory_usage(info: Mapping[str, Any]) -> Mapping[str, float]:
+    """GiB on a GPU by the server's own words; empty where the document holds several schedulers."""
     states = info.get("internal_states")
     if not isinstance(states, list) or len(states) != 1 or not isinstance(states[0], dict):
-        return None
+        return {}
     usage = states[0].get("memory_usage")
-    return _positive(usage.get("kvcache")) if isinstance(usage, dict) else None
+    if not isinstance(usage, dict):
+        return {}
+    sizes = {name: _positive(usage.get(name)) for name in ("kvcache", "weight", "graph")}
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _max_model_lens(documents: Mapping[str, Any]) -> dict[str, float]:
@@ -175,6 +181,12 @@ def _complete(values: dict[str, Any]) -> None:
     # Zero where the engine keeps its pool outside the allocator that it asks.
     if gib := values.pop("kv_cache_gib", None):
         values["kv_cache_capacity_bytes"] = float(round(gib * _GIB))
+    phases = values.pop("graphs_gib", None) or {}
+    measured = {"weights": values.pop("weights_gib", None), "cuda_graphs": sum(phases.values())}
+    # Zero where it was not measured, too.
+    values["measured_memory_bytes"] = {
+        component: float(round(gib * _GIB)) for component, gib in measured.items() if gib
+    } or None
     if "prompt_tokens_total" in values and "prefix_cache_hits_tokens_total" in values:
         # Both count when a request ends, and the prompt includes what came from the cache.
         values["prefix_cache_queries_tokens_total"] = values["prompt_tokens_total"]
@@ -193,8 +205,19 @@ def read(evidence: Evidence) -> EngineReading:
             "kv_cache_capacity_tokens": _positive(info.get("max_total_num_tokens")),
             "max_model_len_tokens": lengths.get(key[0]),
         }
-        if len(table.values) == 1 and (gib := _pool_gib(info)) is not None:
-            stated["kv_cache_capacity_bytes"] = float(round(gib * _GIB))
+        if len(table.values) == 1:
+            usage = _memory_usage(info)
+            if "kvcache" in usage:
+                stated["kv_cache_capacity_bytes"] = float(round(usage["kvcache"] * _GIB))
+            values["measured_memory_bytes"] = (
+                values["measured_memory_bytes"]
+                or {
+                    component: float(round(usage[name] * _GIB))
+                    for component, name in (("weights", "weight"), ("cuda_graphs", "graph"))
+                    if name in usage
+                }
+                or None
+            )
         for quantity, value in stated.items():
             if value is not None:
                 values.setdefault(quantity, value)
@@ -227,4 +250,6 @@ ADAPTER = Adapter(
     ),
     read=read,
     launch_model_flag="model_path",
+    predictor="sglang",
+    states_launch=lambda settings: "tp_size" in settings,
 )

@@ -385,5 +385,5 @@ ADAPTER = Adapter(
     ),
     launch_model_flag="model",
     world_size=_world_size,
-    kv_layout="torch",
+    predictor="vllm",
 )

@@ -113,7 +113,7 @@ GPUS: dict[str, Gpu] = {
 }
 
 # A name without what people and drivers write around it: vendor, brand, spaces, dashes.
-_NOISE = re.compile(r"nvidia|geforce|tesla|quadro|amd|instinct|intel|graphics|generation|[^a-z0-9]")
+_NOISE = re.compile(r"nvidia|geforce|tesla|quadro|amd|instinct|intel|graphics|generation|simulated|[^a-z0-9]")
 
 # What is left of a name, and what it means; the sentence is there where it says less than it should.
 _NAMES: dict[str, tuple[str, str | None]] = {
@@ -196,3 +196,19 @@ def described_gpu(
         flops_per_second=flops_per_second,
         source="described by the user",
     )
+
+
+def live_gpu(name: str, total_bytes: int, reserved_bytes: int | None) -> Gpu:
+    """A GPU as NVML describes it, with what the table knows of its kind; reserved_bytes: None with memory v1."""
+    visible = visible_bytes(total_bytes, reserved_bytes)
+    try:
+        known = find_gpu(name)
+    except FootprintError:
+        return Gpu(
+            name=name,
+            memory_bytes=total_bytes,
+            visible_bytes=visible,
+            bandwidth_bytes_per_second=None,
+            source="NVML",
+        )
+    return replace(known, memory_bytes=total_bytes, visible_bytes=visible, assumption=None)

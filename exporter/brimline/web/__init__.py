@@ -10,6 +10,7 @@ import jinja2
 
 from brimline import __version__, units
 from brimline.readings import DeviceReading, Snapshot, TargetSnapshot, combine_ranks
+from brimline.reconcile import Comparison, comparisons
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,31 @@ def _template() -> jinja2.Template:
         count=units.format_count,
         ratio=units.format_ratio,
         duration=units.format_duration,
+        difference=units.format_difference,
+        amount=units.format_amount,
     )
     return environment.get_template("status.html")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Predicted beside observed for one target."""
+
+    lines: list[Comparison]
+    headroom_bytes: int | None
+    is_calibrated: bool
+    assumptions: tuple[str, ...]
+
+
+def _beside(target: TargetSnapshot, snapshot: Snapshot) -> Beside | None:
+    if target.footprint is None:
+        return None
+    return Beside(
+        comparisons(target, snapshot),
+        snapshot.memory.headroom_bytes.get(target.name),
+        target.footprint.calibrated,
+        target.footprint.assumptions,
+    )
 
 
 def _kv_bars(target: TargetSnapshot) -> list[tuple[str, Bar, list[tuple[str, str]]]]:
@@ -92,7 +116,7 @@ def status_page(snapshot: Snapshot) -> str:
     return _template().render(
         version=__version__,
         time=datetime.fromtimestamp(snapshot.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        targets=[(target, _kv_bars(target)) for target in snapshot.targets],
+        targets=[(target, _kv_bars(target), _beside(target, snapshot)) for target in snapshot.targets],
         gpu=snapshot.gpu,
         gpus=[(device, _gpu_bar(device), owners.get(device.uuid, [])) for device in snapshot.gpu.devices],
         simulated=any(target.reading is not None and target.reading.simulated for target in snapshot.targets),

@@ -1,0 +1,154 @@
+"""The prediction of a running server: from what it says of itself, then its model's files, then its flags.
+
+The predictor is imported when the first server with a known model is seen, so that an exporter without one
+stays small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from brimline.errors import FootprintError
+from brimline.readings import DeviceReading, Footprint
+from brimline.threads import in_daemon_thread
+
+# Reserved memory that differs by less than this does not make another GPU of it.
+_RESERVED_STEP = 16 << 20
+
+
+# A thousand servers found at once must not compute at once beside the scrape that waits for them. Files are
+# read outside of it: a file system that hangs holds up its own server only.
+_COMPUTING = threading.BoundedSemaphore(2)
+
+
+class ModelError(FootprintError):
+    """The model's files cannot be read."""
+
+
+class CalibrationError(FootprintError):
+    """The calibration file cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU as NVML describes it. reserved_bytes: None with memory API v1."""
+
+    name: str
+    total_bytes: int
+    reserved_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """All that a prediction depends on. start: tells one start of the server from the next."""
+
+    engine: str
+    version: str | None
+    model: Path
+    settings: tuple[tuple[str, str], ...]
+    card: Card | None
+    calibration: Path | None
+    start: object
+
+
+def smallest_card(devices: list[DeviceReading]) -> Card | None:
+    """The card that fills first among a server's GPUs; None where none could be read."""
+    cards = [
+        Card(
+            device.name or "GPU",
+            device.total_bytes,
+            None if device.reserved_bytes is None else _rounded(device.reserved_bytes),
+        )
+        for device in devices
+        if device.total_bytes is not None
+    ]
+    return min(cards, key=lambda card: card.total_bytes - (card.reserved_bytes or 0), default=None)
+
+
+def _rounded(reserved_bytes: int) -> int:
+    return -(-reserved_bytes // _RESERVED_STEP) * _RESERVED_STEP
+
+
+def answer(question: Question) -> Footprint:
+    """The footprint. Reads files and computes: not for the event loop. Raises FootprintError."""
+    from brimline.footprint.calibration import read_calibration
+    from brimline.footprint.gpus import Gpu, find_gpu, visible_bytes
+    from brimline.footprint.predict import predict, read_model
+
+    gpu = None
+    if question.card is not None:
+        card = question.card
+        visible = visible_bytes(card.total_bytes, card.reserved_bytes)
+        try:
+            known = find_gpu(card.name)
+            gpu = replace(known, memory_bytes=card.total_bytes, visible_bytes=visible, assumption=None)
+        except FootprintError:
+            gpu = Gpu(
+                name=card.name,
+                memory_bytes=card.total_bytes,
+                visible_bytes=visible,
+                bandwidth_bytes_per_second=None,
+                source="NVML",
+            )
+    calibration = None
+    if question.calibration is not None:
+        try:
+            calibration = read_calibration(question.calibration)
+        except FootprintError as error:
+            raise CalibrationError(str(error)) from None
+    try:
+        model = read_model(question.model)
+    except (FootprintError, OSError, ValueError) as error:
+        raise ModelError(str(error)) from None
+    with _COMPUTING:
+        return predict(
+            question.engine,
+            model,
+            dict(question.settings),
+            version=_version(question.version),
+            gpu=gpu,
+            calibration=calibration,
+        )
+
+
+def _version(text: str | None) -> str | None:
+    """A release; None for a build from a checkout (`0.1.dev1234+g…`), which counts as the newest."""
+    if text is None or not text.lstrip("vV")[:1].isdigit() or ("dev" in text and text.startswith("0.1.")):
+        return None
+    return text
+
+
+class Prediction:
+    """The answer to the latest question, worked out in a thread of its own and kept.
+
+    Rounds never wait longer than `patience`; a failure is looked into again after `retry_after`, because the
+    model may be mounted later. While a server that restarted is looked at anew, nothing old is given.
+    """
+
+    def __init__(self, *, monotonic: Callable[[], float], patience: float, retry_after: float) -> None:
+        self._monotonic = monotonic
+        self._patience = patience
+        self._retry_after = retry_after
+        self._question: Question | None = None
+        self._asked_at = 0.0
+        self._future: asyncio.Future[Footprint] | None = None
+
+    async def ask(self, question: Question) -> Footprint | None:
+        """The footprint; None where it is still being worked out. Raises what `answer` raises."""
+        if self._future is None or question != self._question:
+            self._question = question
+            self._asked_at = self._monotonic()
+            self._future = in_daemon_thread(lambda: answer(question), "prediction")
+            self._future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        future = self._future
+        if not future.done():
+            await asyncio.wait([future], timeout=self._patience)
+        if not future.done():
+            return None
+        if future.exception() is not None and self._monotonic() - self._asked_at > self._retry_after:
+            self._future = None
+        return future.result()

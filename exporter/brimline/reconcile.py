@@ -1,0 +1,419 @@
+"""Predicted beside observed: what each GPU's memory is used for, what is left, how far predictions are off.
+
+A predicted size never poses as an observation: every part says whether it was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from brimline.readings import (
+    COMPONENTS,
+    DeviceReading,
+    Footprint,
+    MemoryAccount,
+    MemoryPart,
+    RankFootprint,
+    RankReading,
+    Snapshot,
+    TargetSnapshot,
+    Uuid,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HighWater:
+    """Most memory in use on a GPU since the servers on it started.
+
+    epoch: tells one start from the next. since: when the count began, on the same clock as `now`.
+    """
+
+    epoch: tuple[object, ...]
+    since: float
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A target as its GPUs know it, whether it can be read at this moment or not.
+
+    footprint: the last one known, since a server that is down will need its memory again. epoch: changes
+    whenever the server starts anew, or is gone.
+    """
+
+    name: str
+    gpus: tuple[tuple[Uuid, str], ...]
+    footprint: Footprint | None
+    epoch: object
+    sleeping: bool = False
+
+
+def follow_high_water(
+    marks: Mapping[Uuid, HighWater],
+    devices: Sequence[DeviceReading],
+    tenants: Sequence[Tenant],
+    *,
+    now: float,
+    peak_window: float,
+) -> dict[Uuid, HighWater]:
+    """The marks after one more reading; a GPU that cannot be read keeps its mark.
+
+    A peak of the peak window counts only where the whole window lies behind the start, since it may be of the
+    server before.
+    """
+    followed = dict(marks)
+    for device in devices:
+        if device.used_bytes is None:
+            continue
+        epoch = tuple(
+            (tenant.name, tenant.epoch)
+            for tenant in tenants
+            if any(gpu == device.uuid for gpu, _ in tenant.gpus)
+        )
+        mark = followed.get(device.uuid)
+        if mark is None or mark.epoch != epoch:
+            followed[device.uuid] = HighWater(epoch, now, device.used_bytes)
+            continue
+        highest = max(mark.used_bytes, device.used_bytes)
+        if device.used_peak_bytes is not None and now - mark.since >= peak_window:
+            highest = max(highest, device.used_peak_bytes)
+        followed[device.uuid] = HighWater(epoch, mark.since, highest)
+    return followed
+
+
+def stages_of_gpus(gpus: Sequence[tuple[Uuid, str]], footprint: Footprint) -> dict[Uuid, RankFootprint]:
+    """The part of the footprint that each GPU of a target holds.
+
+    The GPUs of a data-parallel rank in order: all tensor ranks of a stage, then the next stage. Where their
+    number is not that of the settings, each is taken for the fullest.
+    """
+    by_rank: dict[str, list[Uuid]] = {}
+    for gpu, rank in gpus:
+        by_rank.setdefault(rank, []).append(gpu)
+    width = footprint.tensor_parallel
+    found = {}
+    for group in by_rank.values():
+        fits = len(group) == width * len(footprint.ranks)
+        for index, gpu in enumerate(group):
+            found[gpu] = footprint.ranks[index // width] if fits else footprint.fullest
+    return found
+
+
+def account(
+    targets: Sequence[TargetSnapshot],
+    tenants: Sequence[Tenant],
+    devices: Sequence[DeviceReading],
+    marks: Mapping[Uuid, HighWater],
+    *,
+    reserve_other_bytes: int = 0,
+) -> MemoryAccount:
+    """What the memory of every assigned GPU is used for, and what that leaves. Pure."""
+    by_uuid = {device.uuid: device for device in devices}
+    parts: list[MemoryPart] = []
+    for target in targets:
+        parts += _parts_of(target, by_uuid)
+    parts += _remainders(parts, targets, by_uuid)
+    is_read = {target.name for target in targets if target.up}
+    headroom = {}
+    for tenant in tenants:
+        if tenant.name in is_read:
+            left = _headroom(tenant, tenants, by_uuid, marks, reserve_other_bytes)
+            if left is not None:
+                headroom[tenant.name] = left
+    errors: dict[tuple[str, str], float] = {}
+    ceilings = {}
+    for target in targets:
+        for component, ratio in _errors_of(target):
+            errors[target.name, component] = ratio
+        ceiling = _ceiling_now(target)
+        if ceiling is not None:
+            ceilings[target.name] = ceiling
+    return MemoryAccount(
+        parts=tuple(parts),
+        headroom_bytes=headroom,
+        error_ratio=errors,
+        ceiling_tokens_per_second=ceilings,
+    )
+
+
+# --- what a GPU's memory is used for ---
+
+
+def _reading_of_one_model(target: TargetSnapshot) -> dict[str, RankReading] | None:
+    """Rank readings by rank; None where the target cannot be read, serves several models or sleeps."""
+    reading = target.reading
+    if reading is None or reading.sleeping or len(reading.by_model()) != 1:
+        return None
+    return {rank.rank: rank for rank in reading.ranks}
+
+
+def _parts_of(target: TargetSnapshot, devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
+    ranks = _reading_of_one_model(target)
+    if ranks is None:
+        return
+    stages = {} if target.footprint is None else stages_of_gpus(target.gpus, target.footprint)
+    for gpu, rank_name in target.gpus:
+        device = devices.get(gpu)
+        if device is None or device.used_bytes is None:
+            continue
+        # Without a rank of its own a GPU's share of the cache is known only where there is one rank.
+        rank = ranks.get(rank_name) or (next(iter(ranks.values())) if len(ranks) == 1 else None)
+        stage = stages.get(gpu)
+        measured = {} if rank is None else _measured(rank, stage, target.footprint)
+        for component, size in measured.items():
+            yield MemoryPart(
+                gpu=gpu, target=target.name, component=component, basis="measured", size_bytes=size
+            )
+        for component, estimate in stage.components.items() if stage is not None else ():
+            if component in measured or (component == "kv_cache" and "kv_cache_used" in measured):
+                continue
+            yield MemoryPart(
+                gpu=gpu,
+                target=target.name,
+                component=component,
+                basis="predicted",
+                size_bytes=estimate.expected,
+            )
+
+
+def _measured(rank: RankReading, stage: RankFootprint | None, footprint: Footprint | None) -> dict[str, int]:
+    """What the engine itself says of its memory on a GPU of this stage."""
+    said = {component: int(size) for component, size in (rank.measured_memory_bytes or {}).items()}
+    capacity, used = rank.kv_cache_capacity_bytes, rank.kv_cache_used_bytes
+    if capacity is None:
+        return said
+    share = 1.0 if stage is None or footprint is None else _kv_share(stage, footprint)
+    if used is None and rank.kv_cache_usage_ratio is not None:
+        used = capacity * rank.kv_cache_usage_ratio
+    if used is None:
+        said["kv_cache"] = int(capacity * share)
+        return said
+    said["kv_cache_used"] = int(used * share)
+    said["kv_cache_free"] = int(capacity * share) - int(used * share)
+    return said
+
+
+def _kv_share(stage: RankFootprint, footprint: Footprint) -> float:
+    """A stage's share of the bytes that a rank's cache is stated with.
+
+    These are of the fullest stage where the cache has blocks, else of all devices together.
+    """
+    sizes = footprint.kv_cache.stage_block_bytes
+    if sizes:
+        fullest = max(sizes)
+        return sizes[stage.pipeline_stage] / fullest if fullest else 0.0
+    pools = [
+        rank.components["kv_cache"].expected for rank in footprint.ranks if "kv_cache" in rank.components
+    ]
+    mine = stage.components.get("kv_cache")
+    whole = sum(pools)
+    return mine.expected / whole if mine is not None and whole else 1.0
+
+
+def _remainders(
+    parts: Sequence[MemoryPart], targets: Sequence[TargetSnapshot], devices: Mapping[Uuid, DeviceReading]
+) -> Iterator[MemoryPart]:
+    """What no target accounts for on each GPU that a target holds; negative where less is used than said."""
+    accounted: dict[Uuid, int] = {}
+    for part in parts:
+        accounted[part.gpu] = accounted.get(part.gpu, 0) + part.size_bytes
+    for gpu in dict.fromkeys(gpu for target in targets for gpu, _ in target.gpus):
+        device = devices.get(gpu)
+        if device is not None and device.used_bytes is not None and gpu in accounted:
+            yield MemoryPart(
+                gpu=gpu,
+                target="",
+                component="unaccounted",
+                basis="measured",
+                size_bytes=device.used_bytes - accounted[gpu],
+            )
+
+
+# --- what is left ---
+
+
+def _planned_bytes(rank: RankFootprint, footprint: Footprint) -> int:
+    return rank.total.expected if footprint.calibrated else rank.total.high
+
+
+def _headroom(
+    tenant: Tenant,
+    tenants: Sequence[Tenant],
+    devices: Mapping[Uuid, DeviceReading],
+    marks: Mapping[Uuid, HighWater],
+    reserve_other_bytes: int,
+) -> int | None:
+    """Least over the target's GPUs of free - max(0, planned - highest used since start) - reserve.
+
+    None where one of its GPUs cannot be read or a target on them has no prediction: half a plan would promise
+    room that is not there. While a target sleeps its memory is not in use and will be wanted again, so that
+    what is used now stands for the highest.
+    """
+    if not tenant.gpus:
+        return None
+    left = []
+    for gpu, _ in tenant.gpus:
+        device = devices.get(gpu)
+        mark = marks.get(gpu)
+        if device is None or device.free_bytes is None or device.used_bytes is None or mark is None:
+            return None
+        planned, asleep = 0, False
+        for other in tenants:
+            if all(gpu != mine for mine, _ in other.gpus):
+                continue
+            if other.footprint is None:
+                return None
+            planned += _planned_bytes(stages_of_gpus(other.gpus, other.footprint)[gpu], other.footprint)
+            asleep = asleep or other.sleeping
+        highest = device.used_bytes if asleep else mark.used_bytes
+        left.append(device.free_bytes - max(0, planned - highest) - reserve_other_bytes)
+    return min(left)
+
+
+# --- how far predictions are off ---
+
+
+def _errors_of(target: TargetSnapshot) -> Iterator[tuple[str, float]]:
+    """(observed - predicted) / predicted, of the rank with the least cache, for what is measured."""
+    ranks = _reading_of_one_model(target)
+    if ranks is None or target.footprint is None:
+        return
+    fullest = max(
+        target.footprint.ranks,
+        key=lambda rank: rank.components["kv_cache"].expected if "kv_cache" in rank.components else 0,
+    )
+    pools = [rank.kv_cache_capacity_bytes for rank in ranks.values()]
+    if all(pool is not None for pool in pools):
+        if target.footprint.kv_cache.stage_block_bytes:
+            predicted = fullest.components.get("kv_cache")
+            expected = predicted.expected if predicted is not None else 0
+        else:
+            expected = sum(
+                rank.components["kv_cache"].expected
+                for rank in target.footprint.ranks
+                if "kv_cache" in rank.components
+            )
+        if expected:
+            yield "kv_cache", (min(pool for pool in pools if pool is not None) - expected) / expected
+    measured = [rank.measured_memory_bytes or {} for rank in ranks.values()]
+    for component, estimate in target.footprint.fullest.components.items():
+        if estimate.expected and all(component in rank for rank in measured):
+            most = max(rank[component] for rank in measured)
+            yield component, (most - estimate.expected) / estimate.expected
+
+
+def _ceiling_now(target: TargetSnapshot) -> float | None:
+    """The decode ceiling at the target's present batch and mean context, of all its ranks together."""
+    ranks = _reading_of_one_model(target)
+    if ranks is None or target.footprint is None or target.footprint.decode_ceiling is None:
+        return None
+    total = 0.0
+    for rank in ranks.values():
+        if not rank.requests_running or rank.kv_cache_used_tokens is None:
+            continue
+        batch = max(1, round(rank.requests_running))
+        total += target.footprint.decode_ceiling(batch, round(rank.kv_cache_used_tokens / batch))
+    return total or None
+
+
+# --- side by side, for people ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One line of predicted beside observed. unit: bytes, tokens or requests.
+
+    low, high: None where the prediction has no bounds of its own. observed: None where nothing measures it.
+    """
+
+    name: str
+    unit: Literal["bytes", "tokens", "requests"]
+    expected: float
+    low: float | None = None
+    high: float | None = None
+    observed: float | None = None
+
+    @property
+    def difference_ratio(self) -> float | None:
+        """(observed - predicted) / predicted."""
+        if self.observed is None or not self.expected:
+            return None
+        return (self.observed - self.expected) / self.expected
+
+
+def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:
+    """Predicted beside observed for one target: its fullest GPU by component, the whole, and its KV cache.
+
+    Empty where nothing is predicted. The whole is compared with what is in use on a GPU only where the target
+    has it for itself.
+    """
+    footprint = target.footprint
+    if footprint is None:
+        return []
+    ranks = _reading_of_one_model(target) or {}
+    fullest = footprint.fullest
+    lines = []
+    for component in COMPONENTS:
+        estimate = fullest.components.get(component)
+        if estimate is None:
+            continue
+        measured = [_measured(rank, fullest, footprint) for rank in ranks.values()]
+        sizes = [_component_size(said, component) for said in measured]
+        known = [size for size in sizes if size is not None]
+        # Of several ranks the one with the least cache, and else the one that holds most.
+        pick = min if component == "kv_cache" else max
+        lines.append(
+            Comparison(
+                name=component,
+                unit="bytes",
+                expected=estimate.expected,
+                low=estimate.low,
+                high=estimate.high,
+                observed=pick(known) if known and len(known) == len(sizes) else None,
+            )
+        )
+    whole = fullest.total
+    lines.append(
+        Comparison(
+            name="whole GPU",
+            unit="bytes",
+            expected=whole.expected,
+            low=whole.low,
+            high=whole.high,
+            observed=_used_alone(target, snapshot),
+        )
+    )
+    readings = list(ranks.values())
+    for name, unit, predicted, field in (
+        ("KV cache capacity", "tokens", footprint.kv_cache.capacity_tokens, "kv_cache_capacity_tokens"),
+        (
+            "full-length requests at once",
+            "requests",
+            footprint.kv_cache.max_concurrency_requests,
+            "kv_cache_max_concurrency_requests",
+        ),
+    ):
+        said = [getattr(rank, field) for rank in readings]
+        if predicted is not None:
+            least = min(said) if said and None not in said else None
+            lines.append(Comparison(name=name, unit=unit, expected=predicted, observed=least))  # type: ignore[arg-type]
+    return lines
+
+
+def _component_size(measured: Mapping[str, int], component: str) -> int | None:
+    if component == "kv_cache" and "kv_cache_used" in measured:
+        return measured["kv_cache_used"] + measured["kv_cache_free"]
+    return measured.get(component)
+
+
+def _used_alone(target: TargetSnapshot, snapshot: Snapshot) -> int | None:
+    """Most memory in use on a GPU of the target; None where it shares one, or one cannot be read."""
+    mine = {gpu for gpu, _ in target.gpus}
+    shared = {gpu for other in snapshot.targets if other.name != target.name for gpu, _ in other.gpus}
+    used = [device.used_bytes for device in snapshot.gpu.devices if device.uuid in mine]
+    if not used or mine & shared or len(used) != len(mine):
+        return None
+    known = [size for size in used if size is not None]
+    return max(known) if len(known) == len(used) else None

@@ -1,0 +1,350 @@
+"""Predictions of running servers: what they are made from, when anew, and what is said where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import brimline.demo
+from brimline.collect import Collector
+from brimline.config import Config, GpuConfig, Seconds, Size, Target
+from brimline.footprint.gpus import find_gpu
+from brimline.footprint.predict import predict, read_model
+from brimline.prediction import Card, smallest_card
+from brimline.readings import DeviceReading, Footprint, GpuReading, Snapshot, TargetSnapshot, Uuid
+from fake_servers import FakeServer, FakeVllm
+
+GIB = 1 << 30
+MIB = 1 << 20
+LLAMA_8B = Path(brimline.demo.__file__).parent / "llama-3.1-8b"
+# An H100 as NVML's memory v2 describes it: 81,559 MiB in all, 551 of them reserved.
+TOTAL, RESERVED = 81_559 * MIB, 551 * MIB
+BLOCK_BYTES = 16 * 131072  # 16 tokens of 2 * 32 layers * 8 heads * 128 elements * 2 bytes
+
+
+class Gpus:
+    """Cards whose use a test changes as it goes."""
+
+    def __init__(self, *used_gib: float, name: str = "NVIDIA H100 80GB HBM3") -> None:
+        self.name = name
+        self.used = [round(used * GIB) for used in used_gib]
+
+    def __call__(self, *_args: Any, **_options: Any) -> Gpus:
+        return self
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def read(self) -> GpuReading:
+        devices = tuple(
+            DeviceReading(
+                uuid=Uuid(f"GPU-{index}"),
+                index=str(index),
+                name=self.name,
+                memory_api="v2",
+                total_bytes=TOTAL,
+                used_bytes=used,
+                free_bytes=TOTAL - RESERVED - used,
+                reserved_bytes=RESERVED,
+                used_peak_bytes=used,
+            )
+            for index, used in enumerate(self.used)
+        )
+        return GpuReading(up=True, devices=devices)
+
+
+def scraped(
+    target: Target,
+    gpus: Gpus | None = None,
+    between: Callable[[int], Awaitable[None]] | None = None,
+    *,
+    scrapes: int = 1,
+    reserve: int = 0,
+) -> list[Snapshot]:
+    """Snapshots of so many scrapes; `between` is awaited before each."""
+
+    async def run() -> list[Snapshot]:
+        gpu = GpuConfig(backend="nvml" if gpus else "none", reserve_other=Size(reserve))
+        options = {"open_gpus": gpus} if gpus else {}
+        collector = Collector(Config(targets=[target], gpu=gpu), **options)  # type: ignore[arg-type]
+        await collector.start()
+        try:
+            snapshots = []
+            for number in range(scrapes):
+                if between is not None:
+                    await between(number)
+                snapshots.append(await settled(collector))
+            return snapshots
+        finally:
+            await collector.close()
+
+    async def settled(collector: Collector) -> Snapshot:
+        """A snapshot whose prediction is there; on a loaded machine it may take a scrape more."""
+        for _ in range(50):
+            snapshot = await collector.snapshot()
+            [state] = snapshot.targets
+            if state.footprint is not None or state.memory_notes or state.problems or not state.up:
+                break
+        return snapshot
+
+    return asyncio.run(run())
+
+
+def target_of(server: FakeServer, **settings: Any) -> Target:
+    plain = {"model": str(LLAMA_8B), "launch": {}, "gpus": [0], "timeout": Seconds(60.0)}
+    return Target(name="chat", url=server.url, **{**plain, **settings})
+
+
+def only(snapshot: Snapshot) -> TargetSnapshot:
+    [state] = snapshot.targets
+    return state
+
+
+def footprint_of(snapshot: Snapshot) -> Footprint:
+    state = only(snapshot)
+    assert state.footprint is not None, (state.problems, state.memory_notes)
+    return state.footprint
+
+
+def test_a_running_server_is_predicted_from_its_own_labels_its_model_and_its_flags() -> None:
+    """The same as `predict` says of the version, the live labels and the declared flags together."""
+    with FakeServer(FakeVllm(version="0.30.0").routes()) as server:
+        [snapshot] = scraped(target_of(server, launch={"max_num_seqs": 64}), Gpus(70))
+
+    card = find_gpu("H100")
+    expected = predict(
+        "vllm",
+        read_model(LLAMA_8B),
+        {
+            "max_num_seqs": "64",
+            "max_model_len": "4096",
+            "gpu_memory_utilization": "0.9",
+            "block_size": "16",
+        },
+        version="0.30.0",
+        gpu=dataclasses.replace(
+            card,
+            visible_bytes=dataclasses.replace(
+                card.visible_bytes, low=TOTAL - 560 * MIB, expected=TOTAL - 560 * MIB, high=TOTAL - 560 * MIB
+            ),
+        ),
+    )
+    components = footprint_of(snapshot).fullest.components
+    assert components.keys() == expected.fullest.components.keys()
+    for name, part in expected.fullest.components.items():
+        assert components[name].expected == part.expected, name
+    assert footprint_of(snapshot).kv_cache.max_model_len_tokens == 4096
+
+
+def test_bytes_of_the_cache_are_its_blocks_times_their_predicted_size() -> None:
+    with FakeServer(FakeVllm(blocks=1025, kv_usage=0.25).routes()) as server:
+        [snapshot] = scraped(target_of(server), Gpus(70))
+
+    reading = only(snapshot).reading
+    assert reading is not None
+    assert reading.ranks[0].kv_cache_capacity_bytes == 1025 * BLOCK_BYTES
+    assert reading.ranks[0].kv_cache_used_bytes == 256 * BLOCK_BYTES
+    assert only(snapshot).kv_bytes_source == str(LLAMA_8B / "config.json")
+
+
+def test_what_is_used_is_split_and_the_split_adds_up() -> None:
+    with FakeServer(FakeVllm(blocks=1025).routes()) as server:
+        [snapshot] = scraped(target_of(server), Gpus(70))
+
+    parts = {part.component: part for part in snapshot.memory.parts}
+    assert sum(part.size_bytes for part in parts.values()) == 70 * GIB
+    assert parts["kv_cache_free"].basis == parts["kv_cache_used"].basis == "measured"
+    assert parts["weights"].basis == "predicted"
+    assert round(parts["weights"].size_bytes / 1e9, 1) == 16.1
+
+
+def test_headroom_falls_by_what_the_plan_has_not_seen_and_by_the_reserve() -> None:
+    with FakeServer(FakeVllm().routes()) as server:
+        [plain] = scraped(target_of(server), Gpus(60))
+        [reserved] = scraped(target_of(server), Gpus(60), reserve=2 * GIB)
+
+    planned = footprint_of(plain).fullest.total.high
+    free = TOTAL - RESERVED - 60 * GIB
+    assert plain.memory.headroom_bytes["chat"] == free - (planned - 60 * GIB)
+    assert plain.memory.headroom_bytes["chat"] - reserved.memory.headroom_bytes["chat"] == 2 * GIB
+
+
+def test_without_a_gpu_the_model_is_predicted_and_the_pool_is_not() -> None:
+    with FakeServer(FakeVllm().routes()) as server:
+        [snapshot] = scraped(target_of(server, gpus=None))
+
+    footprint = footprint_of(snapshot)
+    assert round(footprint.fullest.components["weights"].expected / 1e9, 1) == 16.1
+    assert "kv_cache" not in footprint.fullest.components
+    assert (footprint.fits, footprint.kv_cache.capacity_tokens) == (None, None)
+    assert snapshot.memory.headroom_bytes == {}
+
+
+def test_a_card_that_no_table_knows_is_taken_as_nvml_describes_it() -> None:
+    with FakeServer(FakeVllm().routes()) as server:
+        [snapshot] = scraped(target_of(server), Gpus(60, name="NVIDIA Z900 1TB"))
+
+    footprint = footprint_of(snapshot)
+    assert footprint.fits is True
+    assert footprint.decode_ceiling is None
+
+
+def test_a_restart_with_other_settings_is_predicted_anew() -> None:
+    vllm = FakeVllm(max_model_len=4096)
+
+    async def restart(number: int) -> None:
+        if number == 1:
+            vllm.max_model_len, vllm.start_time = 8192, vllm.start_time + 100
+
+    with FakeServer(vllm.routes()) as server:
+        before, after = scraped(target_of(server), Gpus(60), restart, scrapes=2)
+
+    assert footprint_of(before).kv_cache.max_model_len_tokens == 4096
+    assert footprint_of(after).kv_cache.max_model_len_tokens == 8192
+
+
+def test_the_highest_use_is_forgotten_when_the_server_starts_anew() -> None:
+    vllm, gpus = FakeVllm(), Gpus(75)
+
+    async def restart(number: int) -> None:
+        if number == 1:
+            gpus.used = [20 * GIB]
+        if number == 2:
+            vllm.start_time += 100
+
+    with FakeServer(vllm.routes()) as server:
+        _, lull, anew = scraped(target_of(server), gpus, restart, scrapes=3)
+
+    free = TOTAL - RESERVED - 20 * GIB
+    assert lull.memory.headroom_bytes["chat"] == free  # it was all seen in use
+    assert anew.memory.headroom_bytes["chat"] == free - (footprint_of(anew).fullest.total.high - 20 * GIB)
+
+
+def test_a_server_that_is_down_has_no_prediction_and_no_headroom() -> None:
+    vllm = FakeVllm()
+    server = FakeServer(vllm.routes())
+
+    async def end(number: int) -> None:
+        if number == 1:
+            server.__exit__(None, None, None)
+
+    server.__enter__()
+    _, down = scraped(target_of(server), Gpus(60), end, scrapes=2)
+
+    assert only(down).footprint is None
+    assert down.memory.headroom_bytes == {}
+    assert down.memory.parts == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "said"),
+    [
+        ({"launch": {"tensor_parallel_size": 3}}, "prediction", "does not fit 8 K/V heads"),
+        ({"model": "/nowhere/llama"}, "model", "/nowhere/llama does not exist"),
+        ({"calibration": "/nowhere/calib.yaml"}, "calibration", "cannot be read"),
+    ],
+)
+def test_what_hinders_a_prediction_is_a_problem_of_a_target_that_is_up(
+    settings: dict[str, Any], reason: str, said: str
+) -> None:
+    with FakeServer(FakeVllm().routes()) as server:
+        [snapshot] = scraped(target_of(server, **settings), Gpus(60))
+
+    state = only(snapshot)
+    assert state.up
+    assert state.footprint is None
+    assert [problem.reason for problem in state.problems] == [reason]
+    assert said in state.problems[0].detail
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"model": None}, "name the folder of its model in `model`"),
+        ({"launch": None, "gpus": [0, 1]}, "without launch settings"),
+    ],
+)
+def test_what_is_missing_for_a_prediction_is_said_with_its_cure(settings: dict[str, Any], note: str) -> None:
+    with FakeServer(FakeVllm().routes()) as server:
+        [snapshot] = scraped(target_of(server, **settings), Gpus(60, 60))
+
+    state = only(snapshot)
+    assert state.problems == ()
+    assert any(note in line for line in state.memory_notes)
+
+
+def test_a_model_that_is_mounted_later_is_predicted_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brimline.collect.RETRY_AFTER", 0.0)
+    folder = tmp_path / "llama"
+
+    async def mount(number: int) -> None:
+        if number == 2:
+            shutil.copytree(LLAMA_8B, folder)
+            await asyncio.sleep(0.01)
+
+    with FakeServer(FakeVllm().routes()) as server:
+        snapshots = scraped(target_of(server, model=str(folder)), Gpus(60), mount, scrapes=4)
+
+    assert only(snapshots[0]).footprint is None
+    assert only(snapshots[-1]).footprint is not None
+
+
+def test_a_file_system_that_hangs_costs_the_prediction_and_not_the_scrape(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    os.mkfifo(folder / "config.json")
+
+    with FakeServer(FakeVllm(generation_tokens=5).routes()) as server:
+        [snapshot] = scraped(target_of(server, model=str(folder)), Gpus(60))
+
+    state = only(snapshot)
+    assert state.up
+    assert state.reading is not None
+    assert state.reading.ranks[0].generation_tokens_total == 5
+
+
+def test_a_model_of_an_unknown_kind_is_predicted_with_its_assumptions_said(tmp_path: Path) -> None:
+    config = json.loads((LLAMA_8B / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "tomorrow"}))
+
+    with FakeServer(FakeVllm().routes()) as server:
+        [snapshot] = scraped(target_of(server, model=str(tmp_path)), Gpus(60))
+
+    assert any("tomorrow" in text for text in footprint_of(snapshot).assumptions)
+
+
+def test_the_card_that_fills_first_stands_for_all() -> None:
+    def device(total: int, reserved: int | None) -> DeviceReading:
+        return DeviceReading(
+            uuid=Uuid("GPU-0"), index="0", name="X", total_bytes=total, reserved_bytes=reserved
+        )
+
+    assert smallest_card([device(80 * GIB, GIB), device(40 * GIB, None)]) == Card("X", 40 * GIB, None)
+    assert smallest_card([]) is None
+    assert smallest_card([DeviceReading(uuid=Uuid("GPU-0"), index="0")]) is None
+
+
+def test_reserved_memory_that_moves_a_little_is_the_same_card() -> None:
+    def card(reserved: int) -> Card | None:
+        return smallest_card(
+            [
+                DeviceReading(
+                    uuid=Uuid("GPU-0"), index="0", name="X", total_bytes=80 * GIB, reserved_bytes=reserved
+                )
+            ]
+        )
+
+    assert card(551 * MIB) == card(552 * MIB)
