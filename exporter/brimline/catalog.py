@@ -208,6 +208,12 @@ def _host_parts(footprint: Footprint) -> Parts:
     return whole
 
 
+def _process_memory(snapshot: Snapshot) -> Iterator[Row]:
+    for gpu, owners in snapshot.memory.process_bytes.items():
+        for owner, size in owners.items():
+            yield (gpu, owner), float(size)
+
+
 def _memory_parts(snapshot: Snapshot) -> Iterator[Row]:
     for part in snapshot.memory.parts:
         yield (part.gpu, part.target, part.component, part.basis), float(part.size_bytes)
@@ -727,6 +733,30 @@ METRICS: tuple[Family, ...] = (
         "scrapes. Absent "
         "while it cannot be read.",
         lambda d: d.used_peak_bytes,
+    ),
+    Family(
+        "gpu_process_memory_bytes",
+        "gauge",
+        "Memory that processes hold on a GPU. owner: the target whose process it is, other for processes of "
+        "no target, unknown where a target of this GPU does not show its processes here. Absent without "
+        "gpu.processes, and where the driver does not tell.",
+        ("gpu", "owner"),
+        _process_memory,
+        "gpu",
+    ),
+    _target(
+        "server_host_memory_used_bytes",
+        "Main memory of the server's cgroup without file caches that can be dropped, or of its processes "
+        "where it has no cgroup of its own. Absent where its processes are not visible from here.",
+        lambda target: None if target.process is None else target.process.host_memory_used_bytes,
+        group="gpu",
+    ),
+    _target(
+        "server_host_memory_limit_bytes",
+        "Most main memory that the server's cgroup may use, of all levels the one with least left. Absent "
+        "where there is no limit, and where its processes are not visible from here.",
+        lambda target: None if target.process is None else target.process.host_memory_limit_bytes,
+        group="gpu",
     ),
     Family(
         "host_memory_total_bytes",

@@ -40,7 +40,14 @@ from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
 from brimline.prediction import CalibrationError, ModelError, Prediction, Question, smallest_card
-from brimline.processes import command_line, listening_pid, read_memory
+from brimline.processes import (
+    cgroup_memory,
+    command_line,
+    descendants,
+    listening_pid,
+    read_memory,
+    resident_bytes,
+)
 from brimline.readings import (
     TARGET_REASONS,
     EngineReading,
@@ -49,6 +56,7 @@ from brimline.readings import (
     HostReading,
     MemoryAccount,
     Problem,
+    ProcessReading,
     RankReading,
     Snapshot,
     TargetSnapshot,
@@ -92,6 +100,14 @@ class _Detected:
     launch: Mapping[str, str] = field(default_factory=dict)
     launch_known: bool = False
     is_outdated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """The process that listens, and all that it started with itself."""
+
+    listener: int
+    pids: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -155,6 +171,9 @@ class TargetReader:
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
         self._prediction = Prediction(monotonic=monotonic, patience=MODEL_PATIENCE, retry_after=RETRY_AFTER)
+        self._family_future: asyncio.Future[_Family | None] | None = None
+        self._family: _Family | None = None
+        self._family_read_at: float | None = None
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
         self._sleeping = False
@@ -563,7 +582,36 @@ class TargetReader:
         if snapshot.reading is None:
             return snapshot
         self._sleeping = snapshot.reading.sleeping or False
-        return await self._predict(gpu, snapshot, snapshot.reading)
+        reading = snapshot.reading
+        snapshot = dataclasses.replace(snapshot, process=await self._process())
+        return await self._predict(gpu, snapshot, reading)
+
+    async def _process(self) -> ProcessReading | None:
+        """The server's processes on this machine with their main memory; None where they are not visible."""
+        if not self.target.is_loopback:
+            return None
+        now = self._monotonic()
+        if self._family_read_at is None or now - self._family_read_at >= GPU_SOURCE_MAX_AGE:
+            self._family_read_at = now
+            if self._family_future is None or self._family_future.done():
+                port, known = self.target.port, self._family
+                self._family_future = in_daemon_thread(lambda: _family_of(port, known), "processes")
+                self._family_future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        future = self._family_future
+        if future is not None:
+            if not future.done():
+                await asyncio.wait([future], timeout=MODEL_PATIENCE)
+            if future.done():
+                self._family_future = None
+                self._family = None if future.exception() is not None else future.result()
+        if self._family is None:
+            return None
+        pids = self._family.pids
+        counted = cgroup_memory(self._family.listener)
+        if counted is None:
+            return ProcessReading(pids=pids, host_memory_used_bytes=resident_bytes(pids))
+        used, limit = counted
+        return ProcessReading(pids=pids, host_memory_used_bytes=used, host_memory_limit_bytes=limit)
 
     def tenant(self) -> Tenant:
         """The target as its GPUs know it."""
@@ -676,6 +724,15 @@ class TargetReader:
         if detected is None or not detected.launch_known:
             return None
         return detected.adapter.world_size(snapshot.settings)
+
+
+def _family_of(port: int, known: _Family | None) -> _Family | None:
+    """The process that listens on the port and all that it started; None where none is visible."""
+    pid = None if known is None else known.listener
+    # Who listens is a look through the open files of all processes; whether it is still alive is one file.
+    if pid is None or not command_line(pid):
+        pid = listening_pid(port)
+    return None if pid is None else _Family(pid, descendants(pid))
 
 
 def _visible(settings: Mapping[str, str], adapter: Adapter) -> dict[str, str]:

@@ -30,7 +30,6 @@ SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
 NOT_YET = {
     "alerts": "thresholds of alert rules",
     "targets_files": "targets from further files",
-    "gpu.processes": "memory by process",
 }
 
 Engine = Literal[
@@ -58,6 +57,7 @@ class GpuConfig(_Struct, frozen=True):
     path: str | None = None
     sample_interval: Seconds = Seconds(1.0)
     reserve_other: Size = Size(0)
+    processes: bool = False
 
 
 class BasicAuth(_Struct, frozen=True):

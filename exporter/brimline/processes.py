@@ -117,6 +117,100 @@ def descendants(pid: int, proc: Path = PROC) -> frozenset[int]:
     return frozenset(found)
 
 
+# --- the memory of processes ---
+
+CGROUPS = Path("/sys/fs/cgroup")
+# What version 1 writes where there is no limit: the largest multiple of a page.
+_NO_LIMIT = 1 << 62
+
+
+def _number(path: Path) -> int | None:
+    """The whole number in a file; None where there is none."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _stat(path: Path, name: str) -> int:
+    """A line of a memory.stat; 0 where there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
+
+
+def cgroup_of(pid: int | str, proc: Path = PROC) -> tuple[str, str] | None:
+    """The version and path of the cgroup that counts a process's memory: `v2` or `v1`; None without one."""
+    try:
+        lines = (proc / str(pid) / "cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    split = [line.split(":", 2) for line in lines if line.count(":") >= 2]
+    for _, controllers, path in split:
+        if "memory" in controllers.split(","):
+            return "v1", path
+    return next(
+        (("v2", path) for number, controllers, path in split if (number, controllers) == ("0", "")), None
+    )
+
+
+def cgroup_memory(pid: int, proc: Path = PROC, cgroups: Path = CGROUPS) -> tuple[int, int | None] | None:
+    """Used bytes and limit of a process's cgroup, without file caches that can be dropped.
+
+    Of all levels that have a limit the one with least left, as a pod's may bind before its container's. None
+    where the process has no cgroup of its own, shares ours, or the hierarchy is not visible.
+    """
+    found = cgroup_of(pid, proc)
+    if found is None or found == cgroup_of("self", proc):
+        return None
+    version, path = found
+    parts = [part for part in path.split("/") if part]
+    if not parts or ".." in parts:
+        return None
+    root = cgroups if version == "v2" else cgroups / "memory"
+    levels = [root.joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1)]
+    own: tuple[int, int | None] | None = None
+    for level in levels:
+        if version == "v2":
+            used, limit = _number(level / "memory.current"), _number(level / "memory.max")
+            caches = _stat(level / "memory.stat", "inactive_file")
+        else:
+            used, limit = _number(level / "memory.usage_in_bytes"), _number(level / "memory.limit_in_bytes")
+            caches = _stat(level / "memory.stat", "total_inactive_file")
+            limit = None if limit is None or limit >= _NO_LIMIT else limit
+        if used is None:
+            continue
+        used = max(0, used - caches)
+        if own is None or (limit is not None and (own[1] is None or limit - used < own[1] - own[0])):
+            own = used, limit
+    return own
+
+
+def resident_bytes(pids: frozenset[int], proc: Path = PROC) -> int | None:
+    """Main memory that processes hold for themselves; what they share counts once. None where none is seen.
+
+    Mapped files are left out: the kernel may drop them.
+    """
+    own, shared = 0, 0
+    seen = False
+    for pid in pids:
+        try:
+            lines = (proc / str(pid) / "status").read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        sizes = {
+            line.partition(":")[0]: int(line.split()[1]) * 1024
+            for line in lines
+            if line.startswith(("RssAnon:", "RssShmem:"))
+        }
+        seen = seen or bool(sizes)
+        own += sizes.get("RssAnon", 0)
+        shared = max(shared, sizes.get("RssShmem", 0))
+    return own + shared if seen else None
+
+
 def read_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
     """Total and available bytes of this machine's main memory."""
     values: dict[str, int] = {}

@@ -172,7 +172,8 @@ class DeviceReading:
 
     memory_api: `v2` where used and reserved are told apart, `v1` where used includes reserved, `none`.
     problem: a word of GPU_REASONS where the memory could not be read; the memory is then None.
-    pids: processes with memory on it, where they were asked for.
+    processes: those with memory on it, by number, with its bytes, where they were asked for; the bytes are
+    None where the driver does not tell them.
     """
 
     uuid: Uuid
@@ -187,7 +188,12 @@ class DeviceReading:
     used_peak_bytes: int | None = None
     problem: str | None = None
     detail: str = ""
-    pids: frozenset[int] | None = None
+    processes: Mapping[int, int | None] | None = None
+
+    @property
+    def pids(self) -> frozenset[int] | None:
+        """Processes with memory on it, where they were asked for."""
+        return None if self.processes is None else frozenset(self.processes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +212,19 @@ class HostReading:
 
     memory_total_bytes: int | None = None
     memory_available_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessReading:
+    """The server's own processes on this machine. pids: the one that listens, and all that it started.
+
+    host_memory_used_bytes, host_memory_limit_bytes: of its cgroup without caches that can be dropped, at the
+    level where least is left; without a cgroup of its own, of its processes, and then without a limit.
+    """
+
+    pids: frozenset[int]
+    host_memory_used_bytes: int | None = None
+    host_memory_limit_bytes: int | None = None
 
 
 # Every component of a prediction; `kv_cache` is the whole pool.
@@ -334,6 +353,9 @@ class MemoryPart:
     size_bytes: int
 
 
+# Owners of processes on a GPU that are no target's name.
+OTHER, UNKNOWN = "other", "unknown"
+
 PARTS = (
     "weights",
     "kv_cache_used",
@@ -368,7 +390,7 @@ class TargetSnapshot:
     mismatches: for each setting that is both declared and live, whether the two differ.
     gpus: the GPUs that belong to it, with their rank.
     footprint: what it should use; None where its model or settings are not known. memory_notes: why not, and
-    what to do.
+    what to do. process: None where the server's process is not visible from here.
     """
 
     name: str
@@ -395,6 +417,7 @@ class TargetSnapshot:
     kv_bytes_source: str | None = None
     footprint: Footprint | None = None
     memory_notes: tuple[str, ...] = ()
+    process: ProcessReading | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -403,13 +426,15 @@ class MemoryAccount:
 
     parts: of each GPU that belongs to a target. headroom_bytes: by target. error_ratio: observed less
     predicted over predicted, by target and component, where the observation is measured.
-    ceiling_tokens_per_second: what a target cannot exceed at the load it has now.
+    ceiling_tokens_per_second: what a target cannot exceed at the load it has now. process_bytes: by GPU and
+    owner: a target's name, OTHER for processes of none, UNKNOWN where that cannot be told.
     """
 
     parts: tuple[MemoryPart, ...] = ()
     headroom_bytes: Mapping[str, int] = field(default_factory=dict)
     error_ratio: Mapping[tuple[str, str], float] = field(default_factory=dict)
     ceiling_tokens_per_second: Mapping[str, float] = field(default_factory=dict)
+    process_bytes: Mapping[Uuid, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

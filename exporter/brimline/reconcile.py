@@ -11,6 +11,8 @@ from typing import Literal
 
 from brimline.readings import (
     COMPONENTS,
+    OTHER,
+    UNKNOWN,
     DeviceReading,
     Footprint,
     MemoryAccount,
@@ -114,6 +116,8 @@ def account(
     parts: list[MemoryPart] = []
     for target in targets:
         parts += _parts_of(target, by_uuid)
+    owners = {device.uuid: owned for device in devices if (owned := _process_owners(device, targets))}
+    parts += _strangers(owners, targets)
     parts += _remainders(parts, targets, by_uuid)
     is_read = {target.name for target in targets if target.up}
     headroom = {}
@@ -135,6 +139,7 @@ def account(
         headroom_bytes=headroom,
         error_ratio=errors,
         ceiling_tokens_per_second=ceilings,
+        process_bytes=owners,
     )
 
 
@@ -212,6 +217,36 @@ def _kv_share(stage: RankFootprint, footprint: Footprint) -> float:
     return mine.expected / whole if mine is not None and whole else 1.0
 
 
+def _process_owners(device: DeviceReading, targets: Sequence[TargetSnapshot]) -> dict[str, int]:
+    """Bytes of a GPU's processes by owner; empty where they are not listed or the driver does not tell.
+
+    A process that belongs to no visible target is a stranger only where every target of the GPU shows its
+    processes; a target in another PID namespace would be taken for one.
+    """
+    sizes = {pid: size for pid, size in (device.processes or {}).items() if size is not None}
+    here = [target for target in targets if any(gpu == device.uuid for gpu, _ in target.gpus)]
+    families = {target.name: target.process.pids for target in targets if target.process is not None}
+    all_known = all(target.name in families for target in here)
+    owners: dict[str, int] = {}
+    for pid, size in sizes.items():
+        owner = next((name for name, family in families.items() if pid in family), None)
+        name = owner if owner is not None else OTHER if all_known else UNKNOWN
+        owners[name] = owners.get(name, 0) + size
+    return owners
+
+
+def _strangers(
+    owners: Mapping[Uuid, Mapping[str, int]], targets: Sequence[TargetSnapshot]
+) -> Iterator[MemoryPart]:
+    """What processes of no target hold on GPUs that belong to one."""
+    assigned = {gpu for target in targets for gpu, _ in target.gpus}
+    for gpu, sizes in owners.items():
+        if gpu in assigned and OTHER in sizes:
+            yield MemoryPart(
+                gpu=gpu, target="", component="other_processes", basis="measured", size_bytes=sizes[OTHER]
+            )
+
+
 def _remainders(
     parts: Sequence[MemoryPart], targets: Sequence[TargetSnapshot], devices: Mapping[Uuid, DeviceReading]
 ) -> Iterator[MemoryPart]:
@@ -221,13 +256,14 @@ def _remainders(
         accounted[part.gpu] = accounted.get(part.gpu, 0) + part.size_bytes
     for gpu in dict.fromkeys(gpu for target in targets for gpu, _ in target.gpus):
         device = devices.get(gpu)
-        if device is not None and device.used_bytes is not None and gpu in accounted:
+        is_shown = any(part.gpu == gpu and part.target for part in parts)
+        if device is not None and device.used_bytes is not None and is_shown:
             yield MemoryPart(
                 gpu=gpu,
                 target="",
                 component="unaccounted",
                 basis="measured",
-                size_bytes=device.used_bytes - accounted[gpu],
+                size_bytes=device.used_bytes - accounted.get(gpu, 0),
             )
 
 
@@ -387,7 +423,12 @@ def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:
     )
     readings = list(ranks.values())
     for name, unit, predicted, field in (
-        ("KV cache capacity", "tokens", footprint.kv_cache.capacity_tokens, "kv_cache_capacity_tokens"),
+        (
+            "KV cache capacity in tokens",
+            "tokens",
+            footprint.kv_cache.capacity_tokens,
+            "kv_cache_capacity_tokens",
+        ),
         (
             "full-length requests at once",
             "requests",

@@ -55,6 +55,19 @@ def test_the_kv_cache_is_known_in_tokens_blocks_and_bytes(prometheus: Prometheus
     assert prometheus.value("brimline_kv_cache_max_concurrency_requests") == 512
 
 
+def test_what_is_predicted_of_the_cache_is_what_the_server_has(prometheus: Prometheus) -> None:
+    """Model and settings alone give the server's own numbers, to the token."""
+    assert prometheus.value("brimline_predicted_kv_cache_bytes_per_token") == 1024
+    assert prometheus.value("brimline_predicted_kv_cache_capacity_tokens") == 1_048_576
+    assert prometheus.value("brimline_predicted_kv_cache_max_concurrency_requests") == 512
+    assert prometheus.value('brimline_predicted_memory_bytes{component="kv_cache"}') == 1 << 30
+    assert prometheus.value('brimline_prediction_error_ratio{component="kv_cache"}') == 0
+    # No GPU, so nothing is said of a card.
+    assert prometheus.query("brimline_memory_bytes") == []
+    assert prometheus.query("brimline_memory_headroom_bytes") == []
+    assert prometheus.query("brimline_predicted_fits") == []
+
+
 def test_the_server_is_described_and_nothing_is_missing(prometheus: Prometheus, server: Server) -> None:
     [(labels, one)] = prometheus.query("brimline_target_info")
 

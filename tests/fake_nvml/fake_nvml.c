@@ -3,7 +3,7 @@
  * FAKE_NVML_STATE names a file of KEY=VALUE lines, read anew by every call:
  *   count=2  driver=570.1  total=  used=  reserved=  name=  uuid=      any of the last five also with .DEVICE
  *   mig.0=2               MIG is on for GPU 0, with two instances
- *   pids.DEVICE=12,34     compute processes; graphics_pids.DEVICE= likewise
+ *   pids.DEVICE=12,34     compute processes; graphics_pids.DEVICE= likewise; pid_memory.12=  its bytes
  *   err.FUNCTION[.DEVICE]=CODE     hang.FUNCTION[.DEVICE]=SECONDS (ends early when the line goes)
  *   lost_until_init.0=1   GPU 0 is lost from now on until the library is initialised again
  * DEVICE is 0, or 0.1 for the second MIG instance of GPU 0. FUNCTION is the exported name, or that name without
@@ -243,7 +243,10 @@ static int processes(const char *function, const char *key, void *handle, unsign
     snprintf(full, sizeof full, "%s.%s", key, device);
     value_of(full, value, sizeof value);
     for (char *rest = NULL, *pid = strtok_r(value, ",", &rest); pid; pid = strtok_r(NULL, ",", &rest)) {
-        process found = {(unsigned)atoi(pid), ~0ull, ~0u, ~0u};
+        char memory_key[48], memory[32] = "";
+        snprintf(memory_key, sizeof memory_key, "pid_memory.%s", pid);
+        value_of(memory_key, memory, sizeof memory);
+        process found = {(unsigned)atoi(pid), *memory ? strtoull(memory, NULL, 10) : ~0ull, ~0u, ~0u};
         if (out && listed < room) out[listed] = found;
         listed++;
     }

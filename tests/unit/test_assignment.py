@@ -18,7 +18,9 @@ MIG = Uuid("MIG-eeeeeeee-0000-0000-0000-000000000000")
 def devices(*uuids: Uuid, pids: dict[Uuid, set[int]] | None = None) -> list[DeviceReading]:
     return [
         DeviceReading(
-            uuid=uuid, index=str(index), pids=None if pids is None else frozenset(pids.get(uuid, set()))
+            uuid=uuid,
+            index=str(index),
+            processes=None if pids is None else dict.fromkeys(pids.get(uuid, set())),
         )
         for index, uuid in enumerate(uuids)
     ]

@@ -66,7 +66,7 @@ MISTAKES = {
     ),
     "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
     "unknown-gpu-key": (
-        "3: unknown key 'interval' in gpu; known: backend, path, reserve_other, sample_interval"
+        "3: unknown key 'interval' in gpu; known: backend, path, processes, reserve_other, sample_interval"
     ),
     "unknown-basic-auth-key": (
         "4: unknown key 'password' in targets[0].basic_auth; known: password_file, username"
@@ -94,7 +94,6 @@ MISTAKES = {
     "model-path": "2: models.a: found the number 3; write text",
     "not-yet-alerts": f"1: 'alerts' (thresholds of alert rules) {LATER}",
     "not-yet-targets-files": f"1: 'targets_files' (targets from further files) {LATER}",
-    "not-yet-processes": f"2: 'gpu.processes' (memory by process) {LATER}",
     # the text itself
     "file-is-a-list": "1: the file holds a list; write keys such as `targets:`",
     "file-is-text": "1: the file holds the text 'targets'; write keys such as `targets:`",
@@ -269,6 +268,7 @@ def test_a_full_file_decodes_to_what_it_says() -> None:
             path="/recordings/gpu.jsonl",
             sample_interval=Seconds(0.5),
             reserve_other=Size(2 << 30),
+            processes=True,
         ),
         models={"llama-70b": "/models/llama-70b"},
         targets=[

@@ -29,6 +29,7 @@ from brimline.readings import (
     MemoryAccount,
     MemoryPart,
     Problem,
+    ProcessReading,
     RankFootprint,
     RankReading,
     Snapshot,
@@ -144,6 +145,7 @@ def everything() -> Snapshot:
         config_changed=950.0,
         gpus=((Uuid("GPU-a"), "0"),),
         footprint=FOOTPRINT,
+        process=ProcessReading(pids=frozenset({1}), host_memory_used_bytes=1, host_memory_limit_bytes=2),
     )
     device = DeviceReading(
         uuid=Uuid("GPU-a"),
@@ -171,6 +173,7 @@ def everything() -> Snapshot:
             headroom_bytes={"full": -1},
             error_ratio={("full", "kv_cache"): -0.25},
             ceiling_tokens_per_second={"full": 221.0},
+            process_bytes={Uuid("GPU-a"): {"other": 1}},
         ),
         host=HostReading(100, 50),
         reload_success_time=1.0,

@@ -1,4 +1,4 @@
-"""Predictions of running servers: what they are made from, when anew, and what is said where there is none."""
+"""Predictions of running servers: what they are made from, when anew, what is said where there is none."""
 
 from __future__ import annotations
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from brimline.processes import (
+    cgroup_memory,
     command_line,
     descendants,
     listening_inodes,
     listening_pid,
     parent_of,
     read_memory,
+    resident_bytes,
 )
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
@@ -241,3 +243,93 @@ def test_memory_that_is_not_stated_is_none(
 
 def test_without_meminfo_memory_is_not_stated(tmp_path: Path) -> None:
     assert read_memory(tmp_path) == (None, None)
+
+
+# --- the memory of processes ---
+
+
+def group(root: Path, path: str, **values: object) -> None:
+    folder = root / path
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in values.items():
+        (folder / name.replace("__", ".")).write_text(f"{value}\n")
+
+
+def in_group(proc: Path, pid: int | str, line: str) -> None:
+    folder = proc / str(pid)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cgroup").write_text(line + "\n")
+
+
+def test_a_cgroups_memory_is_told_without_caches_that_can_be_dropped(tmp_path: Path) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    in_group(proc, 7, "0::/system.slice/vllm.service")
+    in_group(proc, "self", "0::/system.slice/brimline.service")
+    stat = "anon 900\ninactive_file 300\nactive_file 50"
+    group(cgroups, "system.slice/vllm.service", memory__current=1300, memory__max=2000, memory__stat=stat)
+
+    assert cgroup_memory(7, proc, cgroups) == (1000, 2000)
+
+
+def test_the_level_with_least_left_binds(tmp_path: Path) -> None:
+    """A pod's limit may be reached before its container's."""
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    in_group(proc, 7, "0::/pod/container")
+    in_group(proc, "self", "0::/other")
+    group(cgroups, "pod/container", memory__current=1000, memory__max=5000)
+    group(cgroups, "pod", memory__current=2900, memory__max=3000)
+
+    assert cgroup_memory(7, proc, cgroups) == (2900, 3000)
+
+
+def test_without_a_limit_only_the_use_is_told(tmp_path: Path) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    in_group(proc, 7, "0::/vllm")
+    in_group(proc, "self", "0::/other")
+    group(cgroups, "vllm", memory__current=1000, memory__max="max")
+
+    assert cgroup_memory(7, proc, cgroups) == (1000, None)
+
+
+def test_version_1_is_read_too(tmp_path: Path) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    in_group(proc, 7, "5:cpu,cpuacct:/a\n4:memory:/docker/abc\n0::/")
+    in_group(proc, "self", "4:memory:/docker/us")
+    group(
+        cgroups,
+        "memory/docker/abc",
+        memory__usage_in_bytes=1300,
+        memory__limit_in_bytes=2000,
+        memory__stat="total_inactive_file 300",
+    )
+    group(
+        cgroups,
+        "memory/docker",
+        memory__usage_in_bytes=9000,
+        memory__limit_in_bytes=9223372036854771712,
+    )
+
+    assert cgroup_memory(7, proc, cgroups) == (1000, 2000)
+
+
+@pytest.mark.parametrize("line", ["0::/ours", "0::/", "0::/../elsewhere", ""])
+def test_our_own_cgroup_the_root_and_what_is_not_visible_are_no_cgroup_of_a_server(
+    line: str, tmp_path: Path
+) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    in_group(proc, 7, line)
+    in_group(proc, "self", "0::/ours")
+    group(cgroups, "ours", memory__current=1000, memory__max=2000)
+
+    assert cgroup_memory(7, proc, cgroups) is None
+
+
+def test_processes_without_a_cgroup_are_told_by_what_they_hold_shared_memory_once(tmp_path: Path) -> None:
+    for pid, own, shared in ((7, 100, 50), (8, 30, 50)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "status").write_text(
+            f"Name:\tvllm\nVmRSS:\t999 kB\nRssAnon:\t{own} kB\nRssFile:\t400 kB\nRssShmem:\t{shared} kB\n"
+        )
+
+    assert resident_bytes(frozenset({7, 8, 9}), tmp_path) == (130 + 50) * 1024
+    assert resident_bytes(frozenset({9}), tmp_path) is None

@@ -12,6 +12,7 @@ from brimline.readings import (
     GpuReading,
     KvCacheFootprint,
     MemoryAccount,
+    ProcessReading,
     RankFootprint,
     RankReading,
     Snapshot,
@@ -431,3 +432,35 @@ def test_a_shared_gpu_is_not_compared_as_a_whole() -> None:
 
 def test_without_a_prediction_there_is_nothing_to_compare() -> None:
     assert shown(dataclasses.replace(target(), footprint=None), device()) == {}
+
+
+# --- processes ---
+
+
+def on_gpu(processes: dict[int, int | None], used: int = 72) -> DeviceReading:
+    sizes = {pid: None if size is None else size * GIB for pid, size in processes.items()}
+    return dataclasses.replace(device(used=used), processes=sizes)
+
+
+def visible(*pids: int) -> TargetSnapshot:
+    return dataclasses.replace(target(), process=ProcessReading(pids=frozenset(pids)))
+
+
+def test_a_process_of_no_target_is_a_stranger_and_taken_off_the_remainder() -> None:
+    memory = settled([visible(10, 11)], [on_gpu({10: 40, 11: 20, 99: 8})])
+
+    assert memory.process_bytes == {A: {"chat": 60 * GIB, "other": 8 * GIB}}
+    assert in_gib(memory)["", "other_processes", "measured"] == 8
+    assert in_gib(memory)["", "unaccounted", "measured"] == 72 - 60 - 8
+
+
+def test_where_a_targets_processes_are_not_visible_nobody_is_called_a_stranger() -> None:
+    memory = settled([target()], [on_gpu({10: 60, 99: 8})])
+
+    assert memory.process_bytes == {A: {"unknown": 68 * GIB}}
+    assert ("", "other_processes", "measured") not in in_gib(memory)
+
+
+def test_a_driver_that_does_not_tell_the_bytes_tells_nothing() -> None:
+    assert settled([visible(10)], [on_gpu({10: None})]).process_bytes == {}
+    assert settled([visible(10)], [device()]).process_bytes == {}

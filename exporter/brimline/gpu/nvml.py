@@ -19,7 +19,7 @@ import threading
 import time
 from _ctypes import dlclose
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,9 +31,6 @@ from brimline.readings import DeviceReading, GpuReading, Uuid
 
 logger = logging.getLogger(__name__)
 
-PIDS_INTERVAL = (
-    5.0  # process lists took 4.5 ms of the driver's time where memory took 12 us (RTX 4090, MangoHud#2104)
-)
 CLOSE_SECONDS = 0.15
 
 REASONS: dict[int, str] = {
@@ -215,8 +212,11 @@ def _memory(api: str, answer: Any) -> _Memory:
     return _Memory(api, total, used, stated("free"), stated("reserved"))
 
 
-def _read_pids(handle: Any) -> frozenset[int] | None:
-    """The processes on a device; None where they cannot be listed."""
+def _read_processes(handle: Any) -> dict[int, int | None] | None:
+    """The processes on a device with their memory; None where they cannot be listed.
+
+    The memory is None where the driver does not tell it (WDDM, MIG without permission, another namespace).
+    """
     try:
         # By the names with a version: those without hide a missing function behind another exception.
         listed = [
@@ -225,7 +225,11 @@ def _read_pids(handle: Any) -> frozenset[int] | None:
         ]
     except _CallError:
         return None
-    return frozenset(process.pid for process in listed)
+    found: dict[int, int | None] = {}
+    for process in listed:
+        # One that computes and draws stands on both lists with the same memory.
+        found[process.pid] = found.get(process.pid) or process.usedGpuMemory
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +246,7 @@ class _Sample:
     time: float
     memory: _Memory | None = None
     used_peak_bytes: int | None = None
-    pids: frozenset[int] | None = None
+    processes: Mapping[int, int | None] | None = None
     problem: str | None = None
     detail: str = ""
 
@@ -282,8 +286,8 @@ class _Device:
         self._backoff = sampler.backoff()
         self._peak = _PeakWindow()
         self._lacks_v2 = False
-        self._pids: frozenset[int] | None = None
-        self._pids_time: float | None = None
+        self._processes: dict[int, int | None] | None = None
+        self._processes_time: float | None = None
 
     def run(self) -> None:
         """See to it that one thread reads the device; one that hangs is that thread."""
@@ -328,19 +332,20 @@ class _Device:
         memory = _read_memory(handle, lacks_v2=self._lacks_v2)
         self.api = memory.api
         self._lacks_v2 = memory.api == "v1"
-        if not self._sampler.want_pids:
-            self._pids, self._pids_time = None, None
-        elif self._pids_time is None or started - self._pids_time >= PIDS_INTERVAL:
-            self._pids, self._pids_time = _read_pids(handle), started
+        interval = self._sampler.process_interval
+        if interval is None:
+            self._processes, self._processes_time = None, None
+        elif self._processes_time is None or started - self._processes_time >= interval:
+            self._processes, self._processes_time = _read_processes(handle), started
         self._backoff.reset()
         peak = self._peak.add(started, memory.used_bytes, self._sampler.peak_window)
-        self.sample = _Sample(started, memory, peak, self._pids)
+        self.sample = _Sample(started, memory, peak, self._processes)
         interval = self._sampler.sample_interval
         return min(max(interval - (self._sampler.clock() - started), 0.0), interval)
 
     def _failed(self, failure: GpuError, library: _Library, started: float) -> float:
         self.sample = _Sample(started, problem=failure.reason, detail=str(failure))
-        self._pids_time = None
+        self._processes_time = None
         if isinstance(failure, _CallError) and failure.code in _NEEDS_RESTART:
             self._sampler.ask_restart(failure.code, library.generation)
         if failure.reason in _LASTING:
@@ -519,7 +524,7 @@ class NvmlSampler:
         peak_window: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        want_pids: bool = False,
+        process_interval: float | None = None,
         first_retry: float = 1.0,
         longest_retry: float = 30.0,
         recount_interval: float = 60.0,
@@ -527,7 +532,7 @@ class NvmlSampler:
         self.sample_interval = sample_interval
         self.peak_window = peak_window
         self.clock = clock
-        self.want_pids = want_pids
+        self.process_interval = process_interval
         self.recount_interval = recount_interval
         self.stopping = threading.Event()
         self.library = _Library()
@@ -576,11 +581,11 @@ class NvmlSampler:
         if supervisor is not None:
             supervisor.join(CLOSE_SECONDS)
 
-    def reopen(self, sample_interval: float, peak_window: float, *, want_pids: bool) -> None:
+    def reopen(self, sample_interval: float, peak_window: float, *, process_interval: float | None) -> None:
         """Take other settings after close(), for the next start()."""
         self.sample_interval = sample_interval
         self.peak_window = peak_window
-        self.want_pids = want_pids
+        self.process_interval = process_interval
         self._reopened_at = self.clock()
         self.stopping.clear()
 
@@ -840,7 +845,7 @@ class NvmlSampler:
                 free_bytes=memory.free_bytes,
                 reserved_bytes=memory.reserved_bytes,
                 used_peak_bytes=sample.used_peak_bytes,
-                pids=sample.pids,
+                processes=sample.processes,
             )
         if busy_since is not None and library.ready and now - busy_since > self._oldest_seconds:
             return replace(row, problem="hang", detail=f"a call on GPU {index} has not come back")
@@ -887,7 +892,9 @@ class NvmlSampler:
 _OF_THIS_PROCESS: list[NvmlSampler] = []
 
 
-def process_sampler(sample_interval: float, peak_window: float, *, want_pids: bool = False) -> NvmlSampler:
+def process_sampler(
+    sample_interval: float, peak_window: float, *, process_interval: float | None = None
+) -> NvmlSampler:
     """A sampler with these settings, to be started: one that was closed before, where there is one.
 
     It still waits for the calls that hang, and still has the peaks. Two that are in use at once know nothing
@@ -895,8 +902,8 @@ def process_sampler(sample_interval: float, peak_window: float, *, want_pids: bo
     """
     for sampler in _OF_THIS_PROCESS:
         if sampler.stopping.is_set():
-            sampler.reopen(sample_interval, peak_window, want_pids=want_pids)
+            sampler.reopen(sample_interval, peak_window, process_interval=process_interval)
             return sampler
-    sampler = NvmlSampler(sample_interval, peak_window, want_pids=want_pids)
+    sampler = NvmlSampler(sample_interval, peak_window, process_interval=process_interval)
     _OF_THIS_PROCESS.append(sampler)
     return sampler

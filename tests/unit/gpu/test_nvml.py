@@ -220,7 +220,7 @@ def test_processes_are_listed_only_on_demand_and_at_most_every_five_seconds(
 ) -> None:
     state.set({"pids.0": "12,34", "graphics_pids.0": "56"})
     clock = Clock()
-    sampler = sample(clock=clock, want_pids=True)
+    sampler = sample(clock=clock, process_interval=5.0)
     reading = all_read(sampler)
     state.set({"pids.0": "78"})
     before = state.calls()
@@ -235,10 +235,18 @@ def test_processes_are_listed_only_on_demand_and_at_most_every_five_seconds(
     assert lists_at_once == []
 
 
+def test_processes_come_with_their_memory_where_the_driver_tells_it(sample: Sample, state: State) -> None:
+    state.set({"pids.0": "12,34", "graphics_pids.0": "12", "pid_memory.12": 7 * GIB})
+
+    reading = all_read(sample(process_interval=0.02))
+
+    assert row(reading, "0").processes == {12: 7 * GIB, 34: None}
+
+
 def test_processes_that_cannot_be_listed_are_unknown_not_none_at_all(sample: Sample, state: State) -> None:
     state.set({"err.nvmlDeviceGetComputeRunningProcesses.0": 4})
 
-    reading = all_read(sample(want_pids=True))
+    reading = all_read(sample(process_interval=5.0))
 
     assert row(reading, "0").pids is None
     assert row(reading, "1").pids == frozenset()
@@ -568,7 +576,7 @@ def test_a_reload_changes_what_is_read(reload: Reload, state: State) -> None:
     once(sampler, "0", lambda gpu: gpu.pids is None)
 
     assert row(without, "0").pids is None
-    assert (sampler.sample_interval, sampler.want_pids) == (0.02, False)
+    assert (sampler.sample_interval, sampler.process_interval) == (0.02, None)
 
 
 def test_a_reload_starts_the_library_as_often_as_it_shuts_it_down(reload: Reload, state: State) -> None:
@@ -646,5 +654,9 @@ def test_the_backend_nvml_samples_as_configured(state: State, monkeypatch: pytes
 
     reader = open_gpu_reader(GpuConfig(), 60.0)
 
+    with_processes = open_gpu_reader(GpuConfig(processes=True), 60.0)
+
     assert isinstance(reader, NvmlSampler)
-    assert (reader.sample_interval, reader.peak_window, reader.want_pids) == (1.0, 60.0, False)
+    assert isinstance(with_processes, NvmlSampler)
+    assert with_processes.process_interval == 1.0
+    assert (reader.sample_interval, reader.peak_window, reader.process_interval) == (1.0, 60.0, None)
