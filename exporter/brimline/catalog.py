@@ -197,6 +197,11 @@ def _predicted_parts(
     return Family(name, "gauge", f"{help_} {_NOT_PREDICTED}", ("target", "component"), rows, "prediction")
 
 
+def _whole(footprint: Footprint, bound: Callable[[Estimate], int]) -> int | None:
+    """A bound of all components together; None where the size of the K/V pool is not known: half a sum."""
+    return bound(footprint.fullest.total) if "kv_cache" in footprint.fullest.components else None
+
+
 def _host_parts(footprint: Footprint) -> Parts:
     """What lies in main memory, of all GPUs together."""
     whole: dict[str, Estimate] = {}
@@ -606,20 +611,20 @@ METRICS: tuple[Family, ...] = (
     ),
     _predicted(
         "predicted_total_memory_bytes",
-        "Memory that the server should take on its fullest GPU.",
-        lambda footprint: footprint.fullest.total.expected,
+        "Memory that the server should take on its fullest GPU. Absent without a GPU, too.",
+        lambda footprint: _whole(footprint, lambda total: total.expected),
     ),
     _predicted(
         "predicted_total_memory_low_bytes",
         "Least memory that the server may take on its fullest GPU. More than the least of its components "
-        "together where an engine gives its KV cache what the others leave.",
-        lambda footprint: footprint.fullest.total.low,
+        "together where an engine gives its KV cache what the others leave. Absent without a GPU, too.",
+        lambda footprint: _whole(footprint, lambda total: total.low),
     ),
     _predicted(
         "predicted_total_memory_high_bytes",
         "Most memory that the server may take on its fullest GPU. Less than the most of its components "
-        "together where an engine gives its KV cache what the others leave.",
-        lambda footprint: footprint.fullest.total.high,
+        "together where an engine gives its KV cache what the others leave. Absent without a GPU, too.",
+        lambda footprint: _whole(footprint, lambda total: total.high),
     ),
     _predicted_parts(
         "predicted_host_memory_bytes",

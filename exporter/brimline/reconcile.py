@@ -411,16 +411,17 @@ def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:
             )
         )
     whole = fullest.total
-    lines.append(
-        Comparison(
-            name="whole GPU",
-            unit="bytes",
-            expected=whole.expected,
-            low=whole.low,
-            high=whole.high,
-            observed=_used_alone(target, snapshot),
+    if "kv_cache" in fullest.components:
+        lines.append(
+            Comparison(
+                name="whole GPU",
+                unit="bytes",
+                expected=whole.expected,
+                low=whole.low,
+                high=whole.high,
+                observed=_used_alone(target, snapshot),
+            )
         )
-    )
     readings = list(ranks.values())
     for name, unit, predicted, field in (
         (

@@ -74,7 +74,10 @@ FOOTPRINT = Footprint(
     parameters=1,
     ranks=(
         RankFootprint(
-            pipeline_stage=0, components={"weights": WEIGHTS}, total=WEIGHTS, host={"weights": WEIGHTS}
+            pipeline_stage=0,
+            components={"weights": WEIGHTS, "kv_cache": WEIGHTS},
+            total=WEIGHTS,
+            host={"weights": WEIGHTS},
         ),
     ),
     kv_cache=KvCacheFootprint(
