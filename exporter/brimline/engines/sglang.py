@@ -115,7 +115,9 @@ _SETTINGS = frozenset(
         "tp_size",
     }
 )
-_SERVER_INFO = _SETTINGS | {"version", "max_total_num_tokens", "internal_states", "memory_usage", "kvcache"}
+_SERVER_INFO = _SETTINGS | {
+    "version", "max_total_num_tokens", "internal_states", "memory_usage", "kvcache", "weight", "graph",
+}  # fmt: skip
 
 _model_and_rank = key_by(("model_name", "name", "model"), ("dp_rank",))
 

@@ -189,6 +189,7 @@ def test_server_info_gives_the_version_the_settings_and_what_the_page_lacks() ->
     assert reading.settings["mem_fraction_static"] == "0.88"
     assert rank.kv_cache_capacity_tokens == 326223
     assert rank.kv_cache_capacity_bytes == 40.25 * 1024**3
+    assert rank.measured_memory_bytes == {"weights": round(15.2 * 1024**3)}
     assert rank.max_model_len_tokens == 40960
 
 
@@ -201,6 +202,31 @@ def test_what_the_page_states_wins_over_server_info() -> None:
 
     assert rank.kv_cache_capacity_tokens == 102400
     assert rank.kv_cache_capacity_bytes == 12.5 * 1024**3
+
+
+def test_the_measured_split_of_newer_pages_wins_and_graphs_of_all_phases_add_up() -> None:
+    """0.5.18 and later; several tensor ranks show a copy each, of which the largest counts."""
+    page = (
+        'sglang:num_running_reqs{model_name="m",tp_rank="0"} 1\n'
+        'sglang:weight_memory_usage_gb{model_name="m",tp_rank="0"} 15.0\n'
+        'sglang:weight_memory_usage_gb{model_name="m",tp_rank="1"} 15.5\n'
+        'sglang:graph_memory_usage_gb{model_name="m",tp_rank="0",phase="decode"} 1.0\n'
+        'sglang:graph_memory_usage_gb{model_name="m",tp_rank="1",phase="decode"} 1.25\n'
+        'sglang:graph_memory_usage_gb{model_name="m",tp_rank="0",phase="prefill"} 0.5\n'
+    )
+    documents = {"/server_info": {"internal_states": [{"memory_usage": {"weight": 1.0, "graph": 9.0}}]}}
+
+    measured = only_rank(reading_of(page, documents)).measured_memory_bytes
+
+    assert measured == {"weights": 15.5 * 1024**3, "cuda_graphs": 1.75 * 1024**3}
+
+
+def test_of_server_info_the_measured_split_is_kept() -> None:
+    document = {"internal_states": [{"memory_usage": {"weight": 15.2, "kvcache": 40.25, "graph": 2.5}}]}
+
+    kept = [e.keep(document) for e in ADAPTER.endpoints if e.path.endswith("server_info")]
+
+    assert kept == [document] * 2
 
 
 def test_of_server_info_no_key_is_kept() -> None:
