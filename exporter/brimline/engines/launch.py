@@ -73,9 +73,12 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
 
 def starts(words: Sequence[str], adapter: Adapter) -> bool:
     """True where the command line starts this engine, itself or in a container of its image."""
-    return adapter.launch_program(words) or any(
-        image in word for word in words for image in adapter.launch_images
-    )
+    return adapter.launch_program(words) or any(_is_image(word, adapter) for word in words)
+
+
+def _is_image(word: str, adapter: Adapter) -> bool:
+    """True for the name of a container image, not for a path that has one in it."""
+    return not word.startswith(("/", ".", "~", "-")) and any(image in word for image in adapter.launch_images)
 
 
 def misspelt(settings: Mapping[str, str], adapter: Adapter) -> list[str]:
@@ -101,7 +104,7 @@ def _is_value(word: str) -> bool:
 def _first_argument(words: Sequence[str], adapter: Adapter) -> int:
     """Index behind the program: behind `serve`, the module after Python's `-m`, the script or the image."""
     for index, word in enumerate(words):
-        if index and any(image in word for image in adapter.launch_images):
+        if index and _is_image(word, adapter):
             return index + 1  # `docker run … vllm/vllm-openai:v0.9 --model …`: the rest is the server's
     in_options_of_python = False
     for index, word in enumerate(words):

@@ -310,6 +310,12 @@ def test_the_arguments_of_a_container_image_are_the_servers() -> None:
     assert vllm(f"{docker} --model m --tensor-parallel-size 2") == {"model": "m", "tensor_parallel_size": "2"}
 
 
+def test_a_path_with_the_name_of_an_image_in_it_is_no_image() -> None:
+    program = "/opt/vllm-cpu-0.32.0/bin/python /opt/vllm-cpu-0.32.0/bin/vllm serve"
+
+    assert vllm(f"{program} /models/llama --max-num-seqs 8") == {"model": "/models/llama", "max_num_seqs": "8"}
+
+
 def test_the_model_may_stand_behind_the_flags() -> None:
     assert vllm("vllm serve -tp 2 org/model") == {"tensor_parallel_size": "2", "model": "org/model"}
 
