@@ -20,8 +20,8 @@ test:
 
 check:
 	@tools/setup.sh dev
-	.venv/bin/ruff format --check exporter tests benchmarks tools
-	.venv/bin/ruff check exporter tests benchmarks tools
+	.venv/bin/ruff format --check exporter dashboards tests benchmarks tools
+	.venv/bin/ruff check exporter dashboards tests benchmarks tools
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
@@ -35,8 +35,8 @@ bench:
 
 format:
 	@tools/setup.sh dev
-	.venv/bin/ruff format exporter tests benchmarks tools
-	.venv/bin/ruff check --fix exporter tests benchmarks tools
+	.venv/bin/ruff format exporter dashboards tests benchmarks tools
+	.venv/bin/ruff check --fix exporter dashboards tests benchmarks tools
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ BrimlineError
 │   └── EngineError   the answer came, but is not what an engine says
 ├── GpuError          the GPU library or a GPU could not be read
 └── FootprintError    a model's memory cannot be computed from what is known
+    └── SettingError  a setting's text is no value of it, whatever the model
 """
 
 from __future__ import annotations
@@ -47,3 +48,7 @@ class GpuError(BrimlineError):
 
 class FootprintError(BrimlineError):
     """The memory of a model cannot be computed from what is known."""
+
+
+class SettingError(FootprintError):
+    """A launch setting has a value that it can never have: misspelt, or of another kind."""

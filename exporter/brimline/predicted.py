@@ -2,59 +2,194 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from brimline import units
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.predict import decode_ceilings, in_order
-from brimline.readings import Footprint
+from brimline.readings import Footprint, RankFootprint, Step
+
+if TYPE_CHECKING:
+    from brimline.footprint.alternatives import Alternative, Figure
+
+# Where the output is no terminal, which tells its own.
+WIDTH = 100
+# Of a source in the table; the whole stands in --explain and in the JSON.
+_SOURCE_LENGTH = 90
+
+
+def print_prediction(
+    footprint: Footprint, gpu: Gpu | None, answers: Sequence[Alternative] = (), *, explain: bool = False
+) -> None:
+    """Print a prediction to standard output, and apart from it what was asked besides."""
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    print_footprint(footprint, console, gpu)
+    if explain:
+        print_steps(footprint, console)
+    for answer in answers:
+        print_alternative(answer, console)
 
 
 def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> None:
     """Print the fullest GPU's components with their share and source, the KV cache, and what was assumed."""
-    rank, cache = footprint.fullest, footprint.kv_cache
-    whole = rank.total
+    rank = footprint.fullest
     where = f" on the fullest of {len(footprint.ranks)} pipeline stages" if len(footprint.ranks) > 1 else ""
-    table = Table(title=f"Memory of one GPU{where}", title_justify="left")
-    for column, justify in (
-        ("component", "left"),
-        ("low", "right"),
-        ("expected", "right"),
-        ("high", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_column("share", justify="right")
-    table.add_column("from", overflow="fold")
+    console.print(_components(footprint, rank, f"Memory of one GPU{where}"))
+    for name, part in rank.host.items():
+        console.print(
+            _row("host memory", f"{_spread(part.low, part.expected, part.high)} of {name}, for each GPU")
+        )
+    cache = footprint.kv_cache
+    context = cache.max_model_len_tokens
+    console.print(_row("parameters", units.format_count(footprint.parameters)))
+    console.print(_row("KV cache", f"{units.format_count(cache.bytes_per_token)} B/token on each GPU"))
+    one = units.format_bytes(cache.full_request_bytes)
+    console.print(_row("", f"{one} for one request of {units.format_count(context)} tokens"))
+    if cache.num_blocks is not None:
+        blocks, tokens = map(units.format_count, (cache.num_blocks.expected, cache.capacity_tokens))
+        console.print(_row("", f"{blocks} blocks, {tokens} tokens"))
+    if cache.max_concurrency_requests is not None:
+        console.print(_row("", f"{cache.max_concurrency_requests:.2f} requests of full length at once"))
+    for batch, tokens_, rate in decode_ceilings(footprint):
+        load = f"batch {batch} at {units.format_count(tokens_)} tokens"
+        console.print(_row("decode ceiling", f"{load}: at most {units.format_count(rate)} tokens/s"))
+    for line in _verdict(footprint, gpu):
+        console.print(line)
+    for assumption in footprint.assumptions:
+        console.print(f"! {assumption}")
+
+
+def _row(title: str, text: str) -> str:
+    return f"{title:17} {text}"
+
+
+def _spread(low: int, expected: int, high: int) -> str:
+    size = units.format_bytes(expected)
+    return size if low == high else f"{size} ({units.format_bytes(low)} to {units.format_bytes(high)})"
+
+
+def _components(footprint: Footprint, rank: RankFootprint, title: str) -> Table:
+    whole = rank.total
+    table = Table(title=title, title_justify="left")
+    table.add_column("component", no_wrap=True)
+    for bound in ("low", "expected", "high"):
+        table.add_column(bound, justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("from")
     for name, part in in_order(rank.components).items():
         sizes = map(units.format_bytes, (part.low, part.expected, part.high))
         share = part.expected / whole.expected if whole.expected else None
-        table.add_row(name, *sizes, units.format_ratio(share), part.source)
+        table.add_row(name, *sizes, units.format_ratio(share), _short(part.source, footprint.model_source))
     table.add_section()
-    table.add_row("total", *map(units.format_bytes, (whole.low, whole.expected, whole.high)), "", "")
-    console.print(table)
-    context = cache.max_model_len_tokens
-    console.print(f"parameters        {units.format_count(footprint.parameters)}")
-    console.print(f"KV cache          {units.format_count(cache.bytes_per_token)} B/token on each GPU")
-    one = units.format_bytes(cache.full_request_bytes)
-    console.print(f"                  {one} for one request of {units.format_count(context)} tokens")
-    if cache.num_blocks is not None:
-        blocks, tokens = map(units.format_count, (cache.num_blocks.expected, cache.capacity_tokens))
-        console.print(f"                  {blocks} blocks, {tokens} tokens")
-    if cache.max_concurrency_requests is not None:
-        console.print(
-            f"                  {cache.max_concurrency_requests:.2f} requests of full length at once"
-        )
-    for batch, tokens_, rate in decode_ceilings(footprint):
-        load = f"batch {batch} at {units.format_count(tokens_)} tokens"
-        console.print(f"decode ceiling    {load}: at most {units.format_count(rate)} tokens/s")
-    if footprint.fits is not None and gpu is not None:
-        headroom = units.format_bytes(footprint.headroom_bytes)
-        said = f"fits; {headroom} stay free" if footprint.fits else "DOES NOT FIT, by the high bounds"
-        console.print(
-            f"{gpu.name:17} {said} of {units.format_bytes(gpu.visible_bytes.expected)} that CUDA shows"
-        )
+    sizes = map(units.format_bytes, (whole.low, whole.expected, whole.high))
+    table.add_row("total", *sizes, "", whole.source)
+    return table
+
+
+def _short(source: str, model_source: str) -> str:
+    """A source that fits a table: the model's file by its name, and no more than a few lines."""
+    if model_source:
+        source = source.replace(model_source, PurePath(model_source).name)
+    parts = list(dict.fromkeys(source.split("; ")))
+    return textwrap.shorten("; ".join(parts), _SOURCE_LENGTH, placeholder=" …")
+
+
+def _verdict(footprint: Footprint, gpu: Gpu | None) -> list[str]:
+    """Whether it fits, and where the engine has a rule of its own, whether it starts."""
+    if footprint.fits is None or gpu is None:
+        return ["Whether it fits is not known without --gpu."]
+    headroom = units.format_bytes(footprint.headroom_bytes)
+    seen = units.format_bytes(gpu.visible_bytes.expected)
+    if not footprint.fits:
+        said = f"DOES NOT FIT, by the high bounds, into the {seen} that CUDA shows"
     else:
-        console.print("Whether it fits is not known without --gpu.")
-    for assumption in footprint.assumptions:
-        console.print(f"! {assumption}")
+        said = f"fits; {headroom} stay free of {seen} that CUDA shows"
+    lines = [_row(gpu.name, said)]
+    if footprint.starts is False:
+        longest = footprint.longest_start_tokens
+        surely = f"--max-model-len {longest:,} surely does" if longest else "no context surely does"
+        lines.append(_row("", f"it may not start; {surely}"))
+    return lines
+
+
+def print_steps(footprint: Footprint, console: Console) -> None:
+    """Print how the prediction came about, step by step; the sources alone where no steps are known."""
+    console.print("\nHow each number came about")
+    steps = footprint.explain() if footprint.explain is not None else _bare(footprint)
+    topic = ""
+    width = min(console.width, 120)
+    for step in steps:
+        head, _, name = step.topic.partition(": ")
+        if head != topic:
+            console.print(f"\n{head}")
+            topic = head
+        source = step.source.replace(footprint.model_source, PurePath(footprint.model_source).name)
+        for place, text in enumerate((step.numbers, step.formula, f"source: {source}" if source else "")):
+            if text:
+                title = (name or head) if not place else ""
+                console.print(
+                    textwrap.fill(
+                        text,
+                        width,
+                        initial_indent=f"  {title:16}  " if place == 0 else " " * 20,
+                        subsequent_indent=" " * 22,
+                        break_long_words=False,
+                        break_on_hyphens=False,
+                    ),
+                    soft_wrap=True,
+                )
+
+
+def _bare(footprint: Footprint) -> tuple[Step, ...]:
+    return tuple(
+        Step(name, "", _spread(part.low, part.expected, part.high), part.source)
+        for name, part in in_order(footprint.fullest.components).items()
+    )
+
+
+def print_alternative(answer: Alternative, console: Console) -> None:
+    """Print the answer to a question, which is no part of the prediction."""
+    console.print()
+    table = Table(title=f"What if: {answer.title}", title_justify="left")
+    table.add_column("")
+    bounded = any(figure.low is not None for figure in answer.figures)
+    for column in ("predicted", "then", "least", "most")[: 4 if bounded else 2]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for figure in answer.figures:
+        values = (figure.now, figure.then, figure.low, figure.high)[: 4 if bounded else 2]
+        table.add_row(figure.name, *(_figure(figure, value) for value in values))
+    console.print(table)
+    if answer.parameters:
+        stated = ", ".join(f"{name} {_parameter(value)}" for name, value in answer.parameters.items())
+        console.print(f"with {stated}")
+    console.print(f"source: {answer.source}")
+    for note in answer.notes:
+        console.print(f"! {note}")
+
+
+def _parameter(value: float | int | str) -> str:
+    return value if isinstance(value, str) else f"{value:,g}"
+
+
+def _figure(figure: Figure, value: float | None) -> str:
+    if value is None:
+        return ""
+    match figure.unit:
+        case "bytes":
+            return units.format_bytes(value)
+        case "ratio":
+            return units.format_ratio(value)
+        case "requests":
+            return f"{value:.2f}"
+        case "tokens_per_second":
+            return f"{value:,.2f}/s" if value < 100 else f"{value:,.0f}/s"
+        case _:
+            return units.format_count(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from brimline.errors import FootprintError
@@ -76,24 +76,11 @@ def _rounded(reserved_bytes: int) -> int:
 def answer(question: Question) -> Footprint:
     """The footprint. Reads files and computes: not for the event loop. Raises FootprintError."""
     from brimline.footprint.calibration import read_calibration
-    from brimline.footprint.gpus import Gpu, find_gpu, visible_bytes
+    from brimline.footprint.gpus import live_gpu
     from brimline.footprint.predict import predict, read_model
 
-    gpu = None
-    if question.card is not None:
-        card = question.card
-        visible = visible_bytes(card.total_bytes, card.reserved_bytes)
-        try:
-            known = find_gpu(card.name)
-            gpu = replace(known, memory_bytes=card.total_bytes, visible_bytes=visible, assumption=None)
-        except FootprintError:
-            gpu = Gpu(
-                name=card.name,
-                memory_bytes=card.total_bytes,
-                visible_bytes=visible,
-                bandwidth_bytes_per_second=None,
-                source="NVML",
-            )
+    card = question.card
+    gpu = None if card is None else live_gpu(card.name, card.total_bytes, card.reserved_bytes)
     calibration = None
     if question.calibration is not None:
         try:
@@ -109,13 +96,13 @@ def answer(question: Question) -> Footprint:
             question.engine,
             model,
             dict(question.settings),
-            version=_version(question.version),
+            version=release(question.version),
             gpu=gpu,
             calibration=calibration,
         )
 
 
-def _version(text: str | None) -> str | None:
+def release(text: str | None) -> str | None:
     """A release; None for a build from a checkout (`0.1.dev1234+g…`), which counts as the newest."""
     if text is None or not text.lstrip("vV")[:1].isdigit() or ("dev" in text and text.startswith("0.1.")):
         return None

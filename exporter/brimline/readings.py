@@ -300,15 +300,15 @@ class Step:
 class Footprint:
     """What a server should use by its model and launch settings.
 
-    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of all of it.
+    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of it all.
     max_running_requests: that one replica works on at once; None where only its K/V cache limits them.
-    decode_ceiling: tokens per second that a batch (first argument) of requests of one context length (second) cannot exceed; None where the
-    GPU's bandwidth is not known. speculative_ceiling: the same at a given chance that a draft token is
-    accepted; None without speculation. fits: whether one request of full length lies on the GPU beside all
-    else, by the high bounds; None without a GPU. starts: whether the engine itself would start, by the low
-    bound of its pool; longest_start_tokens: the longest request with which it would, 0 for none. None where
-    the engine has no such rule, or no pool is known. headroom_bytes: what stays free on the fullest GPU
-    beside `expected`.
+    decode_ceiling: tokens per second that a batch (first argument) of requests of one context length (second)
+    cannot exceed; None where the GPU's bandwidth is not known. speculative_ceiling: the same at a given
+    chance that a draft token is accepted; None without speculation. fits: whether one request of full length
+    lies on the GPU beside all else, by the high bounds; None without a GPU. starts: whether the engine itself
+    would start, by the low bound of its pool; longest_start_tokens: the longest request with which it would,
+    0 for none. None where the engine has no such rule, or no pool is known. headroom_bytes: what stays free
+    on the fullest GPU beside `expected`.
     calibrated: activations, graphs and runtime were measured on this engine, version and GPU.
     model_source: the file the model was read from. explain: how it was computed, for the fullest GPU.
     """

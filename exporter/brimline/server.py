@@ -12,7 +12,7 @@ import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 from aiohttp import web
@@ -25,6 +25,9 @@ from brimline.config import Config, load, masked
 from brimline.errors import ConfigError
 from brimline.exposition import render
 from brimline.readings import EngineReading, Snapshot
+
+if TYPE_CHECKING:
+    from brimline.web.plan import Planner
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +92,19 @@ class _Look:
 class Exporter:
     """Collector and configuration behind the HTTP port."""
 
-    def __init__(self, collector: Collector, config_path: Path | None, listen: str | None = None) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        config_path: Path | None,
+        listen: str | None = None,
+        *,
+        planner: Planner | None = None,
+    ) -> None:
         self.collector = collector
         self._config_path = config_path
         self._listen = listen
         self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
+        self._known_planner = planner
         self.ready = False
 
     def reload(self) -> str | None:
@@ -123,6 +134,9 @@ class Exporter:
         application.router.add_post("/-/reload", self._reload)
         application.router.add_get("/config", self._config)
         application.router.add_get("/debug", self._debug)
+        application.router.add_get("/plan", self._plan)
+        application.router.add_post("/plan/predict", self._plan_predict)
+        application.on_shutdown.append(self._end_planning)
         application.on_response_prepare.append(_add_headers)
         return application
 
@@ -202,6 +216,24 @@ class Exporter:
                 lines += ["", f"{path}:", json.dumps(document, indent=2)[:20000]]
             lines += ["", raw.body.decode("utf-8", "replace")]
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain", charset="utf-8")
+
+    def _planner(self) -> Planner:
+        if self._known_planner is None:
+            # As for the status page: a mere scrape need not pay for it.
+            from brimline.web.plan import Planner
+
+            self._known_planner = Planner(self.collector)
+        return self._known_planner
+
+    async def _plan(self, _request: web.Request) -> web.Response:
+        return self._planner().page()
+
+    async def _plan_predict(self, request: web.Request) -> web.Response:
+        return await self._planner().predict(request)
+
+    async def _end_planning(self, _application: web.Application) -> None:
+        if self._known_planner is not None:
+            await self._known_planner.close()
 
     async def _look(self, reader: TargetReader) -> _Look:
         """A round of which the target's page is kept."""

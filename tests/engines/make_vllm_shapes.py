@@ -9,11 +9,17 @@ from typing import Any
 
 from transformers import (
     DeepseekV3Config,
+    FalconH1Config,
     Gemma3TextConfig,
+    JambaConfig,
+    Lfm2Config,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    NemotronHConfig,
     PreTrainedConfig,
     Qwen3NextConfig,
+    Zamba2Config,
 )
 
 COMMON: dict[str, Any] = {
@@ -51,6 +57,34 @@ SHAPES: dict[str, PreTrainedConfig] = {
         linear_key_head_dim=64, linear_value_head_dim=64, linear_conv_kernel_dim=4, num_experts=4,
         num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64,
         layer_types=["full_attention" if n % 4 == 3 else "linear_attention" for n in range(8)], **COMMON,
+    ),
+    "mamba": MambaConfig(
+        architectures=["MambaForCausalLM"], num_hidden_layers=3, state_size=16, **COMMON,
+    ),
+    "mamba-hybrid": JambaConfig(
+        architectures=["JambaForCausalLM"], num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2,
+        attn_layer_period=4, attn_layer_offset=2, num_experts=2, **COMMON,
+    ),
+    "mamba-2-hybrid": NemotronHConfig(
+        architectures=["NemotronHForCausalLM"], num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+        layers_block_type=[
+            "linear_attention", "mlp", "linear_attention", "full_attention", "mlp", "linear_attention",
+        ],
+        mamba_num_heads=8, mamba_head_dim=64, ssm_state_size=64, n_groups=2, **COMMON,
+    ),
+    "mamba-2-in-parallel": FalconH1Config(
+        architectures=["FalconH1ForCausalLM"], num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, mamba_d_ssm=512, mamba_n_heads=8, mamba_d_state=64, **COMMON,
+    ),
+    "shared-attention": Zamba2Config(
+        architectures=["Zamba2ForCausalLM"], num_hidden_layers=6, num_attention_heads=4,
+        layers_block_type=["linear_attention", "linear_attention", "hybrid"] * 2, n_mamba_heads=8,
+        mamba_d_state=64, use_mem_rope=True, **COMMON,
+    ),
+    "convolutions": Lfm2Config(
+        architectures=["Lfm2ForCausalLM"], num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2,
+        conv_dim=256, block_dim=256, block_ff_dim=512,
+        layer_types=["full_attention" if n % 4 == 3 else "conv" for n in range(8)], **COMMON,
     ),
 }  # fmt: skip
 

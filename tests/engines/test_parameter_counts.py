@@ -1,24 +1,32 @@
-"""The golden numbers of parameters, counted anew by the transformers that vLLM runs with."""
+"""The golden numbers of parameters, and the defaults of classes, by the transformers that vLLM runs with."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from engines.conftest import engine_python
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+WRITTEN = {
+    "parameter_counts.py": ROOT / "tests" / "golden" / "parameter_counts.json",
+    "config_defaults.py": ROOT / "exporter" / "brimline" / "footprint" / "hf_defaults.json",
+}
 
 
-def test_the_golden_counts_are_those_of_the_installed_transformers() -> None:
-    """Regenerate: the engine's python on tests/oracles/parameter_counts.py > the golden file."""
-    command = [engine_python("vllm"), TESTS / "oracles" / "parameter_counts.py"]
-    golden = json.loads((TESTS / "golden" / "parameter_counts.json").read_text())
+@pytest.mark.parametrize("script", WRITTEN)
+def test_what_is_kept_is_what_the_installed_transformers_says(
+    script: str, request: pytest.FixtureRequest
+) -> None:
+    command = [engine_python("vllm"), ROOT / "tests" / "oracles" / script]
 
     printed = subprocess.run(
-        command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        command, check=True, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     ).stdout
 
-    assert json.loads(printed) == golden
+    if request.config.getoption("--update", default=False):
+        WRITTEN[script].write_text(printed)
+    assert printed == WRITTEN[script].read_text()

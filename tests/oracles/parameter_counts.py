@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 # Published files, without what does not change the number of parameters.
@@ -110,6 +117,154 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Published files of models with other senses: nested records leave out what their classes have by default.
+_GEMMA_3_EYES = {
+    "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+    "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
+}  # fmt: skip
+MULTIMODAL: dict[str, dict[str, Any]] = {
+    "google/gemma-3-4b-it": {
+        "model_type": "gemma3", "mm_tokens_per_image": 256,
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+            "num_hidden_layers": 34, "sliding_window": 1024,
+        },
+        "vision_config": _GEMMA_3_EYES,
+    },
+    "google/gemma-3-27b-it": {
+        "model_type": "gemma3", "mm_tokens_per_image": 256,
+        "text_config": {
+            "head_dim": 128, "hidden_size": 5376, "intermediate_size": 21504, "model_type": "gemma3_text",
+            "num_attention_heads": 32, "num_hidden_layers": 62, "num_key_value_heads": 16,
+            "sliding_window": 1024,
+        },
+        "vision_config": _GEMMA_3_EYES,
+    },
+    "llava-hf/llava-1.5-7b-hf": {
+        "model_type": "llava", "projector_hidden_act": "gelu",
+        "text_config": {"max_position_embeddings": 4096, "model_type": "llama", "vocab_size": 32064},
+        "vision_config": {
+            "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096,
+            "model_type": "clip_vision_model", "num_attention_heads": 16, "num_hidden_layers": 24,
+            "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vocab_size": 32064,
+    },
+    "google/paligemma-3b-pt-224": {
+        "model_type": "paligemma", "hidden_size": 2048, "vocab_size": 257216, "projection_dim": 2048,
+        "text_config": {
+            "hidden_size": 2048, "intermediate_size": 16384, "model_type": "gemma", "num_attention_heads": 8,
+            "num_hidden_layers": 18, "num_image_tokens": 256, "num_key_value_heads": 1, "vocab_size": 257216,
+        },
+        "vision_config": {
+            "hidden_size": 1152, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 27, "num_image_tokens": 256, "patch_size": 14,
+            "projection_dim": 2048, "projector_hidden_act": "gelu_fast", "vision_use_head": False,
+        },
+    },
+    "Qwen/Qwen2-VL-7B-Instruct": {
+        "model_type": "qwen2_vl", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+        "tie_word_embeddings": False, "max_position_embeddings": 32768, "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3,
+            "hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+    },
+    "Qwen/Qwen2.5-VL-7B-Instruct": {
+        "model_type": "qwen2_5_vl", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+        "tie_word_embeddings": False, "max_position_embeddings": 128000, "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420,
+            "num_heads": 16, "in_chans": 3, "out_hidden_size": 3584, "patch_size": 14,
+            "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2, "temporal_patch_size": 2,
+        },
+    },
+    "Qwen/Qwen3-VL-8B-Instruct": {
+        "model_type": "qwen3_vl", "tie_word_embeddings": False,
+        "text_config": {
+            "attention_bias": False, "head_dim": 128, "hidden_size": 4096, "intermediate_size": 12288,
+            "max_position_embeddings": 262144, "model_type": "qwen3_vl_text", "num_attention_heads": 32,
+            "num_hidden_layers": 36, "num_key_value_heads": 8, "vocab_size": 151936,
+        },
+        "vision_config": {
+            "deepstack_visual_indexes": [8, 16, 24], "depth": 27, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 1152, "in_channels": 3, "intermediate_size": 4304, "model_type": "qwen3_vl",
+            "num_heads": 16, "num_position_embeddings": 2304, "out_hidden_size": 4096, "patch_size": 16,
+            "spatial_merge_size": 2, "temporal_patch_size": 2,
+        },
+    },
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": {
+        "model_type": "mistral3", "multimodal_projector_bias": False, "projector_hidden_act": "gelu",
+        "spatial_merge_size": 2, "tie_word_embeddings": False, "vision_feature_layer": -1,
+        "text_config": {
+            "head_dim": 128, "hidden_size": 5120, "intermediate_size": 32768,
+            "max_position_embeddings": 131072, "model_type": "mistral", "num_attention_heads": 32,
+            "num_hidden_layers": 40, "num_key_value_heads": 8, "sliding_window": None, "vocab_size": 131072,
+        },
+        "vision_config": {
+            "head_dim": 64, "hidden_act": "silu", "hidden_size": 1024, "image_size": 1540,
+            "intermediate_size": 4096, "model_type": "pixtral", "num_attention_heads": 16,
+            "num_channels": 3, "num_hidden_layers": 24, "patch_size": 14,
+        },
+    },
+    "meta-llama/Llama-4-Scout-17B-16E": {
+        "model_type": "llama4",
+        "text_config": {
+            "attention_bias": False, "attention_chunk_size": 8192, "head_dim": 128, "hidden_size": 5120,
+            "interleave_moe_layer_step": 1, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
+            "max_position_embeddings": 262144, "model_type": "llama4_text", "num_attention_heads": 40,
+            "num_experts_per_tok": 1, "num_hidden_layers": 48, "num_key_value_heads": 8,
+            "num_local_experts": 16, "vocab_size": 202048,
+        },
+        "vision_config": {
+            "hidden_act": "gelu", "hidden_size": 1408, "image_size": 336, "intermediate_size": 5632,
+            "model_type": "llama4_vision_model", "multi_modal_projector_bias": False,
+            "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 34, "patch_size": 14,
+            "pixel_shuffle_ratio": 0.5, "projector_input_dim": 4096, "projector_output_dim": 4096,
+            "vision_output_dim": 4096,
+        },
+    },
+    "Qwen/Qwen2-Audio-7B-Instruct": {
+        "model_type": "qwen2_audio",
+        "audio_config": {
+            "model_type": "qwen2_audio_encoder", "num_mel_bins": 128, "encoder_layers": 32,
+            "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "d_model": 1280,
+            "max_source_positions": 1500,
+        },
+        "text_config": {
+            "model_type": "qwen2", "intermediate_size": 11008, "max_position_embeddings": 8192,
+            "vocab_size": 156032,
+        },
+        "vocab_size": 156032,
+    },
+}  # fmt: skip
+
+# Classes of such models, and what is changed in their defaults.
+SENSES: dict[str, dict[str, Any]] = {
+    "llava": {}, "llava_next": {}, "llava, two layers of features": {"vision_feature_layer": [-2, -5]},
+    "llava_onevision": {}, "gemma3": {}, "paligemma": {}, "internvl": {},
+    "internvl, biases and norms": {
+        "vision_config": {"attention_bias": True, "use_qk_norm": True, "norm_type": "rms_norm"},
+    },
+    "cohere2_vision": {}, "mistral3": {}, "lighton_ocr": {},
+    "llama4": {"text_config": {"num_hidden_layers": 4}},
+    "idefics3": {"pad_token_id": 0}, "smolvlm": {"pad_token_id": 0}, "lfm2_vl": {}, "paddleocr_vl": {},
+    "aya_vision": {
+        "vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 16},
+        "alignment_intermediate_size": 28672,
+    },
+    "qwen2_vl": {}, "qwen2_5_vl": {}, "qwen3_vl": {}, "qwen3_vl_moe": {}, "qwen3_5": {}, "qwen3_5_moe": {},
+    "exaone4_5": {}, "glm4v": {}, "glm4v_moe": {"text_config": {"head_dim": 128}}, "glm46v": {},
+    "glm_ocr": {}, "kimi_k25": {},
+    "gemma4": {"vision_config": {}, "audio_config": {}}, "phi4_multimodal": {}, "qwen2_audio": {},
+    "voxtral": {}, "qwen3_asr": {}, "qwen2_5_omni_thinker": {},
+    "qwen3_omni_moe_thinker": {"text_config": {"head_dim": 128}}, "ernie4_5_vl_moe": {}, "mistral4": {},
+}  # fmt: skip
+
 # Classes, and what is changed in their defaults.
 CLASSES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -141,6 +296,21 @@ CLASSES: dict[str, dict[str, Any]] = {
         {"num_hidden_layers": 4, "interleave_moe_layer_step": 2},
     "smollm3": {}, "ernie4_5": {}, "ernie4_5_moe": {}, "seed_oss": {}, "apertus": {}, "arcee": {},
     "persimmon": {}, "kimi_linear": {}, "nemotron_h": {},
+    "lfm2": {}, "lfm2, convolutions": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "lfm2, unadjusted, biases": {
+        "layer_types": ["conv", "full_attention"] * 16, "conv_bias": True, "block_auto_adjust_ff_dim": False,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "olmo_hybrid": {}, "zamba2": {},
+    "zamba2, two blocks, adapters": {
+        "num_mem_blocks": 2, "use_shared_attention_adapter": True, "n_mamba_heads": 80, "mamba_ngroups": 2,
+    },
+    "exaone_moe": {}, "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2}, "hy_v3": {}, "mimo_v2_flash": {},
+    "minicpm3": {}, "solar_open": {}, "axk1": {}, "cwm": {}, "flex_olmo": {},
+    "cohere2_moe": {"num_shared_experts": 2}, "vaultgemma": {}, "helium": {}, "granite_swa": {},
+    "longcat_flash": {"num_layers": 4, "zero_expert_num": 0},
+    "dots1": {"n_routed_experts": 32, "n_shared_experts": 2, "first_k_dense_replace": 1},
     "deepseek_v3, without shared experts": {"n_shared_experts": 0, "num_hidden_layers": 5}, "t5": {},
     "t5, gated": {"feed_forward_proj": "gated-gelu"}, "mbart": {"scale_embedding": True},
 }  # fmt: skip
@@ -160,10 +330,27 @@ def build(config: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def build_with_senses(config: Any) -> int:
+    """As above, of the whole model: not every class of it is registered under the same task."""
+    with torch.device("meta"):
+        for kind in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM, AutoModel):
+            if type(config) in kind._model_mapping:  # the one table that tells
+                return sum(parameter.numel() for parameter in kind.from_config(config).parameters())
+    raise TypeError(f"transformers has no model of {config.model_type}")
+
+
 def plain(config: Any) -> dict[str, Any]:
     """The settings as a config.json would hold them, without infinities, which JSON has not."""
-    found = {key: value for key, value in config.to_diff_dict().items() if key not in _NOISE}
-    return {key: value for key, value in found.items() if key not in ("time_step_limit", "rope_parameters")}
+    return _cleaned(config.to_diff_dict())
+
+
+def _cleaned(settings: dict[str, Any]) -> dict[str, Any]:
+    dropped = (*_NOISE, "time_step_limit", "rope_parameters", "image_grid_pinpoints")
+    return {
+        key: _cleaned(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in dropped
+    }
 
 
 def cases() -> list[dict[str, Any]]:
@@ -178,10 +365,25 @@ def cases() -> list[dict[str, Any]]:
     return found
 
 
+def cases_with_senses() -> list[dict[str, Any]]:
+    found = []
+    for name, settings in MULTIMODAL.items():
+        rest = {key: value for key, value in settings.items() if key != "model_type"}
+        config = CONFIG_MAPPING[settings["model_type"]](**rest)
+        found.append({"name": name, "config": settings, "parameters": build_with_senses(config)})
+    for name, changes in SENSES.items():
+        config = CONFIG_MAPPING[name.split(",")[0]](**changes)
+        case = {"name": f"{name} (defaults)", "config": plain(config)}
+        found.append({**case, "parameters": build_with_senses(config)})
+    return found
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    document = {"transformers": transformers.__version__, "cases": cases()}
+    document = {
+        "transformers": transformers.__version__, "cases": cases(), "with_senses": cases_with_senses(),
+    }  # fmt: skip
     json.dump(document, sys.stdout, indent=1)
     sys.stdout.write("\n")
 

@@ -173,6 +173,27 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         mostly(gated_delta_net(32, 32, kda=True), MLA, every=4, layers=27),
         {},
     ),
+    "lfm2-like, short convolutions on 2 GPUs": (
+        mostly(
+            {"mixer": "short_convolution", "width": 2048, "conv": 3},
+            attention(8, 64),
+            every=4,
+            layers=16,
+            at=2,
+        ),
+        {"tensor_parallel": 2},
+    ),
+    "falcon-h1-like, a state space beside every attention": (
+        [{"mixers": [mamba2(48, 1, "auto"), attention(2, 128)]}] * 44,
+        {"tensor_parallel": 2},
+    ),
+    "zamba2-like, attention in few layers": (
+        [
+            {"mixers": [attention(32, 160), mamba2(80, 1, "auto")]} if n % 6 == 5 else mamba2(80, 1, "auto")
+            for n in range(54)
+        ],
+        {"prefix_caching": False},
+    ),
     "minimax-text-like, lightning attention": (
         mostly({"mixer": "linear", "heads": 64, "head_dim": 128}, attention(8, 128), every=8, layers=80),
         {"tensor_parallel": 8, "prefix_caching": False},
@@ -255,6 +276,11 @@ def state_of(mixer: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]
         return (
             MambaStateShapeCalculator.linear_attention_state_shape(mixer["heads"], ranks, mixer["head_dim"]),
             MambaStateDtypeCalculator.linear_attention_state_dtype(model, "auto"),
+        )
+    if mixer["mixer"] == "short_convolution":
+        return (
+            MambaStateShapeCalculator.short_conv_state_shape(ranks, mixer["width"], mixer["conv"], drafted),
+            MambaStateDtypeCalculator.short_conv_state_dtype(model, "auto"),
         )
     if mixer["mixer"] == "mamba1":
         return (

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import msgspec
 import pytest
 
 from brimline.catalog import BY_NAME
-from brimline.cli import cli
+from brimline.cli import COMMANDS
 from brimline.config import NOT_YET, Config, GpuConfig, Target, parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,5 +60,4 @@ def test_keys_of_later_features_are_not_documented_as_working() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    assert isinstance(cli, click.Group)
-    assert {name for name in cli.commands if f"brimline {name}" not in README} == set()
+    assert {name for name in COMMANDS if f"brimline {name}" not in README} == set()

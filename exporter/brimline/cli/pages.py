@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +91,7 @@ def capture(url: str, folder: Path, metrics_path: str | None, bearer_token_file:
     Exit status: 0 saved, 1 the server could not be read, 2 wrong usage, 3 saved, but it is no page of a known
     engine.
     """
+    import asyncio
     import json
 
     from brimline.capture import write_capture

@@ -13,10 +13,13 @@ from brimline.cli.common import EXIT_NEGATIVE, fail
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from brimline.footprint.alternatives import Alternative
     from brimline.footprint.gpus import Gpu
+    from brimline.footprint.predict import Model
 
     Command = Callable[..., Any]
 
+DEFAULT_ENGINE = "vllm"
 
 # Flags of the server that is predicted, by name; all are text, which the engine's own reader types.
 _FLAGS = (
@@ -34,14 +37,35 @@ _FLAGS = (
     click.option("--tensor-parallel-size", "-tp", metavar="N"),
     click.option("--pipeline-parallel-size", "-pp", metavar="N"),
     click.option("--data-parallel-size", "-dp", metavar="N"),
-    click.option("--enable-expert-parallel", is_flag=True),
+    click.option("--decode-context-parallel-size", "-dcp", metavar="N"),
+    click.option("--enable-expert-parallel", "-ep", is_flag=True),
     click.option("--gpu-memory-utilization", metavar="RATIO"),
     click.option("--kv-cache-memory-bytes", metavar="SIZE"),
     click.option("--num-gpu-blocks-override", metavar="N"),
-    click.option("--cpu-offload-gb", metavar="GIB"),
+    click.option("--cpu-offload-gb", metavar="GIB", help="Weights in host memory, for each GPU."),
+    click.option(
+        "--kv-offloading-size", metavar="GIB", help="KV cache in host memory, of all GPUs together."
+    ),
+    click.option("--swap-space", metavar="GIB", help="Of vLLM before 0.8: host memory for each GPU."),
     click.option("--enforce-eager", is_flag=True),
+    click.option("--enable-lora", is_flag=True),
     click.option("--max-loras", metavar="N", help="Slots for adapters; 0 without --enable-lora."),
     click.option("--max-lora-rank", metavar="N"),
+    click.option(
+        "--max-cpu-loras", metavar="N", help="Adapters in host memory; as many as slots unless given."
+    ),
+    click.option("--lora-dtype", help="float16 or bfloat16; that of the model unless given."),
+    click.option("--fully-sharded-loras", is_flag=True),
+    click.option(
+        "--speculative-config",
+        "-sc",
+        metavar="JSON",
+        help='Such as \'{"method": "eagle3", "model": "/models/eagle3", "num_speculative_tokens": 3}\', or '
+        "method=ngram,num_speculative_tokens=4.",
+    ),
+    click.option(
+        "--hf-overrides", metavar="JSON", help="Put in place of settings of the model's config.json."
+    ),
 )
 _GPU = (
     click.option("--gpu", metavar="NAME", help="Such as H100, A100-80, L4."),
@@ -64,47 +88,128 @@ def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
 @click.command()
 @click.argument("model", required=False)
 @click.argument("launch_command", nargs=-1, type=click.UNPROCESSED, metavar="[-- vllm serve …]")
-@click.option("--engine-version", help="Version of vLLM; the newest known one unless given.")
+@click.option(
+    "--engine",
+    help=f"Whose server is predicted: {DEFAULT_ENGINE} unless the launch command says another.",
+)
+@click.option("--engine-version", help="Version of the engine; the newest known one unless given.")
 @_with(_FLAGS)
+@click.option(
+    "--setting",
+    "more",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other flag of the engine, by its own name. Repeat it for more.",
+)
 @_with(_GPU)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What was measured on such a server (`brimline calibrate` writes it).",
+)
+@click.option(
+    "--acceptance",
+    type=click.FloatRange(0, 1),
+    metavar="RATIO",
+    help="Part of drafted tokens that is accepted, such as 0.8; the decode ceiling then counts speculation.",
+)
+@click.option(
+    "--what-if",
+    "questions",
+    multiple=True,
+    metavar="QUESTION",
+    help="Shown apart from the prediction: pod[=SHARE], layerwise-offload, eager-attention, "
+    "pruning=structured:0.3|unstructured:0.5|2:4, cla=2. Repeat it for more.",
+)
+@click.option(
+    "--link-bandwidth",
+    type=click.FloatRange(0, min_open=True),
+    metavar="BYTES/S",
+    help="Between a GPU and the host, for layerwise-offload; 64e9 is PCIe 5.0 with 16 lanes.",
+)
+@click.option("--explain", is_flag=True, help="Show how each number came about.")
+@click.option(
+    "--allow-hub", is_flag=True, help="Look MODEL up on the Hugging Face hub (needs brimline[hub])."
+)
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
 @click.option("--fail-if-unfit", is_flag=True, help="Exit 1 where it does not fit.")
 def predict(
     model: str | None,
     launch_command: tuple[str, ...],
+    engine: str | None,
     engine_version: str | None,
+    more: tuple[str, ...],
     gpu: str | None,
     gpu_memory: str | None,
     gpu_bandwidth: float | None,
+    calibration: Path | None,
+    acceptance: float | None,
+    questions: tuple[str, ...],
+    link_bandwidth: float | None,
+    explain: bool,
+    allow_hub: bool,
     as_json_: bool,
     fail_if_unfit: bool,
     **flags: str | bool | None,
 ) -> None:
-    """Predict the memory of a vLLM server before it is started, component by component.
+    """Predict the memory of a server before it is started, component by component.
 
-    MODEL is a folder, a config.json or a .gguf file. Flags are vLLM's own; or give the launch command itself
-    behind --, as in: brimline predict --gpu H100 -- vllm serve /models/llama -tp 2
+    MODEL is a folder, a config.json, a .gguf file or, with --allow-hub, the name of a model on the hub. Flags
+    are vLLM's own; or give the launch command itself behind --, which may name the model:
+
+    \b
+    brimline predict /models/llama-8b --gpu H100 -tp 2 --max-model-len 32K
+    brimline predict --gpu H100 -- vllm serve /models/llama-8b -tp 2
+    brimline predict --gpu L4 -- llama-server -m llama.gguf -c 32768
     """
     import json
 
     from brimline.errors import FootprintError
-    from brimline.footprint.predict import as_json, read_model
+    from brimline.footprint.predict import as_json
     from brimline.footprint.predict import predict as predict_footprint
 
     try:
-        path, settings = _launched(model, launch_command, stated_flags(flags))
+        named, engine, stated = _launched(model, launch_command, engine)
+        settings = {**stated, **_own_flags(engine, stated_flags(flags), more)}
         card = described_card(gpu, gpu_memory, gpu_bandwidth)
-        footprint = predict_footprint("vllm", read_model(path), settings, version=engine_version, gpu=card)
+        read = _read_model(named, allow_hub)
+        footprint = predict_footprint(
+            engine,
+            read,
+            settings,
+            version=engine_version,
+            gpu=card,
+            calibration=_calibration(calibration),
+            acceptance=acceptance,
+        )
+        answers: list[Alternative] = []
+        if questions:
+            from brimline.footprint.alternatives import Predicted, ask
+
+            predicted = Predicted(
+                engine=engine,
+                model=read,
+                settings=settings,
+                footprint=footprint,
+                version=engine_version,
+                gpu=card,
+                link_bandwidth=link_bandwidth,
+            )
+            answers = [ask(predicted, question) for question in questions]
     except FootprintError as error:
         fail(str(error))
     if as_json_:
-        click.echo(json.dumps(as_json(footprint), indent=2))
+        document = as_json(footprint, answers)
+        if explain and footprint.explain is not None:
+            document["explanation"] = [
+                {"topic": step.topic, "formula": step.formula, "numbers": step.numbers, "source": step.source}
+                for step in footprint.explain()
+            ]
+        click.echo(json.dumps(document, indent=2))
     else:
-        from rich.console import Console
+        from brimline.predicted import print_prediction
 
-        from brimline.predicted import print_footprint
-
-        print_footprint(footprint, Console(markup=False, highlight=False), card)
+        print_prediction(footprint, card, answers, explain=explain)
     sys.exit(EXIT_NEGATIVE if fail_if_unfit and footprint.fits is False else 0)
 
 
@@ -117,29 +222,115 @@ def stated_flags(flags: Mapping[str, str | bool | None]) -> dict[str, str]:
     }
 
 
-def _launched(
-    model: str | None, words: tuple[str, ...], flags: Mapping[str, str]
-) -> tuple[Path, dict[str, str]]:
-    """The model's path and the settings; flags of our own command go before those of the launch command."""
-    from brimline.engines import ENGINES
-    from brimline.engines.launch import parse_launch, starts
+def _own_flags(engine: str, flags: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:
+    """The settings that our own command line gives. Raises FootprintError for flags of another engine."""
     from brimline.errors import FootprintError
+
+    settings = dict(flags)
+    if engine != DEFAULT_ENGINE and flags:
+        from brimline.engines import ENGINES
+
+        adapter = ENGINES[engine]
+        foreign = sorted(set(flags) - adapter.flags)
+        if foreign:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+            raise FootprintError(
+                f"{named}: no flag of {adapter.title}; give its own as --setting NAME=VALUE, or its launch "
+                "command behind --"
+            )
+    for text in more:
+        name, is_pair, value = text.partition("=")
+        if not is_pair or not name:
+            raise FootprintError(f"--setting {text!r}: write NAME=VALUE, such as max_model_len=32768")
+        settings[name.lstrip("-").replace("-", "_")] = value
+    return settings
+
+
+def _launched(
+    model: str | None, words: tuple[str, ...], engine: str | None
+) -> tuple[str, str, dict[str, str]]:
+    """The model, the engine and the settings that the launch command states. Raises FootprintError."""
+    from brimline.errors import FootprintError
+    from brimline.footprint.predict import PREDICTORS
 
     stated: dict[str, str] = {}
     command = [word for word in (model, *words) if word is not None]
-    if len(command) > 1:
-        adapter = ENGINES["vllm"]
-        if not starts(command, adapter):
-            raise FootprintError(
-                f"{' '.join(command[:2])!r} does not start vLLM; write -- vllm serve MODEL …"
-            )
-        stated = parse_launch(command, adapter)
-        model = stated.pop("model", None)
+    if len(command) > 1 or _is_command_line(command):
+        model, found, stated = _parsed(command, engine)
+        if engine is not None and engine != found:
+            raise FootprintError(f"--engine {engine}, yet the launch command starts {found}")
+        engine = found
+    engine = engine or DEFAULT_ENGINE
+    if engine not in PREDICTORS:
+        known = ", ".join(sorted(PREDICTORS))
+        raise FootprintError(f"the memory of {engine!r} is not predicted; known: {known}")
     if model is None:
         raise FootprintError("no model is named; give a folder, a config.json or a .gguf file")
-    if not Path(model).exists():
-        raise FootprintError(f"{model} does not exist here; give a folder, a config.json or a .gguf file")
-    return Path(model), {**stated, **flags}
+    return model, engine, stated
+
+
+def _is_command_line(command: Sequence[str]) -> bool:
+    """True for one word that is a whole command line, as in -- "vllm serve /models/llama"."""
+    return len(command) == 1 and len(command[0].split()) > 1 and not Path(command[0]).exists()
+
+
+def _is_model(word: str) -> bool:
+    """True for what is a model rather than a program: a folder, a file of settings, a name of the hub."""
+    from brimline.hub import is_hub_name
+
+    path = Path(word)
+    if path.exists():
+        return path.is_dir() or path.suffix in (".json", ".gguf")
+    return is_hub_name(word)
+
+
+def _parsed(command: list[str], engine: str | None) -> tuple[str | None, str, dict[str, str]]:
+    """The model, the engine and the settings of a launch command, which may stand behind a MODEL of ours."""
+    from brimline.engines import ENGINES
+    from brimline.engines.launch import parse_launch, split_command, starts
+    from brimline.errors import FootprintError
+
+    behind_model = [(command[0], command[1:])] if _is_model(command[0]) else []
+    for model, words in (*behind_model, (None, command)):
+        if _is_command_line(words):
+            try:
+                words = split_command(words[0])
+            except ValueError as error:
+                raise FootprintError(f"the launch command cannot be read: {error}") from None
+        for name, adapter in ENGINES.items():
+            if words and starts(words, adapter):
+                stated = parse_launch(words, adapter)
+                named = stated.pop(adapter.launch_model_flag, None)
+                return model or named, adapter.predictor or name, stated
+    wanted = ENGINES[engine].title if engine in ENGINES else "vLLM or another engine known here"
+    raise FootprintError(
+        f"{' '.join(command[:2])!r} does not start {wanted}; write -- vllm serve MODEL …, or the like"
+    )
+
+
+def _read_model(name: str, allow_hub: bool) -> Model:
+    """The model at a path, or of the hub where that is allowed. Raises FootprintError."""
+    from brimline.errors import FootprintError
+    from brimline.footprint.predict import read_model
+
+    path = Path(name)
+    if path.exists():
+        return read_model(path)
+    from brimline.hub import is_hub_name, read_hub_model
+
+    if not is_hub_name(name):
+        raise FootprintError(f"{name} does not exist here; give a folder, a config.json or a .gguf file")
+    if not allow_hub:
+        raise FootprintError(f"{name} does not exist here; --allow-hub looks it up on the Hugging Face hub")
+    return read_hub_model(name)
+
+
+def _calibration(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from brimline.footprint.calibration import read_calibration
+
+    return read_calibration(path)
 
 
 def described_card(name: str | None, memory: str | None, bandwidth: float | None) -> Gpu | None:

@@ -14,14 +14,17 @@ from brimline.estimate import Estimate, between, exact, total
 from brimline.footprint.architecture import (
     Architecture,
     Attention,
+    Encoder,
     Experts,
     FeedForward,
     GatedDeltaNet,
     LatentAttention,
     Mamba,
     Mixer,
+    ShortConvolution,
+    kept_with_architecture,
 )
-from brimline.footprint.constants import Constant, constant
+from brimline.footprint.constants import Constant, constant, parse_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +32,10 @@ class BatchSettings:
     """How many tokens one step works on, on one GPU rank.
 
     element_bytes: of an activation. pipeline_parallel: stages; last_stage: this rank is of the one that
-    samples. expert_parallel: whole experts on each rank instead of slices of all. sampler: `v1` or
-    `pytorch`; empty for what the version does by default.
+    samples. data_parallel: replicas that share their experts. expert_parallel: whole experts on each rank
+    instead of slices of all. sampler: `v1` or `pytorch`; empty for what the version does by default.
+    draft_tokens: that a step verifies for each request. auxiliary_states: hidden states that a drafter reads,
+    kept through the forward pass (EAGLE-3: 3).
     """
 
     max_num_batched_tokens: int
@@ -38,12 +43,17 @@ class BatchSettings:
     element_bytes: int = 2
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    data_parallel: int = 1
     expert_parallel: bool = False
     last_stage: bool = True
     sampler: str = ""
+    draft_tokens: int = 0
+    auxiliary_states: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_num_batched_tokens", "max_num_seqs", "element_bytes", "tensor_parallel"):
+        for name in (
+            "max_num_batched_tokens", "max_num_seqs", "element_bytes", "tensor_parallel", "data_parallel",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise FootprintError(f"{name} is {getattr(self, name)}; it starts at 1")
         if self.pipeline_parallel < 1:
@@ -54,11 +64,15 @@ class BatchSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activations:
-    """Peaks in bytes: of the forward pass, of the sampler, and of the step, the larger of both."""
+    """Peaks in bytes: of the forward pass, of the sampler, and of the step, the larger of both.
+
+    unprofiled: what verifying drafts takes beyond the peak that the profile run saw.
+    """
 
     forward: Estimate
     sampler: Estimate
     peak: Estimate
+    unprofiled: Estimate = exact(0, "nothing is drafted")  # noqa: RUF009 (it is frozen)
 
 
 def _heads(heads: int, tensor_parallel: int) -> int:
@@ -86,6 +100,8 @@ def _mixer_width(mixer: Mixer, tensor_parallel: int) -> int:
             values = _heads(mixer.value_heads, tp) * mixer.value_dim
             # q, k, v and the gate z; the convolved copy of q, k, v; the output.
             return 2 * (2 * keys + values) + 2 * values
+        case ShortConvolution():
+            return 5 * mixer.width // tp  # B, C and x, the convolved product, the output
         case _:
             return 5 * _heads(mixer.heads, tp) * mixer.head_dim
 
@@ -103,6 +119,16 @@ def _feed_forward_width(part: FeedForward | Experts | None, tensor_parallel: int
             return part.count + _dense_width(part.shared_intermediate, part.gated, tensor_parallel)
         case None:
             return 0
+
+
+@kept_with_architecture
+def _widest_part(architecture: Architecture, tensor_parallel: int) -> int:
+    """Elements per token of the widest mixer or feed-forward part of a rank."""
+    widest = 0
+    for layer in architecture.layers:
+        mixers = max((_mixer_width(mixer, tensor_parallel) for mixer in layer.mixers), default=0)
+        widest = max(widest, mixers, _feed_forward_width(layer.feed_forward, tensor_parallel))
+    return widest
 
 
 def moe_workspace_bytes(architecture: Architecture, settings: BatchSettings) -> int:
@@ -134,12 +160,19 @@ def _held_workspace(architecture: Architecture, settings: BatchSettings, version
         return exact(0, "the model has no experts")
     variant = "mxfp4" if _is_mxfp4(architecture) else ""
     part = constant("moe_workspace_factor", engine="vllm", version=version, variant=variant)
-    return between(size * part.low, size * part.expected, size * part.high, f"experts: {part.source}")
+    most = size * part.high * settings.data_parallel
+    return between(size * part.low, size * part.expected, most, f"experts: {part.source}")
 
 
 def hidden_states_bytes(architecture: Architecture, settings: BatchSettings) -> int:
     """Bytes of the hidden states of all batched tokens."""
     return settings.max_num_batched_tokens * architecture.hidden * settings.element_bytes
+
+
+def forward_elements(architecture: Architecture, settings: BatchSettings) -> int:
+    """Elements that the forward pass holds at once for each token: hidden states and the widest part."""
+    streams = (4 if settings.pipeline_parallel > 1 else 2) + settings.auxiliary_states
+    return streams * architecture.hidden + _widest_part(architecture, settings.tensor_parallel)
 
 
 def forward_bytes(
@@ -149,15 +182,10 @@ def forward_bytes(
 
     T * b * (2 * hidden + the widest mixer or feed-forward part of a rank), times how far measured peaks lie
     from it; the experts' buffers come on top. A pipeline stage holds two more hidden states, its input and
-    its residual. Sources: the sizes of vLLM's tensors, and the runs named in constants.py.
+    its residual; EAGLE-3 has those that it reads kept. Replicas that share experts may gather the tokens of
+    all of them: high counts that. Sources: the sizes of vLLM's tensors, and the runs named in constants.py.
     """
-    tp = settings.tensor_parallel
-    widest = 0
-    for layer in architecture.layers:
-        mixers = max((_mixer_width(mixer, tp) for mixer in layer.mixers), default=0)
-        widest = max(widest, mixers, _feed_forward_width(layer.feed_forward, tp))
-    streams = 4 if settings.pipeline_parallel > 1 else 2
-    per_token = streams * architecture.hidden + widest
+    per_token = forward_elements(architecture, settings)
     size = settings.max_num_batched_tokens * per_token * settings.element_bytes
     factor = constant("forward_factor", engine="vllm", version=version)
     plain = between(
@@ -166,7 +194,8 @@ def forward_bytes(
     workspace = moe_workspace_bytes(architecture, settings)
     if not workspace:
         return plain
-    buffers = between(workspace * 0.7, workspace, workspace * 1.25, "the experts' two work buffers")
+    most = workspace * 1.25 * settings.data_parallel
+    buffers = between(workspace * 0.7, workspace, most, "the experts' two work buffers")
     return total((plain, buffers), f"{plain.source}, and the experts' work buffers")
 
 
@@ -226,6 +255,10 @@ def activations(
     )
     held = _held_workspace(architecture, settings, version)
     sampler = total((alone, held), alone.source) if held.high else alone
+    unprofiled = exact(0, "nothing is drafted")
+    if settings.draft_tokens:
+        profiled, unprofiled = verification_bytes(architecture.vocabulary, settings, version=version)
+        sampler = total((sampler, profiled), sampler.source)
     winner = sampler if sampler.expected >= forward.expected else forward
     peak = Estimate(
         max(forward.low, sampler.low),
@@ -233,7 +266,7 @@ def activations(
         max(forward.high, sampler.high),
         winner.source,
     )
-    return Activations(forward=forward, sampler=sampler, peak=peak)
+    return Activations(forward=forward, sampler=sampler, peak=peak, unprofiled=unprofiled)
 
 
 def encoder_cache_bytes(
@@ -255,6 +288,21 @@ def encoder_cache_bytes(
         return exact(0, "no multimodal input")
     size = max(cache_tokens, max_tokens_per_item) * hidden * element_bytes
     return Estimate(0, size, size, "vLLM 0.32, encoder_cache_manager.py compute_mm_encoder_budget")
+
+
+def encoder_forward_bytes(encoder: Encoder, tokens: int, *, element_bytes: int = 2) -> Estimate:
+    """Bytes that encoding images or sounds of so many tokens takes at its peak; 0 where no size is known.
+
+    patches * b * (2 * width + the wider of q, k, v, output and the feed-forward part), as for a decoder; each
+    rank encodes whole items. Not checked against a measurement, so the bounds are a half and the double.
+    """
+    if encoder.width is None or encoder.inner is None:
+        return exact(0, "the encoder's sizes are not known")
+    widest = max(4 * encoder.width, 3 * encoder.inner)
+    size = tokens * encoder.merged * (2 * encoder.width + widest) * element_bytes
+    return between(
+        size / 2, size, 2 * size, f"encoding {tokens:,} tokens: sizes of its tensors, not measured"
+    )
 
 
 def eager_attention_bytes(*, batch: int, query_heads: int, tokens: int, element_bytes: int = 2) -> Estimate:
@@ -283,6 +331,38 @@ def prompt_logprobs_bytes(vocabulary: int, prompt_tokens: int) -> int:
     if min(vocabulary, prompt_tokens) < 0:
         raise FootprintError("vocabulary and prompt_tokens cannot be negative")
     return vocabulary * prompt_tokens * 6
+
+
+# The second model runner, default since 0.31, copies the logits of drafts to fp32 in chunks of 1 GiB
+# (vLLM PR 48630).
+_CHUNKED_VERIFICATION = (0, 31)
+_CHUNK_BYTES = 1 << 30
+
+
+def verification_bytes(
+    vocabulary: int, settings: BatchSettings, *, version: str | None = None
+) -> tuple[Estimate, Estimate]:
+    """Bytes that verifying drafts takes beside the sampler: in the profile run, and beyond it.
+
+    The first model runner profiles one draft token a request, and the others come at run time: (k - 1) * S *
+    V * 4, at most 10 bytes a logit with its copies (vLLM PR 38220; 0.32, v1/sample/rejection_sampler.py). The
+    second profiles none; it holds 16-bit logits of all tokens and a chunk of them in fp32 (0.32,
+    v1/worker/gpu/spec_decode/rejection_sampler.py). Low is 0: few batches are ever full.
+    """
+    sampled = min(settings.max_num_seqs, settings.max_num_batched_tokens)
+    rows = min(settings.max_num_seqs * (settings.draft_tokens + 1), settings.max_num_batched_tokens)
+    if version is None or parse_version(version) >= _CHUNKED_VERIFICATION:
+        chunk = max(0, min(_CHUNK_BYTES, rows * vocabulary * 4) - sampled * vocabulary * 4)
+        later = (rows - sampled) * vocabulary * settings.element_bytes + chunk
+        source = "verifying drafts: vLLM 0.32, v1/worker/gpu/spec_decode/rejection_sampler.py"
+        return exact(0, source), Estimate(0, later, later, source)
+    one = sampled * vocabulary
+    more = max(0, rows - 2 * sampled) * vocabulary
+    source = "verifying drafts: vLLM PR 38220"
+    return (
+        Estimate(0, one * settings.element_bytes, one * 4, source),
+        Estimate(0, more * 4, more * 10, source),
+    )
 
 
 def rejection_sampler_bytes(vocabulary: int, max_num_seqs: int, draft_tokens: int) -> int:

@@ -7,8 +7,10 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,7 @@ class Attention:
     and V and keeps none of its own. cross: attends to an encoder's output, whose K and V are kept once per
     request. gated: the query projection is twice as wide, its second half gating the output (Qwen3-Next).
     value_is_key: no value projection is stored, values are the keys' projection (Gemma 4); both are cached.
+    inputs: elements of what its projections read; None for the width of the model (Zamba 2 reads twice that).
     """
 
     query_heads: int
@@ -37,6 +40,7 @@ class Attention:
     gated: bool = False
     sink_elements: int = 0
     value_is_key: bool = False
+    inputs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ class Mamba:
 
     inner: elements of the expanded stream. state: elements of the state per channel. conv: kernel width.
     dt_rank: version 1 only. norm_elements: weights of the norms within the mixer. state_dtype: the type
-    that the config asks for the recurrent state; None where it does not say.
+    that the config asks for the recurrent state (mamba_ssm_cache_dtype); None where it does not say.
     """
 
     version: Literal[1, 2]
@@ -107,7 +111,16 @@ class LinearAttention:
     head_dim: int
 
 
-Mixer = Attention | LatentAttention | Mamba | GatedDeltaNet | LinearAttention
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConvolution:
+    """A gated convolution over the last tokens, which keeps them and no more (LFM 2). conv: kernel width."""
+
+    width: int
+    conv: int
+    bias: bool = False
+
+
+Mixer = Attention | LatentAttention | Mamba | GatedDeltaNet | LinearAttention | ShortConvolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +148,17 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One decoder layer. mixers: usually one; two in an encoder-decoder. norm_elements: of all norms."""
+    """One decoder layer. mixers: usually one; two in an encoder-decoder. norm_elements: of all norms.
+
+    reuses: its attention and its feed-forward part are those of an earlier layer, stored once (Zamba 2); what
+    it keeps per token is its own.
+    """
 
     mixers: tuple[Mixer, ...]
     feed_forward: FeedForward | Experts | None
     norm_elements: int
     other_elements: int = 0
+    reuses: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +166,19 @@ class Encoder:
     """A vision, audio or text encoder beside the decoder.
 
     parameters: all of its weights, those of `layers` included, and of the projector to the decoder.
+    max_tokens: of one item, as the decoder gets them. width, inner: of its hidden states and feed-forward
+    parts; merged: of its patches that become one token. None where the settings do not say. known: whether
+    its weights were counted as its class builds them.
     """
 
     kind: Literal["vision", "audio", "text"]
     parameters: int
     layers: tuple[Layer, ...] = ()
     max_tokens: int | None = None
+    width: int | None = None
+    inner: int | None = None
+    merged: int = 1
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +189,9 @@ class Quantization:
     of a weight, without scales. group: weights that share a scale; None per tensor or channel (see block).
     zeros: zero points are stored. block: rows and columns that share a scale. skipped: names or patterns of
     modules left in the model's own type. kv_cache: the checkpoint asks for a quantized K/V cache.
-    scale_bits: of one scale; None: 16 for groups, 32 for tensors, channels and blocks.
+    scale_bits: of one scale; None: 16 for groups, 32 for tensors, channels and blocks. targets: names or
+    patterns of the modules that are stored so; none for all linear layers. others: how other modules are
+    stored, each with targets of its own, which win over these.
     """
 
     method: str
@@ -178,6 +205,8 @@ class Quantization:
     quantizes_head: bool = False
     kv_cache: str | None = None
     scale_bits: int | None = None
+    targets: tuple[str, ...] = ()
+    others: tuple[Quantization, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +218,9 @@ class Architecture:
     projections). layer_embedding_parameters: of a second table of token embeddings, one for all layers
     (Gemma 3n and 4), beside the extra ones. assumptions: what was not stated and taken for granted, a
     sentence each, for people; a model type that is not known puts one here. source: the file that was read.
+    yarn_position: what vLLM before 0.32 takes for max_position, where YaRN's factor says another.
+    usual_position: the context that is served unless a longer one is asked for (LongRoPE).
+    computed: see kept_with_architecture.
     """
 
     model_type: str
@@ -207,3 +239,36 @@ class Architecture:
     known: bool = True
     assumptions: tuple[str, ...] = ()
     source: str = ""
+    yarn_position: int | None = None
+    usual_position: int | None = None
+    computed: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+MAX_COMPUTED = 1024
+
+_Options = ParamSpec("_Options")
+_Result = TypeVar("_Result")
+
+
+def kept_with_architecture(
+    function: Callable[Concatenate[Architecture, _Options], _Result],
+) -> Callable[Concatenate[Architecture, _Options], _Result]:
+    """The function, computed once for each architecture and options.
+
+    For pure functions whose options are hashable and whose result nobody changes. What was computed goes with
+    the architecture, so that nothing is kept of models that were looked at once.
+    """
+
+    @functools.wraps(function)
+    def kept(architecture: Architecture, /, *args: _Options.args, **options: _Options.kwargs) -> _Result:
+        key = (function, args, tuple(options.items()))
+        if key in (computed := architecture.computed):
+            result: _Result = computed[key]
+            return result
+        result = function(architecture, *args, **options)
+        if len(computed) >= MAX_COMPUTED:
+            computed.clear()
+        computed[key] = result
+        return result
+
+    return kept

@@ -1,60 +1,161 @@
-"""What one server measured at its start: read from its log, kept in a YAML file, used instead of constants.
+"""What one server measured at its start, kept in a YAML file and used instead of constants.
 
-A calibration holds for one engine, version and GPU. Every field but those is optional.
+Every field but engine, version and GPU is optional. What a measurement holds for differs:
+
+- of the engine, version and GPU: `sampler_bytes_factor`, for any model and batch; `visible_bytes`, under the
+  driver that was there;
+- and for as many GPUs working together: `non_torch_bytes` and `context_bytes`;
+- and for the same model: `cuda_graphs_bytes`;
+- and for the same launch settings: `weights_bytes`, `activation_bytes`, `cuda_graphs_estimate_bytes` and
+  `non_kv_bytes`. These are of this server, and give its K/V pool again to within a block.
+
+`non_kv_bytes` is what a running vLLM tells without its log: its budget less its pool, which is weights,
+activation peak, library memory and (since 0.21) the estimate of CUDA graphs together. One sum does not tell
+its parts; they are shared out by the table where they are shown (see calibrated.py).
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from brimline.errors import FootprintError
-from brimline.footprint.constants import GIB, parse_version
+from brimline.files import NotARegularFile, open_regular
+from brimline.footprint.constants import parse_version
+from brimline.footprint.gpus import find_gpu
 
 MAX_FILE_BYTES = 1 << 16
+
+# How many GPUs work together, by the flags of the engines.
+_PARALLEL = (
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "tp_size", "pp_size", "dp_size",
+)  # fmt: skip
+_OF_PARALLEL = ("non_torch_bytes", "context_bytes", "context_high_bytes")
+_OF_MODEL = ("cuda_graphs_bytes",)
+_OF_SERVER = ("cuda_graphs_estimate_bytes", "weights_bytes", "activation_bytes", "non_kv_bytes")
+# Those that move the sum by little (see calibrated.py), and are named without spoiling it.
+LOOSE_SETTINGS = ("max_model_len", "kv_cache_dtype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Constants measured on one server, of one GPU rank; None for what was not measured.
+    """What was measured on one server, of its fullest GPU rank; None for what was not.
 
+    parameters: of the model that ran, as its config.json counts them. settings: the launch settings that it
+    ran with and that decide memory, by the engine's own names; empty where they are not said, which lets all
+    of it hold for any settings.
+    visible_bytes: what CUDA shows of the GPU.
     sampler_bytes_factor: bytes of the sampler's working set over 4 * max_num_seqs * vocabulary.
+    non_torch_bytes: of CUDA libraries, within the engine's budget.
     context_bytes: of the CUDA context, NCCL and library handles, outside the engine's budget.
+    context_high_bytes: where context_bytes is the least that it can be, the most.
+    cuda_graphs_bytes: as captured; cuda_graphs_estimate_bytes: as the budget counts them.
+    activation_bytes: the peak of the profile run, without graphs.
+    non_kv_bytes: all of the budget that is not the K/V pool.
     """
 
     engine: str
     version: str
     gpu: str
+    parameters: int | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+    visible_bytes: int | None = None
     sampler_bytes_factor: float | None = None
-    cuda_graphs_bytes: int | None = None
     non_torch_bytes: int | None = None
     context_bytes: int | None = None
+    context_high_bytes: int | None = None
+    cuda_graphs_bytes: int | None = None
+    cuda_graphs_estimate_bytes: int | None = None
     weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    non_kv_bytes: int | None = None
 
     def holds_for(self, engine: str, version: str | None, gpu: str) -> bool:
-        """True for the engine, the version up to its patch level, and the GPU that were measured."""
-        if version is None:
-            return False
-        same_version = parse_version(version)[:2] == parse_version(self.version)[:2]
-        return engine == self.engine and same_version and gpu.lower() == self.gpu.lower()
+        """True for the engine, the version up to its patch level, and the kind of GPU that were measured.
+
+        What a simulated server said holds for simulated ones only.
+        """
+        return (
+            version is not None
+            and engine == self.engine
+            and parse_version(version)[:2] == parse_version(self.version)[:2]
+            and ("simulated" in version) == ("simulated" in self.version)
+            and same_gpu(gpu, self.gpu)
+        )
+
+    def applied(
+        self,
+        *,
+        engine: str,
+        version: str | None,
+        gpu: str,
+        parameters: int | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> tuple[Calibration | None, tuple[str, ...]]:
+        """The calibration with only what holds for a server, and what is left out of it, a sentence each.
+
+        None where nothing holds. settings: those of `server_settings`; None where they are not to be
+        compared. A setting that either side does not state is no difference.
+        """
+        if not self.holds_for(engine, version, gpu):
+            return None, (
+                f"The calibration is of {self.engine} {self.version} on {self.gpu}, and is not used here.",
+            )
+        given = settings or {}
+        differing = [
+            f"{name} {value} (here {given[name]})"
+            for name, value in self.settings
+            if name not in LOOSE_SETTINGS and name in given and given[name] != value
+        ]
+        other_parallel = any(difference.split()[0] in _PARALLEL for difference in differing)
+        other_model = None not in (self.parameters, parameters) and self.parameters != parameters
+        if other_model:
+            differing.insert(0, f"a model of {self.parameters:,} parameters (here {parameters:,})")
+        if not differing:
+            return self, ()
+        dropped = [*_OF_SERVER]
+        if other_model or other_parallel:
+            dropped += _OF_MODEL
+        if other_parallel:
+            dropped += _OF_PARALLEL
+        lost = [name for name in dropped if getattr(self, name) is not None]
+        nothing: dict[str, Any] = dict.fromkeys(dropped)
+        left = replace(self, **nothing)
+        said = f"The calibration is of a server with {', '.join(differing)}"
+        return left, (f"{said}: its {', '.join(lost)} are not used.",) if lost else ()
+
+    def setting(self, name: str) -> str | None:
+        """A launch setting of the server that was measured; None where it is not said."""
+        return dict(self.settings).get(name)
 
     def is_whole(self, *, graphs: bool) -> bool:
         """True where nothing is left to the tables; graphs: whether the server captures CUDA graphs."""
-        wanted = [self.sampler_bytes_factor, self.non_torch_bytes, self.context_bytes]
+        if self.context_bytes is None:
+            return False
+        if self.non_kv_bytes is not None:
+            return True
+        wanted = [self.sampler_bytes_factor, self.non_torch_bytes]
         if graphs:
             wanted.append(self.cuda_graphs_bytes)
         return all(measured is not None for measured in wanted)
 
 
+def same_gpu(one: str, other: str) -> bool:
+    """True where two names, of people or of NVML, mean one kind of GPU; unknown ones compare as text."""
+    try:
+        return find_gpu(one).name == find_gpu(other).name
+    except FootprintError:
+        return one.lower().split() == other.lower().split()
+
+
 _TEXTS = ("engine", "version", "gpu")
-_BYTES = ("cuda_graphs_bytes", "non_torch_bytes", "context_bytes", "weights_bytes")
 _KEYS = tuple(field.name for field in fields(Calibration))
+_BYTES = tuple(name for name in _KEYS if name.endswith("_bytes"))
 
 
 class _Strict(yaml.SafeLoader):
@@ -99,10 +200,11 @@ def parse_calibration(text: str, name: str = "calibration.yaml") -> Calibration:
         if not isinstance(plain.get(key), str) or not plain[key].strip():
             raise FootprintError(f"{name}: {key} is no text; write it in quotes, such as {key}: '0.32.0'")
     parse_version(plain["version"])
-    for key in _BYTES:
+    for key in (*_BYTES, "parameters"):
         value = plain.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise FootprintError(f"{name}: {key} is {value!r}; write whole bytes, zero or more")
+            what = "a whole number" if key == "parameters" else "whole bytes"
+            raise FootprintError(f"{name}: {key} is {value!r}; write {what}, zero or more")
     factor = plain.get("sampler_bytes_factor")
     if factor is not None and (
         isinstance(factor, bool)
@@ -111,14 +213,55 @@ def parse_calibration(text: str, name: str = "calibration.yaml") -> Calibration:
         or not 0 < factor <= 1000
     ):
         raise FootprintError(f"{name}: sampler_bytes_factor is {factor!r}; write a number above 0")
-    return Calibration(**plain)
+    plain["settings"] = _settings(plain.get("settings"), name)
+    made = Calibration(**plain)
+    _refuse_contradictions(made, name)
+    return made
+
+
+def _settings(stated: Any, name: str) -> tuple[tuple[str, str], ...]:
+    if stated is None:
+        return ()
+    if not isinstance(stated, dict) or not all(isinstance(key, str) for key in stated):
+        raise FootprintError(f"{name}: settings is {stated!r}; write a mapping of launch settings")
+    for key, value in stated.items():
+        if not isinstance(value, str | int | float):
+            raise FootprintError(f"{name}: settings.{key} is {value!r}; write text, a number, true or false")
+    return plain_settings(stated)
+
+
+def plain_settings(settings: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """Launch settings as text, sorted by name; what is None is left out."""
+    return tuple(
+        (name, str(value).lower() if isinstance(value, bool) else str(value))
+        for name, value in sorted(settings.items())
+        if value is not None
+    )
+
+
+def _refuse_contradictions(made: Calibration, name: str) -> None:
+    """Refuse parts that are larger than what they are a part of."""
+    for part, whole in (
+        ("context_bytes", "context_high_bytes"),
+        ("weights_bytes", "non_kv_bytes"),
+        ("non_kv_bytes", "visible_bytes"),
+    ):
+        small, large = getattr(made, part), getattr(made, whole)
+        if small is not None and large is not None and small > large:
+            raise FootprintError(
+                f"{name}: {part} ({small}) is more than {whole} ({large}), of which it is a part"
+            )
+    if made.context_high_bytes is not None and made.context_bytes is None:
+        raise FootprintError(f"{name}: context_high_bytes stands without context_bytes; write both")
 
 
 def read_calibration(path: Path) -> Calibration:
     """The calibration in a file. Raises FootprintError."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
+    except NotARegularFile:
+        raise FootprintError(f"{path} is not a regular file; name a YAML file") from None
     except OSError as error:
         raise FootprintError(f"{path} cannot be read ({error.strerror})") from None
     if len(content) > MAX_FILE_BYTES:
@@ -129,155 +272,24 @@ def read_calibration(path: Path) -> Calibration:
         raise FootprintError(f"{path} is not UTF-8 text") from None
 
 
-def format_calibration(calibration: Calibration) -> str:
-    """The text of a calibration's file; what was not measured is left out."""
-    stated = {key: getattr(calibration, key) for key in _KEYS if getattr(calibration, key) is not None}
+def format_calibration(calibration: Calibration, comments: Iterable[str] = ()) -> str:
+    """The text of a calibration's file, comments first; what was not measured is left out."""
+    stated: dict[str, Any] = {
+        key: getattr(calibration, key) for key in _KEYS if getattr(calibration, key) not in (None, ())
+    }
+    if "settings" in stated:
+        stated["settings"] = {name: _unquoted(value) for name, value in calibration.settings}
+    heads = ("Measured on one server; see `brimline calibrate`.", *comments)
+    lines = [f"# {line}" for comment in heads for line in comment.splitlines()]
     text: str = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
-    return f"# Measured on one server; see `brimline calibrate`.\n{text}"
+    return "\n".join([*lines, text])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartupLog:
-    """What vLLM's log says about memory, in bytes of the fullest rank; None for what it does not say.
-
-    The log rounds to 0.01 GiB, so a figure is right within 5 MiB. consumed_bytes: weights and non-torch
-    together (0.26 and later). peak_activation_bytes: as printed; from then on it includes the estimate of
-    CUDA graphs (0.32, v1/worker/gpu_worker.py), which activation_bytes leaves out.
-    """
-
-    version: str | None = None
-    weights_bytes: int | None = None
-    consumed_bytes: int | None = None
-    non_torch_bytes: int | None = None
-    peak_activation_bytes: int | None = None
-    cuda_graphs_bytes: int | None = None
-    cuda_graphs_estimate_bytes: int | None = None
-    kv_cache_bytes: int | None = None
-    kv_cache_tokens: int | None = None
-    free_bytes: int | None = None
-    visible_bytes: int | None = None
-    gpu_memory_utilization: float | None = None
-
-    @property
-    def in_budget_non_torch_bytes(self) -> int | None:
-        """Non-torch bytes, as printed or as what is consumed beyond the weights."""
-        if self.non_torch_bytes is not None:
-            return self.non_torch_bytes
-        if self.consumed_bytes is None or self.weights_bytes is None:
-            return None
-        return max(0, self.consumed_bytes - self.weights_bytes)
-
-    @property
-    def activation_bytes(self) -> int | None:
-        """Peak of the activations alone, without the estimate of CUDA graphs that newer versions add."""
-        if self.peak_activation_bytes is None:
-            return None
-        if self.consumed_bytes is None:
-            return self.peak_activation_bytes
-        return max(0, self.peak_activation_bytes - (self.cuda_graphs_estimate_bytes or 0))
-
-    @property
-    def context_bytes(self) -> int | None:
-        """What was taken of the GPU before the engine measured: context, NCCL, and other processes."""
-        if self.visible_bytes is None or self.free_bytes is None:
-            return None
-        return max(0, self.visible_bytes - self.free_bytes)
-
-
-_NUMBER = r"(-?\d+(?:\.\d+)?)"
-# Each pattern: the fields that its groups fill, in GiB (or GB as versions before 0.8 wrote GiB).
-_GIB_LINES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
-    # 0.32 v1/worker/gpu_model_runner.py and gpu/model_runner.py; 0.7: "Loading model weights took 14.9888 GB"
-    (re.compile(rf"(?:Model loading|Loading model weights) took {_NUMBER} Gi?B"), ("weights_bytes",)),
-    # 0.9 to 0.33
-    (re.compile(rf"Available KV cache memory: {_NUMBER} GiB"), ("kv_cache_bytes",)),
-    (re.compile(rf"Graph capturing finished in \d+ secs?, took {_NUMBER} GiB"), ("cuda_graphs_bytes",)),
-    (re.compile(rf"Estimated CUDA graph memory: {_NUMBER} GiB"), ("cuda_graphs_estimate_bytes",)),
-    (
-        re.compile(rf"CUDA graph pool memory: {_NUMBER} GiB \(actual\), {_NUMBER} GiB \(estimated\)"),
-        ("cuda_graphs_bytes", "cuda_graphs_estimate_bytes"),
-    ),
-    (
-        re.compile(rf"Free memory on device[^(]*\({_NUMBER}/{_NUMBER} GiB\) on startup"),
-        ("free_bytes", "visible_bytes"),
-    ),
-    # 0.10.2 to about 0.25
-    (
-        re.compile(
-            rf"Actual usage is {_NUMBER} GiB for weight, {_NUMBER} GiB for peak activation, "
-            rf"{_NUMBER} GiB for non-torch memory, and {_NUMBER} GiB for CUDAGraph memory"
-        ),
-        ("weights_bytes", "peak_activation_bytes", "non_torch_bytes", "cuda_graphs_bytes"),
-    ),
-    # about 0.26 to 0.33
-    (
-        re.compile(
-            rf"Actual usage is {_NUMBER} GiB for consumed memory \(weights \+ non-torch\), "
-            rf"{_NUMBER} GiB for peak activation, and {_NUMBER} GiB for CUDAGraph memory"
-        ),
-        ("consumed_bytes", "peak_activation_bytes", "cuda_graphs_bytes"),
-    ),
-    # 0.6.5: a table
-    (re.compile(rf"total_gpu_memory\s+{_NUMBER}\s*GiB"), ("visible_bytes",)),
-    (re.compile(rf"non_torch_memory\s+{_NUMBER}\s*GiB"), ("non_torch_bytes",)),
-    (re.compile(rf"PyTorch activation peak memory\s+{_NUMBER}\s*GiB"), ("peak_activation_bytes",)),
-    (re.compile(rf"available_kv_cache_memory\s+{_NUMBER}\s*GiB"), ("kv_cache_bytes",)),
-    # 0.7 and 0.8: one sentence after "Memory profiling takes 0.71 seconds"
-    (re.compile(rf"model weights take\s+{_NUMBER}\s*GiB"), ("weights_bytes",)),
-    (re.compile(rf"non_torch_memory takes\s+{_NUMBER}\s*GiB"), ("non_torch_bytes",)),
-    (re.compile(rf"PyTorch activation peak memory takes\s+{_NUMBER}\s*GiB"), ("peak_activation_bytes",)),
-    (re.compile(rf"reserved for KV Cache is\s+{_NUMBER}\s*GiB"), ("kv_cache_bytes",)),
-    (re.compile(rf"total_gpu_memory \({_NUMBER}GiB\)"), ("visible_bytes",)),
-    # 0.32 utils/mem_utils.py, at debug level
-    (
-        re.compile(rf"total consumed \(from mem_get_info\): {_NUMBER}GiB; weights memory: {_NUMBER}GiB"),
-        ("consumed_bytes", "weights_bytes"),
-    ),
-    # 0.9 to 0.25 of the same, at debug level
-    (
-        re.compile(
-            rf"torch peak memory increase: {_NUMBER}GiB; non-torch forward increase memory: {_NUMBER}GiB; "
-            rf"weights memory: {_NUMBER}GiB"
-        ),
-        ("peak_activation_bytes", "non_torch_bytes", "weights_bytes"),
-    ),
-)
-_TOKENS = re.compile(r"(?:GPU|CPU|XPU) KV cache size: ([\d,]+) tokens")
-_UTILIZATION = re.compile(
-    rf"Desired GPU memory utilization is \({_NUMBER},|gpu_memory_utilization(?: \(|\s+){_NUMBER}"
-)
-_VERSION = re.compile(
-    r"(?:initializing a V1 LLM engine|initializing an LLM engine|vLLM API server version|version) "
-    r"\(?v?(\d+\.\d+[\w.+-]*)",
-    re.IGNORECASE,
-)
-# What is least on the fullest rank; of all else the most counts.
-_SMALLEST = ("kv_cache_bytes", "kv_cache_tokens", "free_bytes", "visible_bytes")
-
-
-def read_startup_log(lines: Iterable[str]) -> StartupLog:
-    """Memory figures in vLLM's log, of any of its versions from 0.6.5 to 0.33.
-
-    Where ranks print different figures the worst is taken: most used, least left. Lines that say nothing of
-    memory are passed over; a negative figure (which vLLM 0.11 prints for graphs at times) is passed over too.
-    """
-    found: dict[str, list[int]] = {}
-    version: str | None = None
-    utilization: float | None = None
-    for line in lines:
-        for pattern, names in _GIB_LINES:
-            if match := pattern.search(line):
-                for name, text in zip(names, match.groups(), strict=True):
-                    if (size := float(text)) >= 0:
-                        found.setdefault(name, []).append(round(size * GIB))
-        if match := _TOKENS.search(line):
-            found.setdefault("kv_cache_tokens", []).append(int(match.group(1).replace(",", "") or 0))
-        if utilization is None and (match := _UTILIZATION.search(line)):
-            utilization = float(match.group(1) or match.group(2))
-        if version is None and (match := _VERSION.search(line)):
-            version = match.group(1)
-    worst = {name: (min if name in _SMALLEST else max)(sizes) for name, sizes in found.items()}
-    return StartupLog(version=version, gpu_memory_utilization=utilization, **worst)
+def _unquoted(text: str) -> str | int | bool:
+    """The number or truth value that a setting's text stands for, where it is written so and no other way."""
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
 
 
 def sampler_bytes_factor(
@@ -289,7 +301,7 @@ def sampler_bytes_factor(
     max_num_batched_tokens: int,
     element_bytes: int = 2,
 ) -> float:
-    """The sampler's factor that a measured activation peak means.
+    """The sampler's factor that a measured activation peak means, for a model without experts.
 
     The inverse of activations.sampler_bytes: what is left beside the hidden states of all batched tokens,
     over 4 * max_num_seqs * vocabulary. It says something of the sampler only where the sampler is the peak.
@@ -299,53 +311,3 @@ def sampler_bytes_factor(
     if left <= 0:
         raise FootprintError("the activation peak is below the hidden states; check the batch settings")
     return left / (4 * min(max_num_seqs, max_num_batched_tokens) * vocabulary)
-
-
-def calibrate(
-    log: StartupLog,
-    *,
-    gpu: str,
-    version: str | None = None,
-    vocabulary: int | None = None,
-    hidden: int | None = None,
-    max_num_seqs: int | None = None,
-    max_num_batched_tokens: int | None = None,
-    element_bytes: int = 2,
-) -> Calibration:
-    """The calibration that a start-up log of vLLM gives.
-
-    The sampler's factor needs the model's sizes and batch settings; without them it stays None. Raises
-    FootprintError where neither the log nor the caller says the version, or where the log says no memory.
-    """
-    stated = version or log.version
-    if stated is None:
-        raise FootprintError("the log does not say vLLM's version; give it")
-    if log.weights_bytes is None and log.consumed_bytes is None:
-        raise FootprintError("the log says nothing of memory; give the log of the server's start")
-    factor = None
-    if (
-        log.activation_bytes is not None
-        and vocabulary is not None
-        and hidden is not None
-        and max_num_seqs is not None
-        and max_num_batched_tokens is not None
-        and (log.consumed_bytes is None or log.cuda_graphs_estimate_bytes is not None)
-    ):
-        factor = sampler_bytes_factor(
-            log.activation_bytes,
-            vocabulary=vocabulary,
-            max_num_seqs=max_num_seqs,
-            hidden=hidden,
-            max_num_batched_tokens=max_num_batched_tokens,
-            element_bytes=element_bytes,
-        )
-    return Calibration(
-        engine="vllm",
-        version=stated,
-        gpu=gpu,
-        sampler_bytes_factor=factor,
-        cuda_graphs_bytes=log.cuda_graphs_bytes,
-        non_torch_bytes=log.in_budget_non_torch_bytes,
-        context_bytes=log.context_bytes,
-        weights_bytes=log.weights_bytes,
-    )

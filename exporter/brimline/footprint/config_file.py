@@ -21,12 +21,17 @@ def read_config(file: Path) -> dict[str, Any]:
         raise FootprintError(f"{file} is not a regular file") from None
     except OSError as error:
         raise FootprintError(f"{file} cannot be read ({error.strerror})") from None
+    return parse_config(content, str(file))
+
+
+def parse_config(content: bytes | str, source: str) -> dict[str, Any]:
+    """Settings in the text of a config.json; `source` stands in the messages. Raises FootprintError."""
     if len(content) > MAX_CONFIG_BYTES:
-        raise FootprintError(f"{file} is too large for a model's config.json")
+        raise FootprintError(f"{source} is too large for a model's config.json")
     try:
         config = json.loads(content)
     except (ValueError, RecursionError):
-        raise FootprintError(f"{file} is not JSON") from None
+        raise FootprintError(f"{source} is not JSON") from None
     if not isinstance(config, dict):
-        raise FootprintError(f"{file} does not hold a model's settings")
+        raise FootprintError(f"{source} does not hold a model's settings")
     return config

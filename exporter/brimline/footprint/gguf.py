@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Mapping
@@ -71,6 +72,66 @@ class Gguf:
 
     metadata: Mapping[str, Any]
     tensors: tuple[GgufTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufLayer:
+    """Bytes of one layer. experts: of its routed experts. largest: of its largest tensor."""
+
+    size: int
+    experts: int
+    largest: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufLayout:
+    """Bytes of a GGUF by the place that llama.cpp gives them (src/llama-arch.cpp, LLM_TENSOR_INFOS).
+
+    input: tables that tokens are looked up in, which stay in host memory; embedding: of them the one that a
+    tied head is a copy of. output: the head and what else belongs to no layer. largest_output: its largest
+    tensor. Layers beyond the model's own, which only a draft needs, are left out.
+    """
+
+    input: int
+    embedding: int
+    output: int
+    largest_output: int
+    tied: bool
+    layers: tuple[GgufLayer, ...]
+
+
+_OF_LAYER = re.compile(r"blk\.(\d+)\.")
+_EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")  # common/common.h, LLM_FFN_EXPS_REGEX
+_INPUT = re.compile(r"(?:token_embd|position_embd|token_types|per_layer_token_embd)\.")
+
+
+def layout_of_gguf(file: Gguf, layers: int) -> GgufLayout:
+    """Where the bytes of a model with so many layers lie."""
+    sizes: list[list[int]] = [[0, 0, 0] for _ in range(layers)]
+    looked_up, embedding, output, largest = 0, 0, 0, 0
+    for tensor in file.tensors:
+        placed = _OF_LAYER.match(tensor.name)
+        if placed is not None:
+            if int(placed[1]) < layers:
+                row = sizes[int(placed[1])]
+                row[0] += tensor.size_bytes
+                row[1] += tensor.size_bytes if _EXPERTS.search(tensor.name) else 0
+                row[2] = max(row[2], tensor.size_bytes)
+        elif _INPUT.match(tensor.name):
+            looked_up += tensor.size_bytes
+            if tensor.name == "token_embd.weight":
+                embedding = tensor.size_bytes
+        else:
+            output += tensor.size_bytes
+            largest = max(largest, tensor.size_bytes)
+    return GgufLayout(
+        input=looked_up,
+        embedding=embedding,
+        output=output,
+        largest_output=largest,
+        tied=all(tensor.name != "output.weight" for tensor in file.tensors),
+        layers=tuple(GgufLayer(*row) for row in sizes),
+    )
 
 
 class _Cursor:
@@ -301,6 +362,14 @@ def settings_of_gguf(file: Gguf, source: str) -> dict[str, Any]:
             settings[translated] = value
     if family == "llama" and settings.get("num_experts"):
         settings["model_type"] = "mixtral"
+    drafts = metadata.get(f"{family}.nextn_predict_layers")
+    if isinstance(drafts, int) and isinstance(settings.get("num_hidden_layers"), int):
+        # llama.cpp counts the layers that only predict further tokens as blocks (src/llama-hparams.cpp).
+        settings["num_nextn_predict_layers"] = drafts
+        settings["num_hidden_layers"] -= drafts
+        for name, value in settings.items():
+            if isinstance(value, list):
+                settings[name] = value[: settings["num_hidden_layers"]]
     _unlist(settings)
     if settings.get("kv_lora_rank"):
         _latent_settings(settings, metadata, family)
@@ -310,7 +379,8 @@ def settings_of_gguf(file: Gguf, source: str) -> dict[str, Any]:
         _state_space_settings(settings, metadata, family)
     pattern = metadata.get(f"{family}.attention.sliding_window_pattern")
     if isinstance(pattern, list):
-        settings["layer_types"] = ["sliding_attention" if each else "full_attention" for each in pattern]
+        kinds = ["sliding_attention" if each else "full_attention" for each in pattern]
+        settings["layer_types"] = kinds[: settings.get("num_hidden_layers")]
     names = {tensor.name for tensor in file.tensors}
     embedding = next((t for t in file.tensors if t.name == "token_embd.weight"), None)
     tokens = metadata.get(f"{family}.vocab_size") or metadata.get("tokenizer.ggml.tokens")

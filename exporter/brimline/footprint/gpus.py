@@ -199,7 +199,10 @@ def described_gpu(
 
 
 def live_gpu(name: str, total_bytes: int, reserved_bytes: int | None) -> Gpu:
-    """A GPU as NVML describes it, with what the table knows of its kind; reserved_bytes: None with memory v1."""
+    """A GPU as NVML describes it, with what the table knows of its kind.
+
+    reserved_bytes: None where only memory v1 answers.
+    """
     visible = visible_bytes(total_bytes, reserved_bytes)
     try:
         known = find_gpu(name)

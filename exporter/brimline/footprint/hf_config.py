@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from brimline.errors import FootprintError
 from brimline.footprint.architecture import Architecture, Quantization
 from brimline.footprint.config_file import read_config
 from brimline.footprint.gguf import Gguf, read_gguf, settings_of_gguf
-from brimline.footprint.hf_encoders import ENCODER_DECODERS, encoder_decoder, encoders_of
+from brimline.footprint.hf_context import with_scaled_context
+from brimline.footprint.hf_defaults import class_defaults
+from brimline.footprint.hf_encoders import ENCODER_DECODERS, encoder_decoder
 from brimline.footprint.hf_families import (
     ALIASES,
     FAMILIES,
+    FAMILIES_WITH_CODE,
+    NOT_COMPUTED,
     Family,
     family_of_unknown,
     flattened,
@@ -22,6 +27,7 @@ from brimline.footprint.hf_families import (
 )
 from brimline.footprint.hf_quantization import quantization_of_config
 from brimline.footprint.hf_settings import POSITIONS_NAMES, Settings
+from brimline.footprint.hf_towers import encoders_of
 
 
 def read_architecture(path: Path) -> Architecture:
@@ -32,7 +38,13 @@ def read_architecture(path: Path) -> Architecture:
     if path.suffix == ".gguf":
         return architecture_of_gguf(read_gguf(path), str(path))
     file = path / "config.json" if path.is_dir() else path
-    return architecture_of_config(read_config(file), str(file))
+    config = read_config(file)
+    # ModelOpt up to 0.29 writes it beside config.json; what stands there itself wins (vLLM 0.32,
+    # transformers_utils/config.py get_config).
+    beside = file.with_name("hf_quant_config.json")
+    if config.get("quantization_config") is None and file.name == "config.json" and beside.exists():
+        config = {**config, "quantization_config": read_config(beside)}
+    return architecture_of_config(config, str(file))
 
 
 def architecture_of_gguf(file: Gguf, source: str) -> Architecture:
@@ -50,15 +62,21 @@ def architecture_of_gguf(file: Gguf, source: str) -> Architecture:
 
 def architecture_of_config(config: Mapping[str, Any], source: str) -> Architecture:
     """Architecture from the settings of a Hugging Face config.json. Raises FootprintError as above."""
-    text = _text_settings(config)
+    holder, text = _text_settings(config)
     stated = str(text.get("model_type") or config.get("model_type") or "")
     name = ALIASES.get(stated, stated)
+    if name in NOT_COMPUTED:
+        raise FootprintError(
+            f"{source}: model_type {name!r} {NOT_COMPUTED[name]}, which is not computed here; "
+            "take its memory from the running server"
+        )
     if name in ENCODER_DECODERS:
         architecture = encoder_decoder(name, text, source)
     else:
-        architecture = _decoder(name, stated, text, config, source)
+        architecture = _decoder(name, stated, text, holder, source)
+    architecture = with_scaled_context(architecture, text)
     assumptions = list(architecture.assumptions)
-    encoders = (*architecture.encoders, *encoders_of(config, architecture.hidden, source, assumptions))
+    encoders = (*architecture.encoders, *encoders_of(holder, architecture.hidden, source, assumptions))
     return replace(
         architecture,
         encoders=encoders,
@@ -68,13 +86,15 @@ def architecture_of_config(config: Mapping[str, Any], source: str) -> Architectu
     )
 
 
-def _text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of the text model within those of a model with other senses."""
-    for name in ("text_config", "llm_config", "thinker_config"):
-        nested = config.get(name)
+def _text_settings(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The settings that hold those of the text model and of its senses, and those of the text model."""
+    thinker = config.get("thinker_config")
+    holder = thinker if isinstance(thinker, dict) else config
+    for name in ("text_config", "llm_config"):
+        nested = holder.get(name)
         if isinstance(nested, dict):
-            return _text_settings(nested) if name == "thinker_config" else nested
-    return config
+            return holder, nested
+    return holder, holder
 
 
 def _dtype(config: Mapping[str, Any]) -> str | None:
@@ -86,7 +106,7 @@ def _decoder(
     name: str, stated: str, text: Mapping[str, Any], whole: Mapping[str, Any], source: str
 ) -> Architecture:
     assumptions = []
-    family = FAMILIES.get(name)
+    family = FAMILIES.get(name) or FAMILIES_WITH_CODE.get(name)
     known = family is not None
     if family is None:
         family = family_of_unknown(text)
@@ -95,20 +115,30 @@ def _decoder(
             "two norms a layer and no other weights"
         )
     settings = flattened(name, text, source)
-    config = Settings(settings, source, family.defaults)
+    nested = text is not whole
+    defaults = class_defaults(stated) or class_defaults(name) if nested else {}
+    config = Settings(settings, source, {**defaults, **family.defaults})
     layers = layers_of(config, family)
     hidden = config.hidden
     extra = family.model_other(config) if family.model_other else 0
     tied = _tied(text, whole, family, known, assumptions)
-    for key, value in config.assumed.items():
-        assumptions.append(f"{key} is not stated: {value} is taken, the default of {name} in transformers")
+    vocabulary = config.count("vocab_size", "padded_vocab_size")
+    max_position = config.optional(*POSITIONS_NAMES)
+    if nested and config.assumed:
+        taken = ", ".join(f"{key} {value}" for key, value in config.assumed.items())
+        assumptions.append(f"The text model's settings leave out what {name} has by default: {taken}.")
+    else:
+        for key, value in config.assumed.items():
+            assumptions.append(
+                f"{key} is not stated: {value} is taken, the default of {name} in transformers"
+            )
     return Architecture(
         model_type=stated or "unknown",
-        vocabulary=config.count("vocab_size", "padded_vocab_size"),
+        vocabulary=vocabulary,
         hidden=hidden,
         layers=layers,
         tied=tied,
-        max_position=config.optional(*POSITIONS_NAMES),
+        max_position=max_position,
         head_bias=config.flag(family.head_bias),
         layer_embedding_parameters=layer_embedding_parameters(config)
         if "hidden_size_per_layer_input" in family.defaults
@@ -126,8 +156,9 @@ def _tied(
 ) -> bool:
     # What the whole model says wins over its text model (vLLM 0.32, config/vllm.py with_hf_config).
     for settings in (whole, text):
-        if isinstance(settings.get("tie_word_embeddings"), bool):
-            return bool(settings["tie_word_embeddings"])
+        for key in ("tie_word_embeddings", "tie_embedding"):
+            if isinstance(settings.get(key), bool):
+                return bool(settings[key])
     if not known:
         assumptions.append("tie_word_embeddings is not stated: an output head of its own is counted")
     return family.tied

@@ -1,7 +1,7 @@
-"""Encoder-decoder models, and encoders of images and sound beside a text model.
+"""Encoder-decoder models.
 
-Sources: transformers 5.19, modeling_t5.py, modeling_bart.py, modeling_whisper.py and the vision towers named
-below; counted by tests/oracles/parameter_counts.py.
+Sources: transformers 5.19, modeling_t5.py, modeling_bart.py and modeling_whisper.py; counted by
+tests/oracles/parameter_counts.py.
 """
 
 from __future__ import annotations
@@ -129,80 +129,3 @@ def _bart(name: str, config: Settings) -> Architecture:
 def _plain_parameters(layers: Sequence[Layer], hidden: int) -> int:
     """Weights of an encoder's layers."""
     return sum(tensor.elements for layer in layers for tensor in layer_tensors(layer, hidden))
-
-
-# --- Senses
-
-
-def encoders_of(
-    whole: Mapping[str, Any], hidden: int, source: str, assumptions: list[str]
-) -> tuple[Encoder, ...]:
-    """Vision and audio encoders that the settings of the whole model tell of; adds what was assumed."""
-    found = []
-    for key, kind in (("vision_config", "vision"), ("audio_config", "audio")):
-        settings = whole.get(key)
-        if not isinstance(settings, dict) or not settings:
-            continue
-        config = Settings(_unpaired(settings), f"{source}: {key}")
-        parameters = _encoder_parameters(config, str(whole.get("model_type")), whole, hidden)
-        if parameters is None:
-            assumptions.append(f"the {kind} encoder's weights are not counted: {key} tells no size")
-            continue
-        assumptions.append(f"the {kind} encoder is counted as plain transformer layers, within some percent")
-        found.append(Encoder(kind="vision" if kind == "vision" else "audio", parameters=parameters))
-    return tuple(found)
-
-
-def _unpaired(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the first of two where a size is written for height and width."""
-    sizes = ("patch_size", "image_size")
-    return {
-        key: value[0] if key in sizes and isinstance(value, list) and value else value
-        for key, value in settings.items()
-    }
-
-
-def _encoder_parameters(
-    config: Settings, model_type: str, whole: Mapping[str, Any], hidden: int
-) -> int | None:
-    """Weights of an encoder as its settings tell: layers, patches, positions and a projector.
-
-    The towers in use (transformers 5.19: siglip, clip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4)
-    differ in biases and special tokens, which this does not follow: within 1 % for those. None without a
-    size.
-    """
-    width = config.optional("embed_dim", "hidden_size", "d_model", "width")
-    depth = config.optional("depth", "num_hidden_layers", "encoder_layers", "layers", most=MAX_LAYERS)
-    if width is None or depth is None:
-        return None
-    ratio = config.get("mlp_ratio")
-    wide = int(ratio * width) if isinstance(ratio, int | float) and 0 < ratio <= 64 else 4 * width
-    inner = config.count("intermediate_size", "encoder_ffn_dim", "ffn_dim", default=wide)
-    gated = "silu" in str(config.get("hidden_act")) or config.get("model_type") == "pixtral"
-    layers = depth * (4 * width**2 + (3 if gated else 2) * width * inner + inner + 9 * width)
-    patch = config.count("patch_size", "spatial_patch_size", default=1, most=1024)
-    patches = 3 * config.count("temporal_patch_size", default=1, most=1024) * patch**2 * width
-    image = config.optional("image_size", most=1 << 16)
-    learned = config.get("model_type") != "pixtral" and image is not None
-    tokens = (image // patch) ** 2 if learned and image is not None else 0
-    tokens = config.count("num_position_embeddings", default=tokens, least=0)
-    merge = config.optional("spatial_merge_size", most=1024)
-    if merge is not None:  # Qwen: neighbouring patches are joined, and once more for each deep stack
-        # Qwen2-VL calls its own width embed_dim, and the width it gives to the text model hidden_size.
-        given = config.optional("hidden_size") if config.get("embed_dim") else None
-        out = config.count("out_hidden_size", default=given or hidden)
-        stacks = config.get("deepstack_visual_indexes")
-        mergers = 1 + (len(stacks) if isinstance(stacks, list) else 0)
-        joined = width * merge**2
-        projector = mergers * (joined**2 + joined * out)
-    elif model_type in ("gemma3", "paligemma"):
-        projector = width * hidden
-    elif model_type == "llama4":
-        adapter, out = config.count("projector_output_dim", default=4096), config.count("vision_output_dim")
-        projector = inner * adapter + adapter**2 + out * hidden
-    else:
-        projector = width * hidden + hidden**2
-        outer = whole.get("spatial_merge_size")
-        if isinstance(outer, int) and 0 < outer < 1024:  # Mistral 3
-            projector += (width * outer) ** 2
-    return layers + patches + (tokens + 2) * width + projector

@@ -23,25 +23,31 @@ from brimline.footprint.architecture import (
     LinearAttention,
     Mamba,
     Mixer,
+    ShortConvolution,
 )
 from brimline.footprint.hf_settings import (
     EXPERTS_NAMES,
     MAX_EXPERTS,
     MAX_LAYERS,
+    MAX_WIDTH,
     PER_TOKEN_NAMES,
     POSITIONS_NAMES,
     SHARED_NAMES,
     Settings,
 )
 
-_FULL, _SLIDING, _CHUNKED, _LINEAR = "full", "sliding", "chunked", "linear"
+_FULL, _SLIDING, _CHUNKED, _LINEAR, _CONVOLUTION, _HYBRID = (
+    "full", "sliding", "chunked", "linear", "convolution", "hybrid",
+)  # fmt: skip
 # The words that files of all ages use for the kind of a layer.
 _KINDS = {
     "full_attention": _FULL, "attention": _FULL, "global": _FULL, "indexed_attention": _FULL,
     "sliding_attention": _SLIDING, "local": _SLIDING, "sliding_window_attention": _SLIDING,
     "chunked_attention": _CHUNKED,
     "linear_attention": _LINEAR, "mamba": _LINEAR,
+    "conv": _CONVOLUTION, "hybrid": _HYBRID,
 }  # fmt: skip
+_STATES = (_LINEAR, _CONVOLUTION, _HYBRID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +56,8 @@ class Family:
 
     norms: norm vectors as wide as the model in a layer; norm_width: 2 where a norm has a bias, 0 where it has
     no weights. head_norms: "head" for a query and a key norm over one head, "all" over all heads; where
-    head_norms_if names a setting, only if that is true.
+    head_norms_if names a setting, only if that is true. mixes: the kinds of layers besides attention that its
+    mixers build. reuses: whether a layer's attention and feed-forward part are those of an earlier one.
     """
 
     gated: bool = True
@@ -66,11 +73,13 @@ class Family:
     tied: bool = False
     gated_attention: bool = False
     kinds: Callable[[Settings], list[str]] | None = None
+    mixes: tuple[str, ...] = ()
     mixers: Callable[[Settings, Family, int, str], tuple[Mixer, ...]] | None = None
     feed_forward: Callable[[Settings, Family, int], FeedForward | Experts | None] | None = None
     layer_norms: Callable[[Settings, int], int] | None = None
     layer_other: Callable[[Settings, int], int] | None = None
     model_other: Callable[[Settings], int] | None = None
+    reuses: Callable[[Settings, int], bool] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -147,9 +156,9 @@ def _jamba_kinds(config: Settings) -> list[str]:
 
 
 def _bamba_kinds(config: Settings) -> list[str]:
-    attention = config.get("attn_layer_indices") or []
-    if not isinstance(attention, list):
+    if not isinstance(config.get("attn_layer_indices") or [], list):
         raise config.refuse("attn_layer_indices is not a list of layers")
+    attention = config.indexes("attn_layer_indices")
     return [_FULL if index in attention else _LINEAR for index in range(config.layers)]
 
 
@@ -163,10 +172,39 @@ def _minimax_kinds(config: Settings) -> list[str]:
 def _kimi_kinds(config: Settings) -> list[str]:
     """Kimi Linear's first files list the softmax layers, counted from 1, under linear_attn_config."""
     linear = config.get("linear_attn_config")
-    full = linear.get("full_attn_layers") if isinstance(linear, dict) else None
-    if not isinstance(full, list):
+    if not isinstance(linear, dict) or not isinstance(linear.get("full_attn_layers"), list):
         raise config.refuse("layer_types is missing")
+    full = Settings(linear, config.source).indexes("full_attn_layers")
     return [_FULL if index + 1 in full else _LINEAR for index in range(config.layers)]
+
+
+def _lfm2_kinds(config: Settings) -> list[str]:
+    """LFM 2's first files list the layers of attention; without a list all of them are."""
+    if not isinstance(config.get("full_attn_idxs"), list):
+        return _all_full(config)
+    full = config.indexes("full_attn_idxs")
+    return [_FULL if index in full else _CONVOLUTION for index in range(config.layers)]
+
+
+def _zamba2_kinds(config: Settings) -> list[str]:
+    """hybrid_layer_ids lists the layers with attention; `flattened` fills it from layers_block_type."""
+    hybrids = config.indexes("hybrid_layer_ids")
+    if not hybrids:
+        raise config.refuse("layers_block_type is missing")
+    return [_HYBRID if index in hybrids else _LINEAR for index in range(config.layers)]
+
+
+def _cwm_kinds(config: Settings) -> list[str]:
+    """The first of every four layers is full (CWM, Granite with windows)."""
+    return [_FULL if index % 4 == 0 else _SLIDING for index in range(config.layers)]
+
+
+def _mimo_kinds(config: Settings) -> list[str]:
+    """MiMo V2: hybrid_layer_pattern has a 1 for a window; else the first and every sixth layer are full."""
+    listed = config.listed("hybrid_layer_pattern", length=config.layers)
+    if listed is not None:
+        return [_SLIDING if each else _FULL for each in listed]
+    return [_FULL if not index or (index + 1) % 6 == 0 else _SLIDING for index in range(config.layers)]
 
 
 def _gpt_neo_kinds(config: Settings) -> list[str]:
@@ -201,7 +239,7 @@ def _attention(config: Settings, family: Family, index: int, kind: str) -> Atten
     heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
     own = _own_settings(config, index)
     if own:
-        layer = Settings({**config.stated, **own}, config.source, config.defaults)
+        layer = config.over(own)
         heads, kv_heads, head_dim = layer.heads, layer.kv_heads, layer.head_dim
     shares = _shares_kv(config, index)
     norms = family.head_norms if not family.head_norms_if or config.flag(family.head_norms_if) else ""
@@ -249,7 +287,7 @@ def _gemma4_mixers(config: Settings, family: Family, index: int, kind: str) -> t
         kv_heads = config.optional("num_global_key_value_heads")
         if kv_heads is not None and config.flag("attention_k_eq_v"):
             own["num_key_value_heads"] = kv_heads
-        config = Settings({**config.stated, **own}, config.source, config.defaults)
+        config = config.over(own)
     return _softmax(config, family, index, kind)
 
 
@@ -274,6 +312,11 @@ def _latent(config: Settings, _family: Family, _index: int, _kind: str) -> tuple
     )
 
 
+def _two_latents(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
+    """LongCat-Flash attends twice in each layer."""
+    return 2 * _latent(config, family, index, kind)
+
+
 def _delta_net(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
     if kind != _LINEAR:
         return _softmax(config, family, index, kind)
@@ -284,8 +327,89 @@ def _delta_net(config: Settings, family: Family, index: int, kind: str) -> tuple
             key_dim=config.count("linear_key_head_dim"),
             value_dim=config.count("linear_value_head_dim"),
             conv=config.count("linear_conv_kernel_dim"),
+            state_dtype=_state_dtype(config),
         ),
     )
+
+
+def _state_dtype(config: Settings) -> str | None:
+    """The type of recurrent states, where the file names one."""
+    stated = config.get("mamba_ssm_dtype", "mamba_ssm_cache_dtype")
+    return str(stated).removeprefix("torch.") if isinstance(stated, str) else None
+
+
+def _olmo_hybrid_mixers(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
+    """Heads and their widths follow from the attention's, where they are not stated."""
+    keys = config.count("linear_num_key_heads", default=config.heads)
+    width = config.count("linear_key_head_dim", default=max(1, 3 * config.hidden // (4 * keys)))
+    own = {
+        "linear_num_key_heads": keys,
+        "linear_num_value_heads": config.count("linear_num_value_heads", default=config.heads),
+        "linear_key_head_dim": width,
+        "linear_value_head_dim": config.count("linear_value_head_dim", default=2 * width),
+    }
+    return _delta_net(config.over(own), family, index, kind)
+
+
+def _short_convolution(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
+    if kind != _CONVOLUTION:
+        return _softmax(config, family, index, kind)
+    return (
+        ShortConvolution(
+            width=config.count("conv_dim", default=config.hidden),
+            conv=config.count("conv_L_cache", default=3),
+            bias=config.flag("conv_bias"),
+        ),
+    )
+
+
+def _mimo_mixers(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
+    """Windows have sinks, and twice as many K/V heads unless swa_num_key_value_heads says otherwise."""
+    value_dim = config.count("v_head_dim")
+    if kind != _SLIDING:
+        return (replace(_attention(config, family, index, kind), value_dim=value_dim),)
+    own = {"num_key_value_heads": config.count("swa_num_key_value_heads", default=2 * config.kv_heads)}
+    attention = _attention(config.over(own), family, index, kind)
+    return (replace(attention, value_dim=value_dim, sink_elements=attention.query_heads),)
+
+
+def _zamba2_mixers(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
+    """A hybrid layer attends to twice the width (the stream and the embeddings), then runs a state space."""
+    state = _mamba2(config)
+    if kind != _HYBRID:
+        return (state,)
+    width = 2 * config.hidden
+    if width % config.heads:
+        raise config.refuse(f"num_attention_heads is {config.heads}, which does not divide {width}")
+    attention = _attention(config.over({"head_dim": width // config.heads}), family, index, _FULL)
+    return (replace(attention, inputs=width), state)
+
+
+def _zamba2_hybrids(config: Settings, index: int) -> int | None:
+    """How many hybrid layers come before this one; None where it is none itself."""
+    hybrids = config.indexes("hybrid_layer_ids")
+    return sum(each < index for each in hybrids) if index in hybrids else None
+
+
+def _zamba2_reuses(config: Settings, index: int) -> bool:
+    before = _zamba2_hybrids(config, index)
+    return before is not None and before >= config.count("num_mem_blocks", default=1)
+
+
+def _zamba2_norms(config: Settings, index: int) -> int:
+    shared = _zamba2_hybrids(config, index) is not None and not _zamba2_reuses(config, index)
+    return (4 if shared else 1) * config.hidden
+
+
+def _zamba2_other(config: Settings, index: int) -> int:
+    """A hybrid layer's own projection of the shared block's output, and its low-rank adapters."""
+    if _zamba2_hybrids(config, index) is None:
+        return 0
+    hidden, rank = config.hidden, config.count("adapter_rank", default=128)
+    adapters = rank * (hidden + 2 * config.intermediate(default=4 * hidden))
+    if config.flag("use_shared_attention_adapter"):
+        adapters += 3 * 2 * rank * 2 * hidden
+    return hidden**2 + adapters
 
 
 def _kimi_delta(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
@@ -329,16 +453,18 @@ def _mamba1(config: Settings, *, norms: bool) -> Mamba:
         conv_bias=_default_true(config, "mamba_conv_bias", "use_conv_bias"),
         projection_bias=config.flag("mamba_proj_bias") or config.flag("use_bias"),
         norm_elements=rank + 2 * state if norms else 0,
+        state_dtype=_state_dtype(config),
     )
 
 
 def _mamba2(config: Settings, *, norm: bool = True) -> Mamba:
-    heads = config.count("mamba_n_heads", "mamba_num_heads", "num_heads", default=128)
-    head_dim = config.get("mamba_d_head", "mamba_head_dim", "head_dim")
-    if head_dim in (None, "auto"):
-        head_dim = config.count("mamba_expand", "expand", default=2) * config.hidden // heads
+    heads = config.count("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads", default=128)
+    names = ("mamba_d_head", "mamba_head_dim", "mamba_headdim", "head_dim")
+    head_dim = config.get(*names)
+    if head_dim is None or head_dim == "auto":
+        head_dim = max(1, config.count("mamba_expand", "expand", default=2) * config.hidden // heads)
     else:
-        head_dim = config.count("mamba_d_head", "mamba_head_dim", "head_dim")
+        head_dim = config.count(*names)
     inner = config.optional("mamba_d_ssm") or heads * head_dim
     return Mamba(
         version=2,
@@ -347,10 +473,11 @@ def _mamba2(config: Settings, *, norm: bool = True) -> Mamba:
         conv=config.count("mamba_d_conv", "conv_kernel", default=4),
         heads=heads,
         head_dim=head_dim,
-        groups=config.count("mamba_n_groups", "n_groups", default=1),
+        groups=config.count("mamba_n_groups", "n_groups", "mamba_ngroups", default=1),
         conv_bias=_default_true(config, "mamba_conv_bias", "use_conv_bias"),
-        projection_bias=config.flag("mamba_proj_bias") or config.flag("use_bias"),
+        projection_bias=any(map(config.flag, ("mamba_proj_bias", "use_bias", "add_bias_linear"))),
         norm_elements=inner if norm else 0,
+        state_dtype=_state_dtype(config),
     )
 
 
@@ -461,12 +588,10 @@ def _is_sparse(config: Settings, index: int) -> bool | None:
 
 
 def _qwen_experts(config: Settings, family: Family, index: int) -> FeedForward | Experts:
-    stated = config.get("mlp_only_layers")
-    dense = stated if isinstance(stated, list) else []
     step = config.count("decoder_sparse_step", default=1)
     sparse = _is_sparse(config, index)
     if sparse is None:
-        sparse = index not in dense and (index + 1) % step == 0
+        sparse = index not in config.indexes("mlp_only_layers") and (index + 1) % step == 0
     if not sparse or not config.optional(*EXPERTS_NAMES, least=0):
         return _dense(config, family, index)
     shared = config.number("shared_expert_intermediate_size", 0)
@@ -512,8 +637,8 @@ def _ernie_is_sparse(config: Settings, index: int) -> int:
 
 def _llama4_experts(config: Settings, _family: Family, index: int) -> FeedForward | Experts:
     step = config.count("interleave_moe_layer_step", default=1)
-    listed = config.get("moe_layers")
-    sparse = index in listed if isinstance(listed, list) else (index + 1) % step == 0
+    listed = isinstance(config.get("moe_layers"), list)
+    sparse = index in config.indexes("moe_layers") if listed else (index + 1) % step == 0
     if not sparse:
         return FeedForward(intermediate=config.count("intermediate_size_mlp"))
     width = config.intermediate()
@@ -534,6 +659,123 @@ def _gemma4_feed_forward(config: Settings, _family: Family, index: int) -> FeedF
     if not config.flag("enable_moe_block"):
         return FeedForward(intermediate=width)
     return _experts(config, intermediate=config.count("moe_intermediate_size"), shared=width)
+
+
+def _lfm2_dense(config: Settings, _family: Family, _index: int) -> FeedForward:
+    """Two thirds of what is stated, times a multiplier, rounded up (modeling_lfm2.py Lfm2MLP)."""
+    width = config.count("block_ff_dim", default=config.intermediate())
+    if _default_true(config, "block_auto_adjust_ff_dim"):
+        width = 2 * width // 3
+        multiplier = config.get("block_ffn_dim_multiplier")
+        if isinstance(multiplier, int | float) and 0 < multiplier <= 64:
+            width = int(multiplier * width)
+        multiple = config.count("block_multiple_of", default=256)
+        width = max(1, -(-width // multiple)) * multiple
+    return FeedForward(intermediate=width)
+
+
+def _lfm2_experts(config: Settings, _family: Family, index: int) -> FeedForward | Experts:
+    if index < config.number("num_dense_layers", 2):
+        return FeedForward(intermediate=config.intermediate())
+    return _experts(config, intermediate=config.count("moe_intermediate_size"))
+
+
+def _zamba2_dense(config: Settings, family: Family, index: int) -> FeedForward | None:
+    if _zamba2_hybrids(config, index) is None:
+        return None
+    return (
+        _dense(config, family, index)
+        if config.get("intermediate_size")
+        else FeedForward(intermediate=4 * config.hidden, bias=config.flag(family.feed_forward_bias))
+    )
+
+
+def _cohere_experts(config: Settings, _family: Family, index: int) -> FeedForward | Experts:
+    width = config.intermediate()
+    if _is_sparse(config, index) is False:
+        return FeedForward(intermediate=config.count("prefix_dense_intermediate_size", default=width))
+    shared = config.optional(*SHARED_NAMES, least=0, most=MAX_EXPERTS) or 0
+    return _experts(config, intermediate=width, shared=shared * width)
+
+
+def _hunyuan_experts(config: Settings, _family: Family, index: int) -> Experts:
+    """Every layer is sparse, with one shared expert as wide as a dense part."""
+    return _experts(config, intermediate=config.intermediate(index), shared=config.intermediate(index))
+
+
+def _ernie_vl_experts(config: Settings, family: Family, index: int) -> FeedForward | Experts:
+    """Experts for text and others for images, as many of each: counted as experts of both widths together."""
+    widths = config.get("moe_intermediate_size")
+    if _is_sparse(config, index) is False:
+        return _dense(config, family, index)
+    match widths:
+        case [int(text), int(vision)] if 0 < text <= MAX_WIDTH and 0 < vision <= MAX_WIDTH:
+            shared = config.optional(*SHARED_NAMES, least=0, most=MAX_EXPERTS) or 0
+            return _experts(config, intermediate=text + vision, shared=shared * text)
+    raise config.refuse("moe_intermediate_size is not a pair of widths")
+
+
+def _ernie_vl_other(config: Settings, index: int) -> int:
+    """The router of the experts for images, and the score corrections of both."""
+    if isinstance(_ernie_vl_experts(config, Family(), index), FeedForward):
+        return 0
+    return config.count(*EXPERTS_NAMES) * (config.hidden + 2)
+
+
+def _longcat_experts(config: Settings, _family: Family, _index: int) -> Experts:
+    """Experts beside two dense parts, which are as wide together as one shared expert would be."""
+    width = config.count("expert_ffn_hidden_size")
+    return _experts(config, intermediate=width, shared=2 * config.count("ffn_hidden_size"))
+
+
+def _longcat_other(config: Settings, _index: int) -> int:
+    """The router also chooses among experts that compute nothing."""
+    return config.number("zero_expert_num", 256) * config.hidden
+
+
+def _nas_block(config: Settings, index: int, part: str) -> Mapping[str, Any] | None:
+    """What block_configs says of a layer's attention or ffn; None where it has none (Nemotron-NAS)."""
+    listed = config.listed("block_configs", length=config.layers)
+    block = listed[index] if listed else None
+    record = block.get(part) if isinstance(block, dict) else None
+    if not isinstance(record, dict):
+        raise config.refuse(f"block_configs says nothing of the {part} of layer {index}")
+    if record.get("replace_with_linear"):
+        raise config.refuse(f"block_configs replaces the {part} of layer {index}, which is not read here")
+    return None if record.get("no_op") else record
+
+
+def _nas_mixers(config: Settings, family: Family, index: int, kind: str) -> tuple[Mixer, ...]:
+    block = _nas_block(config, index, "attention")
+    if block is None:
+        return ()
+    group = Settings(block, config.source).count("n_heads_in_group", most=1 << 16)
+    if config.heads % group:
+        raise config.refuse(f"n_heads_in_group is {group}, which does not divide {config.heads} heads")
+    return _softmax(config.over({"num_key_value_heads": config.heads // group}), family, index, kind)
+
+
+def _nas_feed_forward(config: Settings, family: Family, index: int) -> FeedForward | None:
+    """Two thirds of ffn_mult times the width, rounded up to 256 (vLLM 0.32, nemotron_nas.py)."""
+    block = _nas_block(config, index, "ffn")
+    if block is None:
+        return None
+    times = block.get("ffn_mult")
+    if isinstance(times, bool) or not isinstance(times, int | float) or not 0 < times <= 64:
+        raise config.refuse(f"ffn_mult of layer {index} is no sensible number")
+    width = -(-int(2 * times * config.hidden / 3) // 256) * 256
+    return FeedForward(intermediate=max(256, width), bias=config.flag(family.feed_forward_bias))
+
+
+def _nas_norms(config: Settings, index: int) -> int:
+    parts = [_nas_block(config, index, part) for part in ("attention", "ffn")]
+    return sum(part is not None for part in parts) * config.hidden
+
+
+def _axk1_norms(config: Settings, index: int) -> int:
+    """One norm more behind the experts."""
+    sparse = isinstance(_deepseek_experts(config, Family(), index), Experts)
+    return (3 if sparse else 2) * config.hidden
 
 
 def _none(_config: Settings, _family: Family, _index: int) -> None:
@@ -638,7 +880,8 @@ _MISTRAL = Family(kinds=_all_sliding)
 _MIXTRAL = Family(kinds=_all_sliding, feed_forward=_all_sparse)
 _DEEPSEEK = Family(mixers=_latent, feed_forward=_deepseek_experts)
 _QWEN3_NEXT = Family(
-    **_QWEN3, gated_attention=True, kinds=_interval_kinds, mixers=_delta_net, feed_forward=_qwen_experts,
+    **_QWEN3, gated_attention=True, kinds=_interval_kinds, mixes=(_LINEAR,), mixers=_delta_net,
+    feed_forward=_qwen_experts,
     defaults={"head_dim": 256, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
               "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32},
 )  # fmt: skip
@@ -745,7 +988,7 @@ FAMILIES: dict[str, Family] = {
     "glm_moe_dsa": replace(_DEEPSEEK, defaults=_DSA_DEFAULTS),
     "kimi_k2": _DEEPSEEK,
     "kimi_linear": Family(
-        kinds=_kimi_kinds, mixers=_kimi_delta, feed_forward=_deepseek_experts,
+        kinds=_kimi_kinds, mixes=(_LINEAR,), mixers=_kimi_delta, feed_forward=_deepseek_experts,
         defaults={"first_k_dense_replace": 1},
     ),
     "glm": Family(qkv_bias="attention_bias", defaults={"attention_bias": True, "head_dim": 128}),
@@ -762,29 +1005,34 @@ FAMILIES: dict[str, Family] = {
     "granitemoe": Family(**_ATTENTION_BIAS, feed_forward=_granite_experts),
     "granitemoeshared": Family(**_ATTENTION_BIAS, feed_forward=_granite_experts),
     "granitemoehybrid": Family(
-        **_ATTENTION_BIAS, mixers=_mamba2_or_softmax, feed_forward=_granite_experts,
+        **_ATTENTION_BIAS, mixes=(_LINEAR,), mixers=_mamba2_or_softmax, feed_forward=_granite_experts,
         defaults={"mamba_d_state": 256},
     ),
     "nemotron": Family(gated=False, **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", norm_width=2),
     "exaone4": Family(head_norms="head", kinds=_pattern(4)),
-    "jamba": Family(kinds=_jamba_kinds, mixers=_jamba_mixers, feed_forward=_jamba_experts),
-    "mamba": Family(norms=1, tied=True, mixers=_mamba1_mixers, feed_forward=_none),
-    "falcon_mamba": Family(norms=1, tied=True, mixers=_mamba1_mixers, feed_forward=_none),
-    "mamba2": Family(norms=1, mixers=_mamba2_mixers, feed_forward=_none, defaults={"n_groups": 8}),
+    "jamba": Family(
+        kinds=_jamba_kinds, mixes=(_LINEAR,), mixers=_jamba_mixers, feed_forward=_jamba_experts
+    ),
+    "mamba": Family(norms=1, tied=True, mixes=(_LINEAR,), mixers=_mamba1_mixers, feed_forward=_none),
+    "falcon_mamba": Family(norms=1, tied=True, mixes=(_LINEAR,), mixers=_mamba1_mixers, feed_forward=_none),
+    "mamba2": Family(
+        norms=1, mixes=(_LINEAR,), mixers=_mamba2_mixers, feed_forward=_none, defaults={"n_groups": 8}
+    ),
     "bamba": Family(
-        **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", kinds=_bamba_kinds, mixers=_mamba2_or_softmax,
-        defaults={"mamba_d_state": 256},
+        **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", kinds=_bamba_kinds, mixes=(_LINEAR,),
+        mixers=_mamba2_or_softmax, defaults={"mamba_d_state": 256},
     ),
     "falcon_h1": Family(
-        **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", mixers=_falcon_h1_mixers,
+        **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", mixes=_STATES, mixers=_falcon_h1_mixers,
         layer_other=_falcon_h1_other,
         defaults={"mamba_d_state": 256, "mamba_d_ssm": 1024},
     ),
     "nemotron_h": Family(
-        gated=False, **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", norms=1, mixers=_nemotron_h_mixers,
-        feed_forward=_nemotron_h_feed_forward, defaults={"head_dim": 128, "n_groups": 8},
+        gated=False, **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", norms=1, mixes=_STATES,
+        mixers=_nemotron_h_mixers, feed_forward=_nemotron_h_feed_forward,
+        defaults={"head_dim": 128, "n_groups": 8},
     ),
-    "minimax": Family(kinds=_minimax_kinds, mixers=_lightning, feed_forward=_all_sparse),
+    "minimax": Family(kinds=_minimax_kinds, mixes=(_LINEAR,), mixers=_lightning, feed_forward=_all_sparse),
     "minimax_m2": Family(head_norms="all", feed_forward=_all_sparse),
     "llama4_text": Family(
         **_ATTENTION_BIAS, kinds=_llama4_kinds, feed_forward=_llama4_experts,
@@ -808,9 +1056,91 @@ FAMILIES: dict[str, Family] = {
     ),
     "apertus": Family(**_ATTENTION_BIAS, gated=False, head_norms="head", layer_other=_apertus_other),
     "arcee": Family(**_ATTENTION_BIAS, gated=False, feed_forward_bias="mlp_bias"),
+    "lfm2": Family(
+        head_norms="head", tied=True, kinds=_lfm2_kinds, mixes=(_CONVOLUTION,), mixers=_short_convolution,
+        feed_forward=_lfm2_dense,
+    ),
+    "lfm2_moe": Family(
+        head_norms="head", tied=True, kinds=_lfm2_kinds, mixes=(_CONVOLUTION,), mixers=_short_convolution,
+        feed_forward=_lfm2_experts,
+    ),
+    "olmo_hybrid": Family(
+        **_ATTENTION_BIAS, head_norms="all", kinds=_interval_kinds, mixes=(_LINEAR,),
+        mixers=_olmo_hybrid_mixers, defaults={"linear_conv_kernel_dim": 4},
+    ),
+    "zamba2": Family(
+        tied=True, feed_forward_bias="add_bias_linear", kinds=_zamba2_kinds, mixes=(_LINEAR, _HYBRID),
+        mixers=_zamba2_mixers, feed_forward=_zamba2_dense, layer_norms=_zamba2_norms,
+        layer_other=_zamba2_other, reuses=_zamba2_reuses, defaults={"mamba_d_state": 64},
+    ),
+    "exaone_moe": Family(
+        head_norms="head", kinds=_pattern(4), feed_forward=_deepseek_experts,
+        defaults={"first_k_dense_replace": 1},
+    ),
+    "hunyuan_v1_dense": Family(**_QWEN3),
+    "hunyuan_v1_moe": Family(**_QWEN3, feed_forward=_hunyuan_experts),
+    "hy_v3": Family(
+        **_QWEN3, feed_forward_bias="mlp_bias", feed_forward=_deepseek_experts,
+        defaults={"first_k_dense_replace": 1, "head_dim": 128},
+    ),
+    "mimo_v2_flash": Family(
+        **_ATTENTION_BIAS, kinds=_mimo_kinds, mixers=_mimo_mixers, feed_forward=_deepseek_experts,
+        defaults={"first_k_dense_replace": 1, "head_dim": 192, "v_head_dim": 128, "sliding_window": 128},
+    ),
+    "minicpm3": replace(_DEEPSEEK, feed_forward=None),
+    "mistral4": _DEEPSEEK,
+    "solar_open": Family(
+        **_ATTENTION_BIAS, feed_forward=_deepseek_experts, defaults={"head_dim": 128}
+    ),
+    "axk1": replace(_DEEPSEEK, layer_norms=_axk1_norms, defaults={"first_k_dense_replace": 1}),
+    "cwm": Family(
+        feed_forward_bias="mlp_bias", kinds=_cwm_kinds,
+        defaults={"head_dim": 128, "sliding_window": 8192},
+    ),
+    "flex_olmo": Family(**_ATTENTION_BIAS, head_norms="all", feed_forward=_all_sparse),
+    "cohere2_moe": Family(
+        **_ATTENTION_BIAS, norms=1, tied=True, kinds=_pattern(4), feed_forward=_cohere_experts,
+        defaults={"head_dim": 128, "sliding_window": 4096},
+    ),
+    "vaultgemma": Family(
+        **_ATTENTION_BIAS, tied=True, kinds=_pattern(2), defaults={"head_dim": 256, "sliding_window": 4096}
+    ),
+    "helium": Family(
+        qkv_bias="attention_bias", feed_forward_bias="mlp_bias", defaults={"head_dim": 128}
+    ),
+    "granite_swa": Family(
+        **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", kinds=_cwm_kinds, mixers=_with_sinks,
+        defaults={"sliding_window": 128},
+    ),
+    "dots1": Family(**_QWEN3, feed_forward=_deepseek_experts),
+    "ernie4_5_vl_moe_text": Family(
+        qkv_bias="use_bias", output_bias="use_bias", tied=True, feed_forward=_ernie_vl_experts,
+        layer_other=_ernie_vl_other,
+    ),
+    "glm_ocr_text": Family(norms=4),
+    "longcat_flash": replace(
+        _DEEPSEEK, norms=4, mixers=_two_latents, feed_forward=_longcat_experts, layer_other=_longcat_other
+    ),
     "persimmon": Family(
         gated=False, qkv_bias=True, output_bias=True, feed_forward_bias=True, norm_width=2,
         head_norms="head_and_bias", head_norms_if="qk_layernorm", defaults={"qk_layernorm": True},
+    ),
+}  # fmt: skip
+
+# Families of code that comes with a model, as vLLM 0.32 builds them (models/internlm2.py, internlm3.py,
+# exaone.py, chatglm.py, minicpm.py, mimo.py, deepseek_v2.py, nemotron_nas.py). Most are checked against
+# published sizes.
+FAMILIES_WITH_CODE: dict[str, Family] = {
+    "internlm2": Family(qkv_bias="bias", output_bias="bias"),
+    "internlm3": Family(qkv_bias="qkv_bias", output_bias="bias", feed_forward_bias="bias"),
+    "exaone": Family(),
+    "chatglm": Family(qkv_bias="add_qkv_bias"),
+    "minicpm": Family(tied=True),
+    "mimo": Family(qkv_bias=True, kinds=_qwen_kinds),
+    "deepseek": Family(**_ATTENTION_BIAS, feed_forward=_deepseek_experts),
+    "nemotron-nas": Family(
+        **_ATTENTION_BIAS, feed_forward_bias="mlp_bias", mixers=_nas_mixers,
+        feed_forward=_nas_feed_forward, layer_norms=_nas_norms,
     ),
 }  # fmt: skip
 
@@ -823,8 +1153,29 @@ ALIASES = {
     "qwen3_vl_moe_text": "qwen3_moe", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text",
     "llama4": "llama4_text", "mistral3": "mistral", "pixtral": "mistral", "llava": "llama",
     "llava_next": "llama", "paligemma": "gemma", "minimax_text_01": "minimax", "minimax_vl_01": "minimax",
-    "axk1": "deepseek_v3",
+    "glm4v": "glm4", "glm4v_text": "glm4", "glm46v": "glm4", "glm_ocr": "glm_ocr_text",
+    "glm4v_moe": "glm4_moe", "glm4v_moe_text": "glm4_moe", "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
+    "qwen2_5_omni": "qwen2", "qwen2_5_omni_thinker": "qwen2", "qwen2_5_omni_text": "qwen2",
+    "qwen3_omni_moe": "qwen3_moe", "qwen3_omni_moe_thinker": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",
+    "phi4_multimodal": "phi3", "phi4mm": "phi3", "idefics3": "llama", "smolvlm": "llama",
+    "lfm2_vl": "lfm2", "voxtral": "llama", "paddleocr_vl_text": "ernie4_5", "exaone4_5_text": "exaone4",
+    "kimi_k25": "deepseek_v3", "kimi_vl": "deepseek_v3", "nemotron_h_puzzle": "nemotron_h",
 }  # fmt: skip
+
+
+# Families whose caches are not what the records of architecture.py can say: a number for them would be wrong,
+# not rough.
+NOT_COMPUTED = {
+    "deepseek_v4": "keeps compressed keys beside windows",
+    "deepseek_v41": "keeps compressed keys beside windows",
+    "glm5_next": "keeps pooled index keys",
+    "glm5_next_text": "keeps pooled index keys",
+    "minimax_m3_vl": "keeps index keys beside K and V",
+    "minimax_m3_vl_text": "keeps index keys beside K and V",
+    "qwen4_exp": "keeps index keys and states of several sizes",
+    "qwen4_exp_text": "keeps index keys and states of several sizes",
+    "kimi_k3": "keeps states beside latents in blocks of its own",
+}
 
 
 # --- Layers
@@ -837,8 +1188,10 @@ def layers_of(config: Settings, family: Family) -> tuple[Layer, ...]:
     feed_forward = family.feed_forward or _dense
     layers = []
     for index in range(count):
-        if kinds[index] == _LINEAR and family.mixers is None:
-            raise config.refuse("layer_types names linear layers, which this model_type is not known to have")
+        if kinds[index] in _STATES and kinds[index] not in family.mixes:
+            raise config.refuse(
+                f"layer_types names {kinds[index]} layers, which this model_type is not known to have"
+            )
         norms = family.norms * family.norm_width * config.hidden
         layers.append(
             Layer(
@@ -846,6 +1199,7 @@ def layers_of(config: Settings, family: Family) -> tuple[Layer, ...]:
                 feed_forward=feed_forward(config, family, index),
                 norm_elements=family.layer_norms(config, index) if family.layer_norms else norms,
                 other_elements=family.layer_other(config, index) if family.layer_other else 0,
+                reuses=family.reuses is not None and family.reuses(config, index),
             )
         )
     return tuple(layers)
@@ -862,6 +1216,9 @@ def flattened(name: str, text: Mapping[str, Any], source: str) -> Mapping[str, A
                 raise FootprintError(f"{source}: hybrid_override_pattern names {str(block)[:40]!r}")
         blocks = [str(block) for block in listed]
         return {**text, "num_hidden_layers": len(blocks), "layers_block_type": None, "blocks": blocks}
+    listed = text.get("layers_block_type")
+    if name == "zamba2" and isinstance(listed, list):
+        return {**text, "hybrid_layer_ids": [n for n, kind in enumerate(listed) if kind == "hybrid"]}
     nested = text.get("attn_config")
     if name == "mpt" and isinstance(nested, dict):
         kv_heads = nested.get("kv_n_heads")

@@ -7,7 +7,7 @@ from typing import Any
 
 from brimline.errors import FootprintError
 
-MAX_LAYERS = 4096
+MAX_LAYERS = 1024  # the deepest published models have 126 to 200
 MAX_EXPERTS = 1 << 16
 MAX_WIDTH = 1 << 27  # of anything else that is counted: vocabularies, widths, heads
 
@@ -23,6 +23,14 @@ PER_TOKEN_NAMES = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top
 SHARED_NAMES = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
+def shown(value: Any) -> str:
+    """A value from a file, short enough for a message."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < 1 << 64 else "a number of more than 19 digits"
+    text = str(value) if not isinstance(value, list | dict) else f"a {type(value).__name__}"
+    return repr(text[:40])
+
+
 class Settings:
     """The settings of one model, each read under any of its names and checked for sense."""
 
@@ -31,18 +39,30 @@ class Settings:
         settings: Mapping[str, Any],
         source: str,
         defaults: Mapping[str, Any] | None = None,
-        outer: Mapping[str, Any] | None = None,
+        own: Mapping[str, Any] | None = None,
     ) -> None:
-        self.stated, self.source, self.defaults, self.outer = settings, source, defaults or {}, outer or {}
+        self.stated, self.source, self.defaults, self.own = settings, source, defaults or {}, own or {}
         self.assumed: dict[str, Any] = {}
+        self._indexes: dict[str, frozenset[int]] = {}
+
+    def over(self, own: Mapping[str, Any]) -> Settings:
+        """These settings, where those of `own` win: what one layer says for itself."""
+        return Settings(self.stated, self.source, self.defaults, own)
+
+    def _said(self, name: str) -> Any:
+        value = self.own.get(name) if self.own else None
+        return self.stated.get(name) if value is None else value
 
     def get(self, *names: str) -> Any:
-        """What is stated under the first name that is there; else the family's default; else None."""
+        """What is stated under the first name that is there; else the family's default; else None.
+
+        A null that is stated is no default: Mistral writes so that it has no window.
+        """
         for name in names:
-            if self.stated.get(name) is not None:
-                return self.stated[name]
+            if (value := self._said(name)) is not None:
+                return value
         for name in names:
-            if name in self.defaults:
+            if name in self.defaults and name not in self.stated:
                 value = self.defaults[name]
                 if isinstance(value, int) and not isinstance(value, bool):
                     self.assumed[name] = value
@@ -57,11 +77,11 @@ class Settings:
         value = self.get(*names)
         if value is None or value is False:
             return None
-        said = next((name for name in names if self.stated.get(name) is not None), names[0])
+        said = next((name for name in names if self._said(name) is not None), names[0])
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.refuse(f"{said} is {str(value)[:40]!r}, which is not a whole number")
+            raise self.refuse(f"{said} is {shown(value)}, which is not a whole number")
         if not least <= value <= most:
-            raise self.refuse(f"{said} is {value}; it lies between {least} and {most}")
+            raise self.refuse(f"{said} is {shown(value)}; it lies between {least} and {most}")
         return int(value)
 
     def count(self, *names: str, default: int | None = None, least: int = 1, most: int = MAX_WIDTH) -> int:
@@ -91,6 +111,14 @@ class Settings:
         if len(value) != length:
             raise self.refuse(f"{names[0]} has {len(value)} entries for {length} layers")
         return value
+
+    def indexes(self, name: str) -> frozenset[int]:
+        """Indexes of layers, as a set; empty where none are listed."""
+        if name not in self._indexes:
+            value = self.get(name)
+            listed = value[:MAX_LAYERS] if isinstance(value, list) else []
+            self._indexes[name] = frozenset(each for each in listed if isinstance(each, int))
+        return self._indexes[name]
 
     @property
     def hidden(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from brimline.errors import FootprintError
+from brimline.errors import SettingError
 
 TORCH_ELEMENT_BYTES: dict[str, int] = {
     "float32": 4, "float": 4,
@@ -122,7 +122,7 @@ def model_run_dtype(asked: str | None, checkpoint: str | None) -> tuple[str, str
     """The type a torch engine runs a model in, and the assumption made, if any.
 
     asked: --dtype; `auto` or None: the checkpoint's, float32 cast down to bfloat16 (vLLM 0.32,
-    config/model.py _resolve_auto_dtype). Raises FootprintError for a type that is not known.
+    config/model.py _resolve_auto_dtype). Raises SettingError for a type that is not known.
     """
     name = (asked or "auto").removeprefix("torch.")
     assumption = None
@@ -137,7 +137,7 @@ def model_run_dtype(asked: str | None, checkpoint: str | None) -> tuple[str, str
             )
     if name not in TORCH_ELEMENT_BYTES:
         known = ", ".join(sorted(TORCH_ELEMENT_BYTES))
-        raise FootprintError(f"--dtype {name!r} is not known; known: auto, {known}")
+        raise SettingError(f"--dtype {name!r} is not known; known: auto, {known}")
     return name, assumption
 
 
@@ -146,7 +146,7 @@ def vllm_kv_format(
 ) -> tuple[KvFormat, str | None]:
     """How vLLM stores K and V under --kv-cache-dtype, and the assumption made, if any.
 
-    `auto` is what the checkpoint asks for, else the type the model runs in. Raises FootprintError for a
+    `auto` is what the checkpoint asks for, else the type the model runs in. Raises SettingError for a
     format that is not known.
     """
     name, assumption = kv_cache_dtype, None
@@ -165,16 +165,16 @@ def vllm_kv_format(
             )
     if name not in VLLM_KV_FORMATS:
         known = ", ".join(sorted(VLLM_KV_FORMATS))
-        raise FootprintError(f"--kv-cache-dtype {name!r} has no layout known here; known: auto, {known}")
+        raise SettingError(f"--kv-cache-dtype {name!r} has no layout known here; known: auto, {known}")
     return VLLM_KV_FORMATS[name], assumption
 
 
 def ggml_element_bytes(setting: str, name: str) -> Fraction:
     """Bytes of one element of a llama.cpp cache type. setting: the flag it was given by, for the error.
 
-    Raises FootprintError for a type that llama.cpp does not take for its cache.
+    Raises SettingError for a type that llama.cpp does not take for its cache.
     """
     if name.lower() not in GGML_ELEMENT_BYTES:
         known = ", ".join(GGML_ELEMENT_BYTES)
-        raise FootprintError(f"{setting} {name!r} is not a cache type; known: {known}")
+        raise SettingError(f"{setting} {name!r} is not a cache type; known: {known}")
     return GGML_ELEMENT_BYTES[name.lower()]

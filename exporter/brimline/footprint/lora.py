@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from brimline.errors import FootprintError
+from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, between, exact
 from brimline.footprint.architecture import (
     Architecture,
@@ -19,6 +19,7 @@ from brimline.footprint.architecture import (
     LinearAttention,
     Mamba,
     Mixer,
+    ShortConvolution,
 )
 
 # vLLM 0.32, config/lora.py MaxLoRARanks.
@@ -83,6 +84,9 @@ def _mixer(mixer: Mixer, hidden: int) -> Iterator[Linear]:
             width = mixer.heads * mixer.head_dim
             yield Linear("qkv_proj", hidden, 3 * width, "column")
             yield Linear("out_proj", width, hidden, "row")
+        case ShortConvolution():
+            yield Linear("in_proj", hidden, 3 * mixer.width, "column")
+            yield Linear("out_proj", mixer.width, hidden, "row")
 
 
 def _dense(intermediate: int, gated: bool, hidden: int) -> Iterator[Linear]:
@@ -154,7 +158,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.max_lora_rank not in RANKS:
-            raise FootprintError(
+            raise SettingError(
                 f"max_lora_rank is {self.max_lora_rank}; vLLM knows {', '.join(map(str, RANKS))}"
             )
         for name in ("max_loras", "element_bytes", "tensor_parallel", "expert_parallel"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from brimline.errors import FootprintError
+from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, between, exact
 from brimline.footprint.constants import GIB
 
@@ -31,7 +31,7 @@ def uva_offload(
     (vLLM 0.32, model_executor/offloader/uva.py). The host holds them for each of its ranks, pinned.
     """
     if cpu_offload_gib < 0:
-        raise FootprintError(f"cpu_offload_gb is {cpu_offload_gib}; it is zero or more")
+        raise SettingError(f"cpu_offload_gb is {cpu_offload_gib}; it is zero or more")
     if ranks < 1 or weights_bytes < 0 or largest_parameter_bytes < 0:
         raise FootprintError("ranks start at 1, and sizes at 0")
     source = "vLLM 0.32, model_executor/offloader/uva.py"
@@ -109,11 +109,14 @@ def offloaded_tokens_per_second(offload: Offload, link_bytes_per_second: float, 
     return batch * link_bytes_per_second / offload.transferred_bytes
 
 
-def kv_offloading_bytes(kv_offloading_gib: float) -> Estimate:
-    """Host bytes of vLLM's kv_offloading_size: GiB of all tensor-parallel ranks together.
+def kv_offloading_bytes(kv_offloading_gib: float, *, ranks: int = 1) -> Estimate:
+    """Host bytes of vLLM's kv_offloading_size, which counts GiB of all ranks of a replica together.
 
-    vLLM 0.32, config/cache.py. It takes nothing of a GPU.
+    ranks: divides it among so many GPUs (vLLM 0.32, config/cache.py, v1/kv_offload/cpu/spec.py). It takes
+    nothing of a GPU.
     """
     if kv_offloading_gib < 0:
         raise FootprintError(f"kv_offloading_size is {kv_offloading_gib}; it is zero or more")
-    return exact(kv_offloading_gib * GIB, "vLLM 0.32, config/cache.py kv_offloading_size")
+    if ranks < 1:
+        raise FootprintError("ranks start at 1")
+    return exact(kv_offloading_gib * GIB / ranks, "vLLM 0.32, config/cache.py kv_offloading_size")

@@ -16,10 +16,11 @@ from brimline.footprint.architecture import (
     LinearAttention,
     Mamba,
     Mixer,
+    ShortConvolution,
 )
 from brimline.footprint.kv_dtypes import TORCH_ELEMENT_BYTES, ggml_element_bytes, model_run_dtype
 
-State = Mamba | GatedDeltaNet | LinearAttention
+State = Mamba | GatedDeltaNet | LinearAttention | ShortConvolution
 
 
 def _at_least_one(values: dict[str, int]) -> None:
@@ -39,6 +40,8 @@ def _state_elements(mixer: State, ranks: int, flag: str) -> tuple[int, int]:
     """Elements of the convolution's columns and of the recurrent state on one rank."""
     if isinstance(mixer, LinearAttention):
         heads, convolution, recurrent = mixer.heads, 0, mixer.heads * mixer.head_dim * mixer.head_dim
+    elif isinstance(mixer, ShortConvolution):
+        heads, convolution, recurrent = mixer.width, mixer.width * (mixer.conv - 1), 0
     elif isinstance(mixer, GatedDeltaNet):
         heads = mixer.value_heads
         width = 2 * mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim
@@ -106,15 +109,26 @@ class SglangCache:
     """SGLang's KV cache on the fullest GPU.
 
     full_token_bytes, window_token_bytes: of one token in the layers with full attention and with windows.
-    state_slot_bytes: of one request's recurrent states.
+    windows: span and bytes of a token of each layer with a window. state_slot_bytes: of one request's
+    recurrent states.
     """
 
     settings: SglangCacheSettings
     full_token_bytes: int
     window_token_bytes: int
+    windows: tuple[tuple[int, int], ...]
     state_slot_bytes: int
     assumptions: tuple[str, ...]
     source: str
+
+    def request_bytes(self, tokens: int) -> int:
+        """Bytes that a request of so many tokens holds, in whole pages; windows: what they see and a page.
+
+        Tokens that have left every window are given back (SGLang 0.5.23, mem_cache/swa_memory_pool.py).
+        """
+        page = self.settings.page_size
+        held = sum(row * min(_rounded_up(tokens, page), span + page) for span, row in self.windows)
+        return self.full_token_bytes * _rounded_up(tokens, page) + held + self.state_slot_bytes
 
     @property
     def cell_bytes(self) -> float:
@@ -226,7 +240,8 @@ def sglang_cache(model: Architecture, settings: SglangCacheSettings) -> SglangCa
     stages = []
     for stage in range(count):
         start = sum(sizes[:stage])
-        full = windows = states = 0
+        full = states = 0
+        windows: list[tuple[int, int]] = []
         for layer in model.layers[start : start + sizes[stage]]:
             for mixer in layer.mixers:
                 if isinstance(mixer, State):
@@ -236,15 +251,18 @@ def sglang_cache(model: Architecture, settings: SglangCacheSettings) -> SglangCa
                 elif not mixer.shares_kv:
                     heads = _heads_per_rank(mixer.kv_heads, settings.tensor_parallel, "--tp-size")
                     size = _sglang_bytes(heads * (mixer.key_dim + mixer.value_dim), name, dtype)
-                    if settings.hybrid_windows and (mixer.window or mixer.chunk):
-                        windows += size
+                    span = mixer.window or mixer.chunk
+                    if settings.hybrid_windows and span:
+                        windows.append((span, size))
                     else:
                         full += size
         stages.append((full, windows, states))
+    widest = max((stage[1] for stage in stages), key=lambda rows: sum(row for _, row in rows))
     return SglangCache(
         settings=settings,
         full_token_bytes=max(stage[0] for stage in stages),
-        window_token_bytes=max(stage[1] for stage in stages),
+        window_token_bytes=sum(row for _, row in widest),
+        windows=tuple(widest),
         state_slot_bytes=max(stage[2] for stage in stages),
         assumptions=(*model.assumptions, *assumptions),
         source=f"{model.source or model.model_type}, cell size of SGLang 0.5.23",
@@ -284,7 +302,7 @@ def _sglang_state_bytes(mixer: State, settings: SglangCacheSettings) -> int:
     SGLang 0.5.23, configs/mamba_utils.py mamba2_state_dtype.
     """
     convolution, recurrent = _state_elements(mixer, settings.tensor_parallel, "--tp-size")
-    stated = None if isinstance(mixer, LinearAttention) else mixer.state_dtype
+    stated = mixer.state_dtype if isinstance(mixer, Mamba | GatedDeltaNet) else None
     name = (settings.mamba_ssm_dtype or stated or "float32").removeprefix("torch.")
     if name not in TORCH_ELEMENT_BYTES:
         raise FootprintError(
@@ -323,21 +341,31 @@ class LlamacppCache:
     """llama.cpp's cache, allocated whole at the start.
 
     slot_context: tokens that one slot may hold. cells: tokens of all slots together, a unified cache counted
-    once. layer_bytes: of every layer, K, V and recurrent state, so that a split over devices can be summed.
+    once. window_cells: that one slot has in layers with windows, of all slots where the cache is unified.
+    layer_bytes: of every layer, K, V and recurrent state, so that a split over devices can be summed.
+    window_bytes: span and bytes of a cell of each layer with a window that keeps no more.
     """
 
     slot_context: int
     cells: int
+    window_cells: int
     layer_bytes: tuple[int, ...]
     kv_bytes: int
     state_bytes: int
+    slot_state_bytes: int
     bytes_per_token: Fraction
+    window_bytes: tuple[tuple[int, int], ...]
     assumptions: tuple[str, ...]
     source: str
 
     @property
     def total_bytes(self) -> int:
         return self.kv_bytes + self.state_bytes
+
+    def request_bytes(self, tokens: int) -> int:
+        """Bytes that a request of so many tokens fills, in layers with windows no more than they see."""
+        held = sum(row * min(tokens, span) for span, row in self.window_bytes)
+        return math.ceil(self.bytes_per_token * tokens) + held + self.slot_state_bytes
 
 
 def _rounded_up(value: int, step: int) -> int:
@@ -367,6 +395,12 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
     value_bytes = ggml_element_bytes("--cache-type-v", settings.cache_type_v)
     if not settings.flash_attention and value_bytes < 2:
         raise FootprintError(f"--cache-type-v {settings.cache_type_v} needs --flash-attn")
+    latent = any(isinstance(mixer, LatentAttention) for mixer in _mixers(model))
+    if latent and settings.cache_type_k.lower() != settings.cache_type_v.lower():
+        raise FootprintError(
+            f"--cache-type-k {settings.cache_type_k} and --cache-type-v {settings.cache_type_v} must be the "
+            "same for a model with latent attention (MLA), which keeps one of both"
+        )
 
     assumptions: list[str] = []
     total = _rounded_up(context, _CELL_STEP)
@@ -383,6 +417,7 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
     widest_value = max((m.kv_heads * m.value_dim for m in mixers if isinstance(m, Attention)), default=0)
 
     layer_bytes, kv_total, state_total, per_token = [], 0, 0, Fraction(0)
+    widest_window, windows = 0, []
     for layer in model.layers:
         kv = state = 0
         for mixer in layer.mixers:
@@ -404,6 +439,9 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
             if span is not None and not settings.swa_full:
                 held = span * (settings.slots if settings.unified else 1) + micro
                 cells = _rounded_up(min(slot_context, held), _CELL_STEP)
+                windows.append((span, row))
+            if span is not None:
+                widest_window = max(widest_window, cells)
             if span is None or settings.swa_full:
                 per_token += row
             kv += streams * cells * row
@@ -413,10 +451,13 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
     return LlamacppCache(
         slot_context=slot_context,
         cells=slot_context * streams,
+        window_cells=widest_window,
         layer_bytes=tuple(layer_bytes),
         kv_bytes=kv_total,
         state_bytes=state_total,
+        slot_state_bytes=state_total // settings.slots,
         bytes_per_token=per_token,
+        window_bytes=tuple(windows),
         assumptions=(*model.assumptions, *assumptions),
         source=f"{model.source or model.model_type}, llama.cpp cache of {settings.cache_type_k} and "
         f"{settings.cache_type_v}",
@@ -424,10 +465,9 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
 
 
 def _row_bytes(elements: int, element_bytes: Fraction, flag: str, name: str) -> int:
-    size = elements * element_bytes
     if element_bytes.denominator > 1 and elements % 32:
         raise FootprintError(f"{flag} {name} needs rows of whole blocks of 32 elements, not {elements}")
-    return int(size)
+    return elements * element_bytes.numerator // element_bytes.denominator
 
 
 # TensorRT-LLM

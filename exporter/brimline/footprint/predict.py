@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from brimline.errors import FootprintError
 from brimline.estimate import Estimate
 from brimline.footprint.architecture import Architecture
 from brimline.footprint.calibration import Calibration
+from brimline.footprint.config_file import read_config
 from brimline.footprint.gpus import Gpu
-from brimline.footprint.hf_config import read_architecture
-from brimline.footprint.predict_vllm import predict_vllm
-from brimline.footprint.settings import Settings
+from brimline.footprint.hf_config import architecture_of_config, read_architecture
+from brimline.footprint.settings import Settings, mapping
 from brimline.footprint.weights import StoredWeights, stored_weights
 from brimline.readings import COMPONENTS, Footprint, RankFootprint
+
+if TYPE_CHECKING:
+    from brimline.footprint.alternatives import Alternative
 
 SCHEMA_VERSION = 1
 CEILING_BATCHES = (1, 8, 64, 256)
@@ -25,10 +29,49 @@ CEILING_CONTEXT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as its files tell it. stored: its weights as they lie there; None where only settings do."""
+    """A model as its files tell it. stored: its weights as they lie there; None where only settings do.
+
+    config: its config.json, which overrides are put into; None where it has none.
+    """
 
     architecture: Architecture
     stored: StoredWeights | None = None
+    config: Mapping[str, Any] | None = None
+
+    def overridden(self, settings: Settings) -> Model:
+        """The model with what the launch settings put in place of its config.json. Raises FootprintError."""
+        overrides: dict[str, Any] = {}
+        for name in _OVERRIDES:
+            is_json = settings.get(name, "").strip().startswith("{")
+            if is_json or any(key.startswith(f"{name}.") for key in settings):
+                stated = mapping(settings, name) or {}
+                overrides |= {"rope_scaling": stated} if name == "rope_scaling" else stated
+        if not overrides:
+            return self
+        if self.config is None:
+            raise FootprintError("--hf-overrides: this model has no config.json to put them into")
+        source = self.architecture.source
+        return replace(
+            self,
+            architecture=architecture_of_config(_merged(self.config, overrides), f"{source} with overrides"),
+        )
+
+
+# Flags whose JSON goes into the model's config.json: of vLLM, its older ones, and of SGLang. (llama.cpp's
+# --rope-scaling is a word.)
+_OVERRIDES = ("hf_overrides", "rope_scaling", "json_model_override_args")
+
+
+def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with others in their place; those of a nested model are put in one by one."""
+    merged = dict(config)
+    for key, value in overrides.items():
+        inner = merged.get(key)
+        nests = isinstance(inner, dict) and isinstance(value, dict) and key.endswith("_config")
+        merged[key] = _merged(inner, value) if nests and isinstance(inner, dict) else value
+    if "rope_scaling" in overrides:  # the older name, which files of today do not carry
+        merged.pop("rope_parameters", None)
+    return merged
 
 
 class Predictor(Protocol):
@@ -49,16 +92,34 @@ class Predictor(Protocol):
     ) -> Footprint: ...
 
 
+def _late(name: str) -> Predictor:
+    """The predictor in the module of its name, imported when it is asked: a command needs but one of them."""
+
+    def predictor(architecture: Architecture, settings: Settings, **known: Any) -> Footprint:
+        module = importlib.import_module(f"brimline.footprint.{name}")
+        footprint: Footprint = getattr(module, name)(architecture, settings, **known)
+        return footprint
+
+    return predictor
+
+
 PREDICTORS: dict[str, Predictor] = {
-    "vllm": predict_vllm,
+    "llamacpp": _late("predict_llamacpp"),
+    "sglang": _late("predict_sglang"),
+    "trtllm": _late("predict_trtllm"),
+    "vllm": _late("predict_vllm"),
 }
 
 
 def read_model(path: Path) -> Model:
     """A model's architecture, and its stored weights where they lie beside it. Raises FootprintError."""
-    architecture = read_architecture(path)
-    folder = path if path.is_dir() or path.suffix == ".gguf" else path.parent
-    return Model(architecture, stored_weights(folder, architecture))
+    if path.suffix == ".gguf":
+        architecture = read_architecture(path)
+        return Model(architecture, stored_weights(path, architecture))
+    file = path / "config.json" if path.is_dir() else path
+    config = read_config(file)
+    architecture = architecture_of_config(config, str(file))
+    return Model(architecture, stored_weights(file.parent, architecture), config)
 
 
 def predict(
@@ -69,18 +130,39 @@ def predict(
     version: str | None = None,
     gpu: Gpu | None = None,
     calibration: Calibration | None = None,
+    acceptance: float | None = None,
 ) -> Footprint:
-    """The footprint of a server. Raises FootprintError naming the flag and the rule it breaks."""
+    """The footprint of a server. Raises FootprintError naming the flag and the rule it breaks.
+
+    acceptance: chance that a drafted token is accepted, given those before it were; the decode ceiling then
+    is the one with speculation.
+    """
     if engine not in PREDICTORS:
         known = ", ".join(sorted(PREDICTORS))
         raise FootprintError(f"the memory of {engine!r} is not predicted; known: {known}")
-    return PREDICTORS[engine](
+    model = model.overridden(settings)
+    footprint = PREDICTORS[engine](
         model.architecture,
         settings,
         version=version,
         gpu=gpu,
         stored=model.stored,
         calibration=calibration,
+    )
+    speculative = footprint.speculative_ceiling
+    if speculative is None:
+        if acceptance is not None and footprint.decode_ceiling is not None:
+            raise FootprintError("--acceptance is of drafted tokens, and nothing is drafted here")
+        return footprint
+    if acceptance is None:
+        said = (
+            "The decode ceiling is the one without speculation: how many drafted tokens are accepted is not "
+            "known. Give it with --acceptance, such as 0.8."
+        )
+        return replace(footprint, assumptions=(*footprint.assumptions, said))
+    said = f"The decode ceiling is the one with {acceptance:.0%} of drafted tokens accepted, as given."
+    return replace(
+        footprint, decode_ceiling=speculative(acceptance), assumptions=(*footprint.assumptions, said)
     )
 
 
@@ -104,8 +186,11 @@ def decode_ceilings(footprint: Footprint) -> list[tuple[int, int, float]]:
     ]
 
 
-def as_json(footprint: Footprint) -> dict[str, Any]:
-    """The footprint in its published form: bytes, and null for what is not known."""
+def as_json(footprint: Footprint, what_if: Sequence[Alternative] = ()) -> dict[str, Any]:
+    """The footprint in its published form: bytes, and null for what is not known.
+
+    what_if: answers to questions of the user, apart from the prediction.
+    """
     cache = footprint.kv_cache
     blocks = cache.num_blocks
     return {
@@ -113,6 +198,8 @@ def as_json(footprint: Footprint) -> dict[str, Any]:
         "engine": footprint.engine,
         "engine_version": footprint.engine_version,
         "parameters": footprint.parameters,
+        "tensor_parallel": footprint.tensor_parallel,
+        "data_parallel": footprint.data_parallel,
         "per_gpu": _rank_json(footprint.fullest),
         "ranks": [{"pipeline_stage": rank.pipeline_stage, **_rank_json(rank)} for rank in footprint.ranks],
         "kv_cache": {
@@ -134,9 +221,12 @@ def as_json(footprint: Footprint) -> dict[str, Any]:
             ]
         },
         "fits": footprint.fits,
+        "starts": footprint.starts,
+        "longest_start_tokens": footprint.longest_start_tokens,
         "headroom_bytes": footprint.headroom_bytes,
         "calibrated": footprint.calibrated,
         "assumptions": list(footprint.assumptions),
+        **({"what_if": [alternative.as_json() for alternative in what_if]} if what_if else {}),
     }
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from brimline.errors import FootprintError
 from brimline.estimate import Estimate, exact, total
-from brimline.footprint import settings as read
-from brimline.footprint.activations import BatchSettings, activations
-from brimline.footprint.architecture import Architecture
+from brimline.footprint.activations import (
+    Activations,
+    BatchSettings,
+    activations,
+    encoder_cache_bytes,
+    encoder_forward_bytes,
+)
+from brimline.footprint.architecture import Architecture, Attention, Experts
+from brimline.footprint.calibrated import (
+    measured_gpu,
+    measured_parts,
+    measured_pool,
+    non_kv,
+    server_settings,
+)
 from brimline.footprint.calibration import Calibration
-from brimline.footprint.constants import GIB, batch_defaults, constant, parse_version
+from brimline.footprint.constants import constant, parse_version
+from brimline.footprint.drafts import Draft, draft_of
 from brimline.footprint.gpus import Gpu
-from brimline.footprint.lora import LoraSettings, lora_slots_bytes
-from brimline.footprint.offload import uva_offload
+from brimline.footprint.lora import lora_host_bytes, lora_slots_bytes
+from brimline.footprint.offload import Offload, kv_offloading_bytes, prefetch_offload, uva_offload
 from brimline.footprint.runtime import (
     RuntimeSettings,
     context_bytes,
@@ -25,87 +37,79 @@ from brimline.footprint.runtime import (
     vllm_budget,
 )
 from brimline.footprint.settings import Settings
-from brimline.footprint.throughput import DecodeCeiling, decode_weights, kv_read_bytes
+from brimline.footprint.throughput import (
+    DecodeCeiling,
+    Speculation,
+    decode_weights_of_rank,
+    kv_read_bytes,
+)
 from brimline.footprint.vllm_cache import NEWEST_VERSION, VllmCache, VllmCacheSettings, vllm_cache
+from brimline.footprint.vllm_launch import (
+    VllmLaunch,
+    batch_of,
+    context_of,
+    skipped_layers,
+    swap_gib,
+    vllm_launch,
+)
 from brimline.footprint.weights import (
+    ENDS,
     RankWeights,
-    Sharding,
     StoredWeights,
+    largest_matrix_bytes,
+    layer_shares,
     parameters,
     quantize,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint
+from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, Step
+
+__all__ = ["VllmLaunch", "VllmServer", "VllmStage", "predict_vllm", "vllm_kv_cache", "vllm_launch"]
 
 # Both are one component to those who read them; within the budget or not decides the size of the K/V pool.
-_IN_BUDGET, _OUTSIDE = "runtime in the budget", "runtime outside the budget"
+IN_BUDGET, OUTSIDE = "runtime in the budget", "runtime outside the budget"
+# Taken at run time, beside the activations that the profile run has seen.
+UNPROFILED = "activations beyond the profile"
+_UNPUBLISHED = (IN_BUDGET, OUTSIDE, UNPROFILED)
 # Lengths for which the bytes of one request are told.
 LENGTHS = (1024, 8192, 32768, 131072)
+# Tokens of the largest image where the model's files do not say: Qwen2-VL's limit of 16384 patches of 28×28
+# pixels (its preprocessor_config.json, max_pixels 12,845,056).
+_LARGEST_IMAGE_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VllmLaunch:
-    """vLLM's flags, as far as they decide memory. None is what the version does by default."""
+class VllmServer:
+    """A server to be predicted, its defaults filled in. stored: None where only settings tell the weights."""
 
-    dtype: str | None = None
-    quantization: str | None = None
-    kv_cache_dtype: str | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    block_size: int | None = None
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    data_parallel_size: int = 1
-    decode_context_parallel_size: int = 1
-    enable_expert_parallel: bool = False
-    gpu_memory_utilization: float | None = None
-    kv_cache_memory_bytes: int | None = None
-    num_gpu_blocks_override: int | None = None
-    cpu_offload_gb: float = 0.0
-    enforce_eager: bool = False
-    enable_prefix_caching: bool = True
-    async_scheduling: bool = True
-    mamba_cache_dtype: str | None = None
-    mamba_ssm_cache_dtype: str | None = None
-    max_loras: int = 0
-    max_lora_rank: int = 16
+    architecture: Architecture
+    launch: VllmLaunch
+    version: str | None
+    gpu: Gpu | None
+    sequences: int
+    batched: int
+    stored: StoredWeights | None = None
+    calibration: Calibration | None = None
+    draft: Draft | None = None
+
+    @property
+    def element_bytes(self) -> int:
+        return self.launch.element_bytes(self.architecture)
 
 
-def vllm_launch(settings: Settings) -> VllmLaunch:
-    """vLLM's flags by their own names with underscores. Raises FootprintError naming the flag."""
-    longest = settings.get("max_model_len")
-    slots = read.count(settings, "max_loras", least=0)
-    if read.switch(settings, "enable_lora"):
-        slots = slots or 1
-    elif "enable_lora" in settings:
-        slots = 0
-    return VllmLaunch(
-        dtype=read.text(settings, "dtype"),
-        quantization=read.text(settings, "quantization"),
-        kv_cache_dtype=read.text(settings, "kv_cache_dtype"),
-        # -1 has vLLM take what fits, of which the model's own is the most.
-        max_model_len=None if longest == "-1" else read.count(settings, "max_model_len"),
-        max_num_seqs=read.count(settings, "max_num_seqs"),
-        max_num_batched_tokens=read.count(settings, "max_num_batched_tokens"),
-        block_size=read.count(settings, "block_size"),
-        tensor_parallel_size=read.count(settings, "tensor_parallel_size") or 1,
-        pipeline_parallel_size=read.count(settings, "pipeline_parallel_size") or 1,
-        data_parallel_size=read.count(settings, "data_parallel_size") or 1,
-        decode_context_parallel_size=read.count(settings, "decode_context_parallel_size") or 1,
-        enable_expert_parallel=read.switch(settings, "enable_expert_parallel") or False,
-        gpu_memory_utilization=read.number(settings, "gpu_memory_utilization"),
-        kv_cache_memory_bytes=read.size(settings, "kv_cache_memory_bytes"),
-        num_gpu_blocks_override=read.count(settings, "num_gpu_blocks_override"),
-        cpu_offload_gb=read.number(settings, "cpu_offload_gb") or 0.0,
-        enforce_eager=read.switch(settings, "enforce_eager") or False,
-        enable_prefix_caching=read.switch(settings, "enable_prefix_caching") is not False,
-        async_scheduling=read.switch(settings, "async_scheduling") is not False,
-        mamba_cache_dtype=read.text(settings, "mamba_cache_dtype"),
-        mamba_ssm_cache_dtype=read.text(settings, "mamba_ssm_cache_dtype"),
-        max_loras=slots or 0,
-        max_lora_rank=read.count(settings, "max_lora_rank") or 16,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmStage:
+    """One pipeline stage. components: on a GPU, without the K/V pool; host: in main memory, for each GPU.
+
+    profiled: what the profile run sees of components that serving may use less of.
+    """
+
+    weights: RankWeights
+    components: Mapping[str, Estimate]
+    host: Mapping[str, Estimate]
+    batch: BatchSettings
+    activations: Activations
+    profiled: Mapping[str, Estimate]
 
 
 def vllm_kv_cache(
@@ -114,12 +118,13 @@ def vllm_kv_cache(
     version: str | None = None,
     *,
     max_num_batched_tokens: int | None = None,
+    draft: Draft | None = None,
 ) -> VllmCache:
     """The block layout of the server's KV cache. Raises FootprintError."""
     return vllm_cache(
         architecture,
         VllmCacheSettings(
-            max_model_len=_context(architecture, launch),
+            max_model_len=context_of(architecture, launch, version),
             max_num_batched_tokens=launch.max_num_batched_tokens or max_num_batched_tokens or 2048,
             version=parse_version(version) if version else NEWEST_VERSION,
             dtype=launch.dtype or "auto",
@@ -130,34 +135,17 @@ def vllm_kv_cache(
             decode_context_parallel=launch.decode_context_parallel_size,
             async_scheduling=launch.async_scheduling,
             prefix_caching=launch.enable_prefix_caching,
+            hybrid_cache_manager=launch.hybrid_cache_manager,
+            mamba_cache_mode=launch.mamba_cache_mode,
             mamba_cache_dtype=launch.mamba_cache_dtype,
             mamba_ssm_cache_dtype=launch.mamba_ssm_cache_dtype,
+            speculative_tokens=draft.tokens if draft is not None else 0,
+            multi_module_mtp=draft.multi_module if draft is not None else False,
+            draft_layers=draft.layers if draft is not None else (),
+            skipped_layers=skipped_layers(architecture, launch),
             num_gpu_blocks_override=launch.num_gpu_blocks_override,
         ),
     )
-
-
-def _batch(launch: VllmLaunch, gpu: Gpu | None, assumptions: list[str]) -> tuple[int, int]:
-    """max_num_seqs and max_num_batched_tokens."""
-    memory = gpu.memory_bytes if gpu is not None else 80 * GIB
-    defaults = batch_defaults(memory, gpu.name if gpu is not None else "")
-    if gpu is None and None in (launch.max_num_seqs, launch.max_num_batched_tokens):
-        assumptions.append("No GPU is named: the batch defaults are those of a GPU with 70 GiB or more.")
-    return launch.max_num_seqs or defaults.max_num_seqs, (
-        launch.max_num_batched_tokens or defaults.max_num_batched_tokens
-    )
-
-
-def _context(architecture: Architecture, launch: VllmLaunch) -> int:
-    longest = architecture.max_position
-    wanted = launch.max_model_len or longest
-    if wanted is None:
-        raise FootprintError("the model states no context length; give --max-model-len")
-    if longest is not None and wanted > longest:
-        raise FootprintError(
-            f"--max-model-len {wanted} is above the {longest} tokens that the model was made for"
-        )
-    return wanted
 
 
 def _budget(gpu: Gpu, launch: VllmLaunch, version: str | None) -> Estimate:
@@ -192,42 +180,75 @@ def predict_vllm(
         architecture = quantize(architecture, launch.quantization)
         stored = None
         assumptions.append(f"The weights are taken as if quantized with {launch.quantization}.")
-    if calibration is not None and not calibration.holds_for(
-        "vllm", version, gpu.name if gpu is not None else ""
-    ):
-        assumptions.append(
-            f"The calibration is of {calibration.engine} {calibration.version} on {calibration.gpu}, and is "
-            "not used here."
+    if not launch.takes_images:
+        architecture, stored = _without_senses(architecture, stored)
+    context = context_of(architecture, launch, version)
+    sequences, batched = batch_of(launch, gpu, context, assumptions)
+    assumptions += _said_of(launch, version)
+    stated: dict[str, str] = {}
+    if calibration is not None:
+        stated = server_settings(
+            launch,
+            architecture,
+            max_num_seqs=sequences,
+            max_num_batched_tokens=batched,
+            max_model_len=context,
         )
-        calibration = None
-    sequences, batched = _batch(launch, gpu, assumptions)
-    cache = vllm_kv_cache(architecture, launch, version, max_num_batched_tokens=batched)
-    assumptions += cache.assumptions
-    sharding = Sharding(
-        tensor=launch.tensor_parallel_size,
-        pipeline=launch.pipeline_parallel_size,
-        data=launch.data_parallel_size,
-        expert=launch.enable_expert_parallel,
+        calibration, left_out = calibration.applied(
+            engine="vllm",
+            version=version,
+            gpu=gpu.name if gpu is not None else "",
+            parameters=parameters(architecture),
+            settings=stated,
+        )
+        assumptions += left_out
+    if gpu is not None:
+        gpu = measured_gpu(gpu, calibration)
+    server = VllmServer(
+        architecture=architecture,
+        launch=launch,
+        version=version,
+        gpu=gpu,
+        sequences=sequences,
+        batched=batched,
+        stored=stored,
+        calibration=calibration,
+        draft=_draft(architecture, launch, batched, stored),
     )
-    by_stage = {
-        rank.pipeline_stage: rank
-        for rank in reversed(
-            weight_bytes(architecture, sharding=sharding, dtype=launch.dtype or "auto", stored=stored)
+    if server.draft is not None:
+        assumptions += server.draft.assumptions
+    cache = vllm_kv_cache(architecture, launch, version, max_num_batched_tokens=batched, draft=server.draft)
+    assumptions += cache.assumptions
+    stages = _stages(server, assumptions)
+    # Of which stage a sum was measured is not known.
+    besides = non_kv(calibration, stated) if len(stages) == 1 else None
+    stages = [
+        replace(
+            stage,
+            components=measured_parts(
+                stage.components,
+                calibration,
+                besides,
+                in_budget=IN_BUDGET,
+                uncounted=(OUTSIDE, UNPROFILED),
+                graphs_counted=graphs_count_in_budget(version),
+            ),
         )
-    }
-    fixed = [
-        _fixed(architecture, launch, version, by_stage[stage], sequences, batched, gpu, calibration)
-        for stage in sorted(by_stage)
+        for stage in stages
     ]
     budget = None
     if gpu is not None and launch.kv_cache_memory_bytes is None and launch.num_gpu_blocks_override is None:
         budget = _budget(gpu, launch, version)
-    blocks = _blocks(cache, fixed, launch, version, budget)
-    ranks = [
-        _rank(stage, components, host, cache, blocks, budget, version)
-        for stage, (components, host) in enumerate(fixed)
-    ]
-    fits, headroom = _fit(ranks, cache, gpu)
+    blocks = _blocks(cache, stages, launch, version, budget, besides)
+    if launch.auto_fit and blocks is not None:
+        longest = longest_context(cache, blocks.expected, context)
+        cache = replace(cache, settings=replace(cache.settings, max_model_len=max(1, longest)))
+        assumptions.append(
+            f"--max-model-len is left to vLLM: {longest} tokens are what the pool should hold."
+        )
+    ranks = [_rank(stage, cache, blocks, budget, version) for stage in stages]
+    fits, starts, longest_start = _fit(ranks, stages, cache, blocks, budget, server, assumptions)
+    ceiling = _ceiling(server, stages, cache, assumptions)
     return Footprint(
         engine="vllm",
         engine_version=version,
@@ -235,105 +256,295 @@ def predict_vllm(
         ranks=tuple(ranks),
         kv_cache=_kv_cache(cache, blocks),
         tensor_parallel=launch.tensor_parallel_size,
-        decode_ceiling=_ceiling(architecture, launch, by_stage, cache, gpu, assumptions),
+        data_parallel=launch.data_parallel_size,
+        max_running_requests=sequences,
+        decode_ceiling=ceiling,
+        speculative_ceiling=_speculative(server, ceiling),
         fits=fits,
-        headroom_bytes=headroom,
+        starts=starts,
+        longest_start_tokens=longest_start,
+        headroom_bytes=None
+        if gpu is None
+        else gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks),
         calibrated=calibration is not None and calibration.is_whole(graphs=not launch.enforce_eager),
         assumptions=tuple(dict.fromkeys(assumptions)),
         model_source=architecture.source or architecture.model_type,
+        explain=lambda: _explained(server, stages, cache, blocks, budget, ranks, ceiling),
     )
 
 
-def _fixed(
-    architecture: Architecture,
-    launch: VllmLaunch,
-    version: str | None,
-    weights: RankWeights,
-    sequences: int,
-    batched: int,
-    gpu: Gpu | None,
-    calibration: Calibration | None,
-) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-    """All components of a stage but the K/V pool, and what lies on the host."""
+def _explained(
+    server: VllmServer,
+    stages: Sequence[VllmStage],
+    cache: VllmCache,
+    blocks: Estimate | None,
+    budget: Estimate | None,
+    ranks: Sequence[RankFootprint],
+    ceiling: DecodeCeiling | None,
+) -> tuple[Step, ...]:
+    from brimline.footprint.explain_vllm import explain_vllm  # only where somebody asks
+
+    fullest = max(range(len(ranks)), key=lambda stage: ranks[stage].total.expected)
+    return explain_vllm(
+        server, stages[fullest], cache, blocks=blocks, budget=budget, rank=ranks[fullest], ceiling=ceiling
+    )
+
+
+def _without_senses(
+    architecture: Architecture, stored: StoredWeights | None
+) -> tuple[Architecture, StoredWeights | None]:
+    """The text model alone: encoders of images and sounds are not loaded (models/interfaces.py)."""
+    kept = tuple(encoder for encoder in architecture.encoders if encoder.kind == "text")
+    if len(kept) == len(architecture.encoders):
+        return architecture, stored
+    if stored is not None:
+        stored = replace(stored, parts={**stored.parts, "encoder": 0})
+    return replace(architecture, encoders=kept), stored
+
+
+def _said_of(launch: VllmLaunch, version: str | None) -> list[str]:
+    """What people should know of flags that are not followed, or that the figures are a part of."""
+    said = []
+    if launch.data_parallel_size > 1:
+        gpus = launch.data_parallel_size * launch.tensor_parallel_size * launch.pipeline_parallel_size
+        said.append(
+            f"All figures are of one of {launch.data_parallel_size} data-parallel ranks; {gpus} GPUs in all."
+        )
+    if launch.prefill_context_parallel_size > 1:
+        said.append("What --prefill-context-parallel-size splits is not followed: all is counted whole.")
+    if launch.swap_space is not None and not swap_gib(launch, version):
+        said.append("--swap-space is without effect since vLLM 0.8.")
+    return said
+
+
+def _draft(
+    architecture: Architecture, launch: VllmLaunch, batched: int, stored: StoredWeights | None
+) -> Draft | None:
+    if launch.speculation is None:
+        return None
+    return draft_of(
+        launch.speculation,
+        architecture,
+        sharding=launch.sharding,
+        element_bytes=launch.element_bytes(architecture),
+        dtype=launch.dtype or "auto",
+        kv_cache_dtype=launch.kv_cache_dtype or "auto",
+        max_num_batched_tokens=batched,
+        stored=stored,
+    )
+
+
+# --- Components
+
+
+def _stages(server: VllmServer, assumptions: list[str]) -> list[VllmStage]:
+    """All that each stage holds beside the K/V pool, of its fullest rank."""
+    ranks = weight_bytes(
+        server.architecture,
+        sharding=server.launch.sharding,
+        dtype=server.launch.dtype or "auto",
+        stored=server.stored,
+    )
+    first = {rank.pipeline_stage: rank for rank in reversed(ranks)}
+    return [_stage(server, first[stage], assumptions) for stage in sorted(first)]
+
+
+def _stage(server: VllmServer, weights: RankWeights, assumptions: list[str]) -> VllmStage:
+    launch, architecture, draft = server.launch, server.architecture, server.draft
     last = weights.pipeline_stage == launch.pipeline_parallel_size - 1
+    calibration = server.calibration
+    # Replicas of a dense model know nothing of each other.
+    replicas = launch.data_parallel_size if _has_experts(architecture) else 1
     runtime = RuntimeSettings(
         engine="vllm",
-        version=version,
-        gpu=gpu.name if gpu is not None else "",
-        world_size=launch.tensor_parallel_size * launch.pipeline_parallel_size,
+        version=server.version,
+        gpu=server.gpu.name if server.gpu is not None else "",
+        world_size=launch.tensor_parallel_size * launch.pipeline_parallel_size * replicas,
         graphs=not launch.enforce_eager,
+    )
+    batch = BatchSettings(
+        max_num_batched_tokens=server.batched,
+        max_num_seqs=server.sequences,
+        element_bytes=server.element_bytes,
+        tensor_parallel=launch.tensor_parallel_size,
+        pipeline_parallel=launch.pipeline_parallel_size,
+        data_parallel=replicas,
+        expert_parallel=launch.enable_expert_parallel,
+        last_stage=last,
+        draft_tokens=draft.tokens if draft is not None and last else 0,
+        auxiliary_states=draft.auxiliary_states if draft is not None else 0,
     )
     peak = activations(
         architecture,
-        BatchSettings(
-            max_num_batched_tokens=batched,
-            max_num_seqs=sequences,
-            tensor_parallel=launch.tensor_parallel_size,
-            pipeline_parallel=launch.pipeline_parallel_size,
-            expert_parallel=launch.enable_expert_parallel,
-            last_stage=last,
-        ),
-        version=version,
+        batch,
+        version=server.version,
         sampler_factor=calibration.sampler_bytes_factor if calibration is not None else None,
-    ).peak
-    on_gpu, host = weights.total, {}
-    if launch.cpu_offload_gb:
-        moved = uva_offload(on_gpu.expected, launch.cpu_offload_gb)
-        on_gpu = Estimate(
-            max(0, on_gpu.low - moved.transferred_bytes),
-            moved.gpu.expected,
-            max(moved.gpu.high, on_gpu.high - moved.transferred_bytes),
-            f"{on_gpu.source}; --cpu-offload-gb",
-        )
-        host["weights"] = moved.host
+    )
+    on_gpu, host = _offloaded(server, weights)
     components = {
         "weights": on_gpu,
-        "activations": peak,
+        "activations": peak.peak,
         "cuda_graphs": cuda_graphs_bytes(runtime, calibration),
-        _IN_BUDGET: non_torch_bytes(runtime, calibration),
-        _OUTSIDE: context_bytes(runtime, calibration),
+        IN_BUDGET: non_torch_bytes(runtime, calibration),
+        OUTSIDE: context_bytes(runtime, calibration),
     }
-    if launch.max_loras:
-        components["lora"] = lora_slots_bytes(
-            architecture,
-            LoraSettings(
-                max_loras=launch.max_loras,
-                max_lora_rank=launch.max_lora_rank,
-                tensor_parallel=launch.tensor_parallel_size,
-                stage_layers=weights.layers,
-                first_stage=weights.pipeline_stage == 0,
-                last_stage=last,
-            ),
+    if peak.unprofiled.high:
+        components[UNPROFILED] = peak.unprofiled
+    if draft is not None and draft.memory is not None and last:
+        components["draft_model"] = draft.memory
+    adapters = launch.lora_settings(
+        architecture, layers=weights.layers, first_stage=weights.pipeline_stage == 0, last_stage=last
+    )
+    if adapters is not None:
+        components["lora"] = lora_slots_bytes(architecture, adapters)
+        host["lora"] = lora_host_bytes(architecture, adapters)
+    profiled = {}
+    cached, encoding = _encoder_cache(server, assumptions) if weights.pipeline_stage == 0 else (None, None)
+    if encoding is not None and launch.profiles_images:
+        components["activations"] = _larger(peak.peak, encoding)
+    if cached is not None:
+        components["encoder_cache"] = cached
+        # The profile run fills it with whole items: more than half of it, at most all.
+        least = cached.expected // 2 if launch.profiles_images else 0
+        most = cached.high if launch.profiles_images else 0
+        profiled["encoder_cache"] = Estimate(least, min(most, cached.expected), most, cached.source)
+    return VllmStage(
+        weights=weights,
+        components=components,
+        host=host,
+        batch=batch,
+        activations=peak,
+        profiled=profiled,
+    )
+
+
+def _larger(one: Estimate, other: Estimate) -> Estimate:
+    """The peak of two that follow each other; its low bound is that of the first."""
+    source = other.source if other.expected > one.expected else one.source
+    return Estimate(one.low, max(one.expected, other.expected), max(one.high, other.high), source)
+
+
+def _has_experts(architecture: Architecture) -> bool:
+    return any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers)
+
+
+def _offloaded(server: VllmServer, weights: RankWeights) -> tuple[Estimate, dict[str, Estimate]]:
+    """Weights that stay on a GPU, and what lies in host memory for each GPU."""
+    launch, whole = server.launch, weights.total
+    host: dict[str, Estimate] = {}
+    moved: Offload | None = None
+    flag = ""
+    if launch.offload_group_size:
+        shares = layer_shares(server.architecture, weights.layers)
+        ends = sum(weights.parts[part].expected for part in ENDS)
+        in_layers = whole.expected - ends
+        moved = prefetch_offload(
+            [round(in_layers * share) for share in shares],
+            ends,
+            group_size=launch.offload_group_size,
+            offloaded_in_group=launch.offload_num_in_group,
+            prefetch_step=launch.offload_prefetch_step,
         )
-    return components, host
+        flag = "--offload-group-size"
+    elif launch.cpu_offload_gb:
+        largest = largest_matrix_bytes(
+            server.architecture, server.launch.sharding, element_bytes=server.element_bytes
+        )
+        moved = uva_offload(whole.expected, launch.cpu_offload_gb, largest_parameter_bytes=largest)
+        flag = "--cpu-offload-gb"
+    on_gpu = whole
+    if moved is not None:
+        kept = moved.gpu
+        on_gpu = Estimate(
+            max(0, kept.low - (whole.expected - whole.low)),
+            kept.expected,
+            kept.high + (whole.high - whole.expected),
+            f"{whole.source}; {flag}",
+        )
+        host["weights"] = moved.host
+    kv_host = []
+    if launch.kv_offloading_size is not None:
+        ranks = launch.tensor_parallel_size * launch.pipeline_parallel_size
+        kv_host.append(kv_offloading_bytes(launch.kv_offloading_size, ranks=ranks))
+    if swapped := swap_gib(launch, server.version):
+        kv_host.append(exact(swapped * (1 << 30), "--swap-space, GiB for each GPU (vLLM before 0.8)"))
+    if kv_host:
+        host["kv_cache"] = total(kv_host, "; ".join(part.source for part in kv_host))
+    return on_gpu, host
+
+
+def _encoder_cache(server: VllmServer, assumptions: list[str]) -> tuple[Estimate | None, Estimate | None]:
+    """Outputs of encoders of images and sounds, kept beside the K/V cache, and the peak of encoding them.
+
+    None without such an encoder. As many items as the cache holds are encoded at once in the profile run, of
+    the sense with the longest ones (vLLM 0.32, multimodal/encoder_budget.py).
+    """
+    seeing = [encoder for encoder in server.architecture.encoders if encoder.kind != "text"]
+    if not seeing or _attends_to_encoder(server.architecture):
+        return None, None
+    hidden, element = server.architecture.hidden, server.element_bytes
+    stated = [encoder.max_tokens for encoder in seeing if encoder.max_tokens is not None]
+    tokens = max(server.batched, *stated, 0)
+    cached = encoder_cache_bytes(
+        hidden, max_tokens_per_item=tokens, cache_tokens=server.batched, element_bytes=element
+    )
+    kinds = " and ".join(sorted({encoder.kind for encoder in seeing}))
+    if len(stated) < len(seeing) and tokens < _LARGEST_IMAGE_TOKENS:
+        cached = replace(cached, high=_LARGEST_IMAGE_TOKENS * hidden * element)
+        assumptions.append(
+            f"How many tokens one {kinds} input may have is not known: the encoder cache is counted for "
+            f"{tokens:,} (--max-num-batched-tokens), at most {_LARGEST_IMAGE_TOKENS:,}."
+        )
+    working = max(
+        (encoder_forward_bytes(encoder, tokens, element_bytes=element) for encoder in seeing),
+        key=lambda one: one.high,
+    )
+    if not server.launch.profiles_images:
+        assumptions.append(
+            "Encoding is not profiled (--skip-mm-profiling): its memory comes on top at run time."
+        )
+    elif working.high:
+        assumptions.append(
+            f"The working memory of the {kinds} encoder is bounded by the sizes of its tensors, which no "
+            "measurement confirms."
+        )
+    else:
+        assumptions.append(
+            f"The working memory of the {kinds} encoder is not counted: its sizes are not known."
+        )
+    return cached, working if working.high else None
+
+
+def _attends_to_encoder(architecture: Architecture) -> bool:
+    return any(
+        isinstance(mixer, Attention) and mixer.cross
+        for layer in architecture.layers
+        for mixer in layer.mixers
+    )
+
+
+# --- The K/V pool
 
 
 def _blocks(
     cache: VllmCache,
-    fixed: Sequence[tuple[dict[str, Estimate], dict[str, Estimate]]],
+    stages: Sequence[VllmStage],
     launch: VllmLaunch,
     version: str | None,
     budget: Estimate | None,
+    besides: Estimate | None,
 ) -> Estimate | None:
-    """Blocks of the pool; None where nothing tells its size."""
+    """Blocks of the pool; None where nothing tells its size. besides: all else in the budget, measured."""
     if launch.num_gpu_blocks_override is not None:
         return exact(launch.num_gpu_blocks_override, "--num-gpu-blocks-override")
     if launch.kv_cache_memory_bytes is not None:
-        blocks = cache.num_blocks([launch.kv_cache_memory_bytes] * len(fixed))
+        blocks = cache.num_blocks([launch.kv_cache_memory_bytes] * len(stages))
         return exact(blocks, "--kv-cache-memory-bytes")
     if budget is None:
         return None
     pools = [
-        kv_cache_pool_bytes(
-            budget,
-            weights=components["weights"],
-            non_torch=components[_IN_BUDGET],
-            activations=components["activations"],
-            graphs=components["cuda_graphs"],
-            version=version,
-            others=(components["lora"],) if "lora" in components else (),
-        )
-        for components, _ in fixed
+        measured_pool(budget, besides) if besides is not None else pool_of(stage, budget, version)
+        for stage in stages
     ]
     low, expected, high = (
         cache.num_blocks([getattr(pool, bound) for pool in pools]) for bound in ("low", "expected", "high")
@@ -341,20 +552,60 @@ def _blocks(
     return Estimate(low, expected, high, pools[0].source)
 
 
+def pool_of(stage: VllmStage, budget: Estimate, version: str | None) -> Estimate:
+    """What a stage leaves of the budget for its K/V cache."""
+    parts = {**stage.components, **stage.profiled}
+    return kv_cache_pool_bytes(
+        budget,
+        weights=parts["weights"],
+        non_torch=parts[IN_BUDGET],
+        activations=parts["activations"],
+        graphs=parts["cuda_graphs"],
+        version=version,
+        others=tuple(parts[name] for name in ("lora", "draft_model", "encoder_cache") if name in parts),
+    )
+
+
+def longest_context(cache: VllmCache, blocks: int, most: int) -> int:
+    """The longest request, at most `most` tokens, that so many blocks hold beside the null block; 0 for none.
+
+    As vLLM 0.32 searches it (v1/core/kv_cache_utils.py, _estimate_max_model_len_from_groups).
+    """
+    # The pages of a group that is not mixed are alike, so one of them tells its blocks.
+    groups = tuple(group if group.mixed else replace(group, pages=group.pages[:1]) for group in cache.groups)
+    slim = replace(cache, groups=groups)
+
+    def holds(tokens: int) -> bool:
+        return slim.request_blocks(tokens) + cache.null_blocks <= blocks
+
+    if holds(most):
+        return most
+    held, above = 0, most
+    while above - held > 1:
+        middle = (held + above) // 2
+        if holds(middle):
+            held = middle
+        else:
+            above = middle
+    return held
+
+
 def _rank(
-    stage: int,
-    components: Mapping[str, Estimate],
-    host: Mapping[str, Estimate],
+    stage: VllmStage,
     cache: VllmCache,
     blocks: Estimate | None,
     budget: Estimate | None,
     version: str | None,
 ) -> RankFootprint:
-    published = {name: part for name, part in components.items() if name not in (_IN_BUDGET, _OUTSIDE)}
-    runtime = [components[_IN_BUDGET], components[_OUTSIDE]]
+    components = stage.components
+    published = {name: part for name, part in components.items() if name not in _UNPUBLISHED}
+    if UNPROFILED in components:
+        both = [components["activations"], components[UNPROFILED]]
+        published["activations"] = total(both, "; ".join(part.source for part in both))
+    runtime = [components[IN_BUDGET], components[OUTSIDE]]
     published["runtime"] = total(runtime, "; ".join(part.source for part in runtime))
     if blocks is not None:
-        size = cache.stage_block_bytes[stage]
+        size = cache.stage_block_bytes[stage.weights.pipeline_stage]
         published["kv_cache"] = Estimate(
             blocks.low * size,
             blocks.expected * size,
@@ -363,24 +614,29 @@ def _rank(
         )
     whole = total(published.values(), "sum of the components")
     if budget is not None:
-        whole = _within_budget(whole, components, budget, version)
-    return RankFootprint(pipeline_stage=stage, components=published, total=whole, host=host)
+        whole = _within_budget(whole, stage, budget, version)
+    return RankFootprint(
+        pipeline_stage=stage.weights.pipeline_stage, components=published, total=whole, host=stage.host
+    )
 
 
-def _within_budget(
-    whole: Estimate, components: Mapping[str, Estimate], budget: Estimate, version: str | None
-) -> Estimate:
+def _within_budget(whole: Estimate, stage: VllmStage, budget: Estimate, version: str | None) -> Estimate:
     """The total with the bounds of the budget: what one component takes more, the K/V pool takes less.
 
-    Outside the budget are the CUDA context, and CUDA graphs by as much as they differ from their estimate, or
-    wholly before the version that counts them. Where all else exceeds the budget the sum stands: such a
-    server does not start.
+    Outside the budget are the CUDA context, what is not profiled, and CUDA graphs by as much as they differ
+    from their estimate, or wholly before the version that counts them. Where all else exceeds the budget the
+    sum stands: such a server does not start.
     """
-    outside = components[_OUTSIDE]
-    graphs = components["cuda_graphs"]
+    outside = stage.components[OUTSIDE]
+    later = stage.components.get(UNPROFILED)
+    graphs = stage.components["cuda_graphs"]
     counted = graphs.expected if graphs_count_in_budget(version) else 0
-    least = budget.low + outside.low + max(0, graphs.low - counted)
-    most = budget.high + outside.high + max(0, graphs.high - counted)
+    # What the profile run has held, and serving may not use.
+    idle = sum(
+        max(0, profiled.high - stage.components[name].low) for name, profiled in stage.profiled.items()
+    )
+    least = budget.low + outside.low + max(0, graphs.low - counted) - idle
+    most = budget.high + outside.high + max(0, graphs.high - counted) + (later.high if later else 0)
     return Estimate(
         min(whole.expected, max(whole.low, least)),
         whole.expected,
@@ -389,19 +645,87 @@ def _within_budget(
     )
 
 
-def _fit(ranks: Sequence[RankFootprint], cache: VllmCache, gpu: Gpu | None) -> tuple[bool | None, int | None]:
-    """Whether one request of full length fits beside all else on every stage, and what then stays free."""
+# --- Whether it fits, and whether it starts
+
+
+def _fit(
+    ranks: Sequence[RankFootprint],
+    stages: Sequence[VllmStage],
+    cache: VllmCache,
+    blocks: Estimate | None,
+    budget: Estimate | None,
+    server: VllmServer,
+    assumptions: list[str],
+) -> tuple[bool | None, bool | None, int | None]:
+    """Whether a full request lies beside all else, whether vLLM starts, and the longest request for that.
+
+    A GPU that is large enough is not all: vLLM takes what --gpu-memory-utilization leaves it, and does not
+    start where that holds no full request. So nothing fits that is not expected to start.
+    """
+    gpu, wanted = server.gpu, cache.settings.max_model_len
+    needed = cache.request_blocks(wanted) + cache.null_blocks
+    starts, longest = None, None
+    expected = True
+    if blocks is not None:
+        least = cache.request_blocks(1) + cache.null_blocks if server.launch.auto_fit else needed
+        starts, expected = blocks.low >= least, blocks.expected >= least
+        most = max(server.architecture.max_position or wanted, wanted)
+        longest = longest_context(cache, blocks.low, most)
     if gpu is None:
-        return None, None
+        return None, starts, longest
     fits = True
     for rank in ranks:
         besides = sum(part.high for name, part in rank.components.items() if name != "kv_cache")
-        request = (cache.request_blocks(cache.settings.max_model_len) + cache.null_blocks) * (
-            cache.stage_block_bytes[rank.pipeline_stage]
-        )
+        request = needed * cache.stage_block_bytes[rank.pipeline_stage]
         fits = fits and besides + request <= gpu.visible_bytes.low
-    fullest = max(rank.total.expected for rank in ranks)
-    return fits, gpu.visible_bytes.expected - fullest
+        pool = rank.components.get("kv_cache")
+        if budget is None and pool is not None and besides + pool.high > gpu.visible_bytes.low:
+            # The pool is given, and must lie there whole.
+            starts = False
+            expected = expected and rank.total.expected <= gpu.visible_bytes.expected
+    if budget is not None:
+        free = [_free_at_start(stage, gpu) for stage in stages]
+        if any(one.high < budget.low for one in free):
+            starts = expected = False
+            longest = 0
+            assumptions.append(
+                "vLLM does not start: --gpu-memory-utilization asks for more than is free beside the CUDA "
+                "context; lower it."
+            )
+        elif any(one.expected < budget.expected for one in free):
+            assumptions.append(
+                "vLLM may not start: --gpu-memory-utilization asks for more than should be free beside the "
+                "CUDA context."
+            )
+    if starts is False and expected and fits:
+        assumptions.append(
+            "vLLM should start, yet may refuse to: by the low bound its pool does not hold one request of "
+            f"{wanted:,} tokens."
+        )
+    if fits and not expected and longest is not None:
+        assumptions.append(_refused(wanted, longest, budget is not None))
+    return fits and expected, starts, longest
+
+
+def _free_at_start(stage: VllmStage, gpu: Gpu) -> Estimate:
+    """What is free of a GPU when vLLM takes its first snapshot: all but the CUDA context."""
+    context = stage.components[OUTSIDE]
+    visible = gpu.visible_bytes
+    return Estimate(
+        max(0, visible.low - context.high),
+        max(0, visible.expected - context.expected),
+        max(0, visible.high - context.low),
+        "CUDA-visible memory less the context",
+    )
+
+
+def _refused(wanted: int, longest: int, by_budget: bool) -> str:
+    cure = f"at most {longest:,} tokens start it surely" if longest else "no length starts it"
+    raised = "raise --gpu-memory-utilization" if by_budget else "give the pool more"
+    return (
+        f"The GPU is large enough, yet vLLM does not start: its pool does not hold one request of {wanted:,} "
+        f"tokens. {raised[0].upper()}{raised[1:]}, or lower --max-model-len ({cure})."
+    )
 
 
 def _kv_cache(cache: VllmCache, blocks: Estimate | None) -> KvCacheFootprint:
@@ -422,29 +746,53 @@ def _kv_cache(cache: VllmCache, blocks: Estimate | None) -> KvCacheFootprint:
     )
 
 
+# --- How fast it can be
+
+
 def _ceiling(
-    architecture: Architecture,
-    launch: VllmLaunch,
-    by_stage: Mapping[int, RankWeights],
-    cache: VllmCache,
-    gpu: Gpu | None,
-    assumptions: list[str],
+    server: VllmServer, stages: Sequence[VllmStage], cache: VllmCache, assumptions: list[str]
 ) -> DecodeCeiling | None:
+    gpu, launch = server.gpu, server.launch
     if gpu is None or gpu.bandwidth_bytes_per_second is None:
         return None
     if launch.pipeline_parallel_size > 1:
         assumptions.append("No decode ceiling is given for a pipeline of several stages.")
         return None
-    element = cache.format.head(128, 128) / 256  # with its scales, as heads of the usual size have them
+    [stage] = stages
+    form, architecture = cache.format, server.architecture
     return DecodeCeiling(
-        weights=decode_weights(
-            architecture,
-            by_stage[0].total.expected,
-            tensor_parallel=launch.tensor_parallel_size,
-            expert_parallel=launch.enable_expert_parallel,
+        weights=decode_weights_of_rank(
+            architecture, {part: size.expected for part, size in stage.weights.parts.items()}
         ),
         kv_read=lambda tokens: kv_read_bytes(
-            architecture, tokens, element_bytes=element, tensor_parallel=launch.tensor_parallel_size
+            architecture, tokens, tensor_parallel=launch.tensor_parallel_size, form=form
         ),
         bandwidth_bytes_per_second=gpu.bandwidth_bytes_per_second,
     )
+
+
+def _speculative(
+    server: VllmServer, ceiling: DecodeCeiling | None
+) -> Callable[[float], DecodeCeiling] | None:
+    """The ceiling at a given acceptance of drafts; None without speculation."""
+    draft = server.draft
+    if draft is None or ceiling is None:
+        return None
+    drafter = Architecture(
+        model_type="drafter", vocabulary=1, hidden=draft.hidden or 1, layers=draft.layers, tied=True
+    )
+    a_token = kv_read_bytes(drafter, 1, tensor_parallel=server.launch.tensor_parallel_size)
+
+    def at(acceptance: float) -> DecodeCeiling:
+        return replace(
+            ceiling,
+            speculation=Speculation(
+                draft_tokens=draft.tokens,
+                acceptance=acceptance,
+                draft_weights_bytes=draft.step_bytes,
+                draft_kv_bytes_per_token=a_token,
+                passes=draft.passes,
+            ),
+        )
+
+    return at

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from brimline.errors import FootprintError
+from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, between, exact, total
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.constants import MIB, Name, constant, parse_version
@@ -54,9 +54,7 @@ def vllm_budget_bytes(visible_bytes: int, gpu_memory_utilization: float) -> int:
     FootprintError for a utilization that is not in (0, 1].
     """
     if not 0 < gpu_memory_utilization <= 1:
-        raise FootprintError(
-            f"gpu_memory_utilization is {gpu_memory_utilization}; it is above 0 and at most 1"
-        )
+        raise SettingError(f"gpu_memory_utilization is {gpu_memory_utilization}; it is above 0 and at most 1")
     # As vLLM multiplies: in floating point.
     return math.ceil(visible_bytes * gpu_memory_utilization)
 
@@ -101,7 +99,9 @@ def non_torch_bytes(settings: RuntimeSettings, calibration: Calibration | None =
 def context_bytes(settings: RuntimeSettings, calibration: Calibration | None = None) -> Estimate:
     """Bytes outside the budget, inside NVML's count: CUDA context, NCCL, library handles."""
     if calibration is not None and calibration.context_bytes is not None:
-        return _measured(calibration.context_bytes, "CUDA context")
+        measured = _measured(calibration.context_bytes, "CUDA context")
+        high = max(measured.high, calibration.context_high_bytes or 0)
+        return Estimate(measured.low, measured.expected, high, measured.source)
     return _from_table("context_bytes", settings)
 
 
@@ -135,7 +135,12 @@ def kv_cache_pool_bytes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SglangSettings:
-    """Launch settings that SGLang derives its reserve from. decode_max_batch: largest captured batch."""
+    """Launch settings that SGLang derives its reserve from.
+
+    decode_max_batch: largest captured batch; 0 without decode graphs. prefill_graph_batches: how many prefill
+    graphs are captured. latent: the model has MLA, whose prefill graphs cost 1.5 GiB. attention_replicas:
+    --dp-size with --enable-dp-attention; 1 without.
+    """
 
     chunked_prefill_tokens: int
     tensor_parallel: int = 1
@@ -143,26 +148,63 @@ class SglangSettings:
     decode_max_batch: int = 0
     prefill_graph_batches: int = 0
     vision: bool = False
+    latent: bool = False
+    attention_replicas: int = 1
+
+
+def sglang_batch_defaults(gpu_memory_bytes: int, tensor_parallel: int) -> tuple[int, int]:
+    """--chunked-prefill-size and the largest captured decode batch of a GPU.
+
+    SGLang 0.5.23, arg_groups/memory_hook.py handle_gpu_memory_settings.
+    """
+    mib = gpu_memory_bytes / MIB
+    wide = tensor_parallel >= 4
+    if mib < 20 * 1024:
+        return 2048, 8
+    if mib < 35 * 1024:
+        return 4096, 160 if wide else 48
+    if mib < 60 * 1024:
+        return 4096, 160 if wide else 32
+    if mib < 160 * 1024:
+        return 8192, 512 if wide else 256
+    return 16384, 512
+
+
+def sglang_prefill_graphs(max_tokens: int) -> int:
+    """How many sizes of prefill graphs are captured up to so many tokens.
+
+    SGLang 0.5.23, arg_groups/cuda_graph_hook.py generate_prefill_cuda_graph_batch_sizes.
+    """
+    sizes = [
+        *range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64),
+        *range(1280, 4097, 256), *range(4608, max_tokens + 1, 512),
+    ]  # fmt: skip
+    return sum(size <= max_tokens for size in sizes)
 
 
 def sglang_static_ratio(gpu_memory_bytes: int, settings: SglangSettings) -> float:
     """Part of the GPU that SGLang plans for weights and cache where mem_fraction_static is not given.
 
-    (memory - reserve) / memory; reserve in MiB: 512 + 1.5 * max(chunked prefill, 2048) + tp * pp / 8 * 1024
-    + 2 * largest decode batch + 8 * prefill graphs; at least 10 GiB beyond 60 GiB; 0.95 of the result for
-    vision models (SGLang 0.5.23, arg_groups/memory_hook.py, without data-parallel attention and DeepEP).
+    (memory - reserve) / memory, rounded to three places; reserve in MiB: 512 + 1.5 * max(chunked prefill,
+    2048) + tp * pp / 8 * 1024 + 2 * largest decode batch (3 or 4.5 more for each replica of the attention) +
+    8 * prefill graphs, or 1536 for MLA; at least 10 GiB beyond 60 GiB; 0.95 of the result for vision models
+    (SGLang 0.5.23, arg_groups/memory_hook.py, without DeepEP; the size of a vision tower moves the 0.95).
     Raises FootprintError where nothing is left.
     """
+    batch = settings.decode_max_batch
     reserve_mib = (
         512
         + Fraction(3, 2) * max(settings.chunked_prefill_tokens, 2048)
         + Fraction(settings.tensor_parallel * settings.pipeline_parallel, 8) * 1024
-        + 2 * settings.decode_max_batch
-        + 8 * settings.prefill_graph_batches
+        + 2 * batch
     )
+    if settings.attention_replicas > 1:
+        reserve_mib += batch * settings.attention_replicas * (Fraction(9, 2) if batch > 300 else 3)
+    if settings.prefill_graph_batches:
+        reserve_mib += 1536 if settings.latent else 8 * settings.prefill_graph_batches
     if gpu_memory_bytes > 60 * 1024 * MIB:
         reserve_mib = max(reserve_mib, Fraction(10 * 1024))
     left = gpu_memory_bytes - reserve_mib * MIB
     if left <= 0:
         raise FootprintError(f"a GPU of {gpu_memory_bytes} bytes is smaller than SGLang's reserve")
-    return float(left / gpu_memory_bytes) * (0.95 if settings.vision else 1.0)
+    return round(float(left / gpu_memory_bytes), 3) * (0.95 if settings.vision else 1.0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
-from brimline.errors import FootprintError
+from brimline.errors import SettingError
 from brimline.units import parse_bytes, parse_count
 
 Settings = Mapping[str, str]
@@ -28,32 +31,34 @@ def text(settings: Settings, name: str) -> str | None:
 
 
 def count(settings: Settings, name: str, *, least: int = 1) -> int | None:
-    """A whole number such as 32768, 128k or 128K. Raises FootprintError for others and below `least`."""
+    """A whole number such as 32768, 128k or 128K. Raises SettingError for others and below `least`."""
     stated = _stated(settings, name)
     if stated is None:
         return None
     try:
         number = parse_count(stated)
     except ValueError as error:
-        raise FootprintError(f"{flag(name)}: {error}") from None
+        raise SettingError(f"{flag(name)}: {error}") from None
     if number < least:
-        raise FootprintError(f"{flag(name)} {stated}: it starts at {least}")
+        raise SettingError(f"{flag(name)} {stated}: it starts at {least}")
     return number
 
 
 def size(settings: Settings, name: str) -> int | None:
-    """A size in bytes such as 8GiB or 4294967296. Raises FootprintError for others."""
+    """A size in bytes such as 8GiB, 4294967296 or, as vLLM writes it, 8G. Raises SettingError for others."""
     stated = _stated(settings, name)
     if stated is None:
         return None
+    with contextlib.suppress(ValueError):
+        return parse_count(stated)
     try:
         return parse_bytes(stated)
     except ValueError as error:
-        raise FootprintError(f"{flag(name)}: {error}") from None
+        raise SettingError(f"{flag(name)}: {error}") from None
 
 
 def number(settings: Settings, name: str) -> float | None:
-    """A number. Raises FootprintError for others."""
+    """A number. Raises SettingError for others."""
     stated = _stated(settings, name)
     if stated is None:
         return None
@@ -62,12 +67,12 @@ def number(settings: Settings, name: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise FootprintError(f"{flag(name)}: {stated!r} is not a number")
+        raise SettingError(f"{flag(name)}: {stated!r} is not a number")
     return value
 
 
 def switch(settings: Settings, name: str) -> bool | None:
-    """On or off; None where it is not given. Raises FootprintError for others."""
+    """On or off; None where it is not given. Raises SettingError for others."""
     stated = _stated(settings, name)
     if stated is None:
         return None
@@ -75,4 +80,68 @@ def switch(settings: Settings, name: str) -> bool | None:
         return True
     if stated.lower() in ("false", "0", "off", "no"):
         return False
-    raise FootprintError(f"{flag(name)}: {stated!r} is neither true nor false")
+    raise SettingError(f"{flag(name)}: {stated!r} is neither true nor false")
+
+
+def mapping(settings: Settings, name: str) -> dict[str, Any] | None:
+    """A mapping, given as JSON, as key=value pairs or by dotted names; None where it is not given.
+
+    `{"method": "ngram"}`, `method=ngram,num_speculative_tokens=4` and the settings NAME.method and
+    NAME.num_speculative_tokens mean the same; keys are taken with underscores. Raises SettingError.
+    """
+    found: dict[str, Any] = {}
+    stated = _stated(settings, name)
+    if stated is not None:
+        found = _json_mapping(stated, name) if stated.startswith("{") else _pairs(stated, name)
+    for key, value in settings.items():
+        if key.startswith(f"{name}."):
+            inner = found
+            *path, last = key.removeprefix(f"{name}.").replace("-", "_").split(".")
+            for step in path:
+                nested = inner.setdefault(step, {})
+                if not isinstance(nested, dict):
+                    raise SettingError(f"{flag(key)}: {step} is a value, not a mapping")
+                inner = nested
+            inner[last] = _json_value(value)
+    if not found and stated is None:
+        return None
+    return {key.replace("-", "_"): value for key, value in found.items()}
+
+
+def _json_mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise SettingError(f'{flag(name)}: {text[:60]!r} is no JSON object; write it as {{"key": value}}')
+    return found
+
+
+def _pairs(text: str, name: str) -> dict[str, Any]:
+    found = {}
+    for pair in text.replace(",", " ").split():
+        key, is_pair, value = pair.partition("=")
+        if not is_pair or not key:
+            raise SettingError(f"{flag(name)}: {pair[:60]!r} is no key=value pair; write JSON, or key=value")
+        found[key] = _json_value(value)
+    return found
+
+
+def _json_value(text: str) -> Any:
+    """What JSON makes of it; else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def words(settings: Settings, name: str) -> tuple[str, ...]:
+    """Words between commas or blanks, or of a JSON list; none where it is not given."""
+    stated = _stated(settings, name)
+    if stated is None:
+        return ()
+    listed = _json_value(stated)
+    if isinstance(listed, list):
+        return tuple(map(str, listed))
+    return tuple(stated.replace(",", " ").split())

@@ -6,7 +6,8 @@ launches. All bytes are of one GPU rank; tokens per second are of its replica.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +20,12 @@ from brimline.footprint.architecture import (
     LatentAttention,
     Mamba,
     Mixer,
+    ShortConvolution,
+    kept_with_architecture,
 )
 from brimline.footprint.constants import constant
+from brimline.footprint.kv_dtypes import KvFormat
+from brimline.footprint.weights import Part
 
 
 class DecodeRate(NamedTuple):
@@ -65,13 +70,15 @@ class DecodeWeights:
 class Speculation:
     """Speculative decoding. acceptance: chance that a draft token is accepted, given those before it were.
 
-    draft_weights_bytes: read for each draft token; 0 for n-grams. draft_kv_bytes_per_token: of its own cache.
+    draft_weights_bytes: read in each pass of the drafter; 0 for n-grams. draft_kv_bytes_per_token: of its own
+    cache. passes: of the drafter in a step; None for one for each draft token.
     """
 
     draft_tokens: int
     acceptance: float
     draft_weights_bytes: float = 0
     draft_kv_bytes_per_token: float = 0
+    passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.draft_tokens < 1:
@@ -149,12 +156,38 @@ def decode_weights(
     return DecodeWeights(dense_bytes=dense, experts=tuple(layers))
 
 
+def decode_weights_of_rank(architecture: Architecture, parts: Mapping[Part, float]) -> DecodeWeights:
+    """What one rank reads of the parts that it holds, by their bytes: quantized as they are stored.
+
+    Left out as in decode_weights. The experts of a rank, slices of all or some of them whole, are shared out
+    among the layers by their size, so that a token's experts are the same part of them on every rank.
+    """
+    routed = [layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Experts)]
+    routers = sum(part.count * architecture.hidden * 2 for part in routed)  # whole on every rank, 16 bits
+    held = max(0.0, parts["experts"] - routers) if routed else 0.0
+    sizes = [part.count * part.intermediate for part in routed]
+    experts = tuple(
+        ExpertLayer(held * size / sum(sizes) / part.count, part.count, part.per_token)
+        for part, size in zip(routed, sizes, strict=True)
+    )
+    table, layered = architecture.vocabulary * architecture.hidden, architecture.layer_embedding_parameters
+    looked_up = parts["embedding"] * (layered / (table + layered) if architecture.tied else 1)
+    dense = sum(parts.values()) - parts["encoder"] - looked_up - held
+    return DecodeWeights(dense_bytes=dense, experts=experts)
+
+
 def _rank_heads(heads: int, tensor_parallel: int) -> int:
     return max(1, heads // tensor_parallel) if heads else 0
 
 
 def _mixer_read_bytes(
-    mixer: Mixer, tokens: int, encoder_tokens: int, element: float, state: float, tp: int
+    mixer: Mixer,
+    tokens: int,
+    encoder_tokens: int,
+    element: float,
+    state: float,
+    tp: int,
+    form: KvFormat | None,
 ) -> float:
     match mixer:
         case Attention():
@@ -164,10 +197,14 @@ def _mixer_read_bytes(
             if mixer.chunk is not None and seen:
                 # What came in the current chunk so far.
                 seen = (seen - 1) % mixer.chunk + 1
-            return seen * _rank_heads(mixer.kv_heads, tp) * (mixer.key_dim + mixer.value_dim) * element
+            width = mixer.key_dim + mixer.value_dim
+            one = width * element if form is None else form.head(mixer.key_dim, mixer.value_dim)
+            return seen * _rank_heads(mixer.kv_heads, tp) * one
         case LatentAttention():
             # The latent is on every rank in full; a sparse indexer's keys are read for all tokens.
-            return tokens * (mixer.kv_lora_rank + mixer.rope_dim + (mixer.index_dim or 0)) * element
+            width = mixer.kv_lora_rank + mixer.rope_dim
+            one = width * element if form is None or form.latent is None else form.latent(width)
+            return tokens * (one + (mixer.index_dim or 0) * element)
         case Mamba():
             inner = mixer.inner // tp
             width = inner + (2 * mixer.groups * mixer.state // tp if mixer.version == 2 else 0)
@@ -177,6 +214,8 @@ def _mixer_read_bytes(
             keys = _rank_heads(mixer.key_heads, tp) * mixer.key_dim
             values = _rank_heads(mixer.value_heads, tp) * mixer.value_dim
             return 2 * ((2 * keys + values) * (mixer.conv - 1) * element + values * mixer.key_dim * state)
+        case ShortConvolution():
+            return 2 * (mixer.width // tp) * (mixer.conv - 1) * element
         case _:
             return 2 * _rank_heads(mixer.heads, tp) * mixer.head_dim**2 * state
 
@@ -189,8 +228,11 @@ def kv_read_bytes(
     state_element_bytes: float = 4,
     tensor_parallel: int = 1,
     encoder_tokens: int = 0,
+    form: KvFormat | None = None,
 ) -> float:
     """Bytes of cache that one request's next token reads on one rank.
+
+    form: how K, V and latents are stored, scales included, in place of element_bytes.
 
     Full attention reads every token, a window its last ones, a chunk what came in it, latent attention the
     latents; recurrent state is read and written whole. Layers that share another's cache read it again. Of
@@ -199,12 +241,18 @@ def kv_read_bytes(
     if context_tokens < 0 or encoder_tokens < 0 or tensor_parallel < 1:
         raise FootprintError("tokens are zero or more, tensor_parallel starts at 1")
     return sum(
-        _mixer_read_bytes(
-            mixer, context_tokens, encoder_tokens, element_bytes, state_element_bytes, tensor_parallel
+        count
+        * _mixer_read_bytes(
+            mixer, context_tokens, encoder_tokens, element_bytes, state_element_bytes, tensor_parallel, form
         )
-        for layer in architecture.layers
-        for mixer in layer.mixers
+        for mixer, count in _mixers(architecture).items()
     )
+
+
+@kept_with_architecture
+def _mixers(architecture: Architecture) -> Mapping[Mixer, int]:
+    """The different mixers, and how often each is there."""
+    return Counter(mixer for layer in architecture.layers for mixer in layer.mixers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +302,8 @@ def _rates(
             gained = 1.0
             if speculation is not None:
                 draft_kv = batch * context * speculation.draft_kv_bytes_per_token
-                read += drafts * (speculation.draft_weights_bytes + draft_kv)
+                passes = drafts if speculation.passes is None else speculation.passes
+                read += passes * (speculation.draft_weights_bytes + draft_kv)
                 gained = expected_tokens_per_step(drafts, speculation.acceptance)
             seconds = read / bandwidth
             if flops_per_second is not None:

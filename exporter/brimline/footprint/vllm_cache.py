@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
-from brimline.errors import FootprintError
+from brimline.errors import FootprintError, SettingError
 from brimline.footprint.architecture import (
     Architecture,
     Attention,
@@ -25,6 +25,8 @@ from brimline.footprint.architecture import (
     LinearAttention,
     Mamba,
     Mixer,
+    ShortConvolution,
+    kept_with_architecture,
 )
 from brimline.footprint.kv_dtypes import (
     TORCH_ELEMENT_BYTES,
@@ -47,8 +49,29 @@ _CAPACITY_BY_CONCURRENCY: Version = (0, 21)
 _CAPACITY_PUBLISHED: Version = (0, 24)
 # Windows reserve for every batch in flight, not for one (vllm-project/vllm pull request 47728).
 _EVERY_BATCH_IN_FLIGHT: Version = (0, 26)
+# Prefix caching of models with recurrent states is on by default (vllm-project/vllm pull request 50991).
+_HYBRIDS_CACHE_PREFIXES: Version = (0, 28)
+# Mamba 2 keeps the state of a block's end out of one prefill (mamba_mixer2.py of 0.32; pull request 57329 is
+# younger than 0.28, and which version had it first is not known here).
+_MAMBA2_CHECKPOINTS: Version = (0, 32)
+# So does a gated delta net (gdn/qwen_gdn_linear_attn.py of 0.33) where FlashInfer prefills it, on blocks of a
+# multiple of 64 tokens.
+_DELTA_CHECKPOINTS: Version = (0, 33)
+_DELTA_CHECKPOINT_TOKENS = 64
+# Families whose config.json vLLM asks for the type of recurrent states: from which version, and the type
+# where the file says nothing (models/config.py of 0.32; pull requests 29978, 39032 and 34489). All others
+# keep states in the type of the convolution, whatever their file says.
+_STATED_STATE_TYPES: dict[str, tuple[tuple[Version, str | None], ...]] = {
+    "nemotron_h": (((0, 20), "float32"), ((0, 13), "float16")),
+    "nemotron_h_puzzle": (((0, 20), "float32"), ((0, 13), "float16")),
+    "qwen3_5_text": (((0, 16), None),),
+    "qwen3_5_moe_text": (((0, 16), None),),
+    "qwen3_5": (((0, 16), None),),
+    "qwen3_5_moe": (((0, 16), None),),
+}
 
 Kind = Literal["full", "latent", "sliding", "chunked", "cross", "state"]
+State = Mamba | GatedDeltaNet | LinearAttention | ShortConvolution
 # Layers whose K/V grow with the context without an end; vLLM may put them into one group.
 _UNBOUNDED: tuple[Kind, ...] = ("full", "latent")
 
@@ -63,6 +86,7 @@ class VllmCacheSettings:
     pipeline. draft_layers: layers of a drafter, which keep K/V in the same pool. multi_module_mtp: several
     MTP modules draft, one after the other. pipeline_partition: VLLM_PP_LAYER_PARTITION.
     skipped_layers: indexes of --kv-cache-dtype-skip-layers, which keep the type the model runs in.
+    prefix_caching: None for what the version does by default with such a model.
     """
 
     max_model_len: int
@@ -78,7 +102,7 @@ class VllmCacheSettings:
     pipeline_partition: tuple[int, ...] | None = None
     async_scheduling: bool = True
     max_concurrent_batches: int | None = None
-    prefix_caching: bool = True
+    prefix_caching: bool | None = None
     hybrid_cache_manager: bool = True
     mamba_cache_mode: str | None = None
     mamba_cache_dtype: str | None = None
@@ -98,8 +122,9 @@ class LayerPage:
     index: of the decoder layer; draft layers count on after the model's. block_tokens: tokens of a block;
     for states, the tokens between two kept states. token_bytes: of one token; state_bytes: of one state, the
     other is 0. padded_bytes: the page is filled up to this size. layout: what must be equal for two layers to
-    share a group. window, chunk: tokens. sharded: decode-context parallel ranks split its tokens.
-    source: where the formula stands.
+    share a group. window, chunk: tokens. checkpoint_states: states of a block's end that one prefill keeps
+    beside its last, where blocks are a multiple of checkpoint_tokens. sharded: decode-context parallel ranks
+    split its tokens. source: where the formula stands.
     """
 
     index: int
@@ -112,6 +137,7 @@ class LayerPage:
     window: int | None = None
     chunk: int | None = None
     checkpoint_states: int = 0
+    checkpoint_tokens: int = 1
     sharded: bool = True
     source: str = ""
 
@@ -143,12 +169,18 @@ class LayerPage:
 class CacheGroup:
     """Layers that share one block table.
 
-    page_bytes: of one layer, or of all of them where their pages differ (`mixed`).
+    page_bytes: of one layer, or of all of them where their pages differ (`mixed`). kinds: the pages that
+    differ in more than their layer.
     """
 
     kind: Kind
     pages: tuple[LayerPage, ...]
     mixed: bool
+    kinds: tuple[LayerPage, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        kinds = dict.fromkeys(replace(page, index=0) for page in self.pages)
+        object.__setattr__(self, "kinds", tuple(kinds))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -220,7 +252,7 @@ class VllmCache:
         if tokens < 0:
             raise FootprintError(f"a request cannot have {tokens} tokens")
         return tuple(
-            max(_request_blocks(page, tokens, self.settings) for page in group.pages) for group in self.groups
+            max(_request_blocks(page, tokens, self.settings) for page in group.kinds) for group in self.groups
         )
 
     def request_blocks(self, tokens: int) -> int:
@@ -295,6 +327,17 @@ def vllm_cache(model: Architecture, settings: VllmCacheSettings) -> VllmCache:
     Raises FootprintError naming the flag where the model cannot be split so, or a layout is not known.
     """
     _check(settings)
+    if settings.prefix_caching is None:
+        settings = replace(settings, prefix_caching=_caches_prefixes_by_default(model, settings.version))
+    if _state_mode(settings) == "none":  # one state is as long as the longest request
+        return _laid_out(model, settings)
+    # Neither length nor batch decides how blocks are laid out: those that differ in them share a layout.
+    alike = replace(settings, max_model_len=1, max_num_batched_tokens=1)
+    return replace(_laid_out(model, alike), settings=settings)
+
+
+@kept_with_architecture
+def _laid_out(model: Architecture, settings: VllmCacheSettings) -> VllmCache:
     dtype, assumed_dtype = model_run_dtype(settings.dtype, model.dtype)
     asks = model.quantization.kv_cache if model.quantization is not None else None
     chosen, assumed_format = vllm_kv_format(
@@ -306,7 +349,7 @@ def vllm_cache(model: Architecture, settings: VllmCacheSettings) -> VllmCache:
         assumptions.append("The drafter's own K/V is not counted: its layers are not given.")
 
     formats = _formats(layers, settings, chosen, VLLM_KV_FORMATS[dtype], assumptions)
-    pages = _pages(layers, settings, formats, dtype, assumptions)
+    pages = _pages(model.model_type, layers, settings, formats, dtype, assumptions)
     pages = _aligned(pages, _alignment_token_bytes(model.layers, settings, formats), settings)
     pages = _aligned_to_skipped(pages, settings, formats, VLLM_KV_FORMATS[dtype])
     if not settings.hybrid_cache_manager:
@@ -408,10 +451,11 @@ def _formats(
 
 
 def _is_state(mixer: Mixer) -> bool:
-    return isinstance(mixer, Mamba | GatedDeltaNet | LinearAttention)
+    return isinstance(mixer, State)
 
 
 def _pages(
+    model_type: str,
     layers: Sequence[Layer],
     settings: VllmCacheSettings,
     formats: dict[int, KvFormat],
@@ -423,6 +467,7 @@ def _pages(
     if block is None:
         block = max(16, settings.kernel_block_size)
         assumptions.append(f"--block-size is not given: blocks of {block} tokens are assumed.")
+    heard = _heard_state_type(model_type, settings.version)
     pages: list[LayerPage] = []
     for index, layer in enumerate(layers):
         for mixer in layer.mixers:
@@ -433,7 +478,12 @@ def _pages(
             elif isinstance(mixer, LatentAttention):
                 pages += _latent_pages(index, mixer, formats[index], block, assumptions)
             else:
-                pages.append(_state_page(index, mixer, settings, dtype, assumptions))
+                pages.append(_state_page(index, mixer, settings, dtype, heard))
+    if any(page.checkpoint_tokens > 1 for page in pages):
+        assumptions.append(
+            "FlashInfer is assumed to prefill the gated delta nets, as on Hopper and Blackwell GPUs: a "
+            "request keeps one state more, and blocks are a multiple of 64 tokens."
+        )
     return tuple(pages)
 
 
@@ -516,9 +566,7 @@ def _latent_pages(
     return pages
 
 
-def _state_elements(
-    mixer: Mamba | GatedDeltaNet | LinearAttention, settings: VllmCacheSettings
-) -> tuple[int, int]:
+def _state_elements(mixer: State, settings: VllmCacheSettings) -> tuple[int, int]:
     """Elements of the convolution's and of the recurrent state on one rank.
 
     vLLM 0.32, model_executor/layers/mamba/mamba_utils.py MambaStateShapeCalculator. With speculation the
@@ -534,6 +582,8 @@ def _state_elements(
 
     if isinstance(mixer, LinearAttention):
         return 0, split(mixer.heads, "linear-attention heads") * mixer.head_dim * mixer.head_dim
+    if isinstance(mixer, ShortConvolution):
+        return split(mixer.width, "convolution channels") * (mixer.conv - 1 + drafted), 0
     if isinstance(mixer, GatedDeltaNet):
         width = 2 * mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim
         heads = split(mixer.value_heads, "value heads of linear attention")
@@ -552,37 +602,48 @@ def _state_elements(
     )
 
 
+def _caches_prefixes_by_default(model: Architecture, version: Version) -> bool:
+    """vLLM 0.32, config/model.py is_prefix_caching_supported: not without attention, nor with an encoder."""
+    mixers = [mixer for layer in model.layers for mixer in layer.mixers]
+    if any(isinstance(mixer, Attention) and mixer.cross for mixer in mixers):
+        return False
+    if not any(_is_state(mixer) for mixer in mixers):
+        return True
+    return version >= _HYBRIDS_CACHE_PREFIXES and not all(_is_state(mixer) for mixer in mixers)
+
+
+def _heard_state_type(model_type: str, version: Version) -> tuple[bool, str | None]:
+    """Whether the version asks the model's file for the type of its states, and the type if it is silent."""
+    for first, default in _STATED_STATE_TYPES.get(model_type, ()):
+        if version >= first:
+            return True, default
+    return False, None
+
+
 def _state_page(
-    index: int,
-    mixer: Mamba | GatedDeltaNet | LinearAttention,
-    settings: VllmCacheSettings,
-    dtype: str,
-    assumptions: list[str],
+    index: int, mixer: State, settings: VllmCacheSettings, dtype: str, heard: tuple[bool, str | None]
 ) -> LayerPage:
-    """One state. Its types: --mamba-cache-dtype, and --mamba-ssm-cache-dtype for the recurrent part."""
+    """One state. Its types: --mamba-cache-dtype, and --mamba-ssm-cache-dtype for the recurrent part.
+
+    `auto` is what the file says where vLLM listens to it, float32 for Kimi Delta Attention (mamba_utils.py
+    kda_state_dtype), else the convolution's type.
+    """
     convolution, recurrent = _state_elements(mixer, settings)
     conv_dtype = settings.mamba_cache_dtype or "auto"
     conv_dtype = dtype if conv_dtype == "auto" else conv_dtype
     state_dtype = settings.mamba_ssm_cache_dtype or "auto"
-    if isinstance(mixer, LinearAttention):
+    if isinstance(mixer, LinearAttention | ShortConvolution):
         state_dtype = conv_dtype
+    elif isinstance(mixer, GatedDeltaNet) and mixer.gate_rank is not None and state_dtype == "auto":
+        state_dtype = "float32"
     elif state_dtype == "auto":
-        stated = mixer.state_dtype
-        if stated is not None:
-            state_dtype = stated.removeprefix("torch.")
-        elif isinstance(mixer, GatedDeltaNet) and mixer.gate_rank is not None:
-            state_dtype = "float32"  # Kimi Delta Attention (mamba_utils.py kda_state_dtype)
-        else:
-            state_dtype = conv_dtype
-            note = f"The model states no type of its recurrent state: {state_dtype} is assumed."
-            if note not in assumptions:
-                assumptions.append(note)
+        listens, default = heard
+        stated = mixer.state_dtype or default if listens else None
+        state_dtype = (stated or conv_dtype).removeprefix("torch.")
     for flag, name in (("--mamba-cache-dtype", conv_dtype), ("--mamba-ssm-cache-dtype", state_dtype)):
         if name not in TORCH_ELEMENT_BYTES:
-            raise FootprintError(f"{flag} {name!r} is not known; known: auto, float32, float16, bfloat16")
+            raise SettingError(f"{flag} {name!r} is not known; known: auto, float32, float16, bfloat16")
     mode = _state_mode(settings)
-    # Mamba 2 can keep the state of a block's end within one prefill (vLLM 0.32, mamba_mixer2.py)
-    checkpoints = int(isinstance(mixer, Mamba) and mixer.version == 2)
     return LayerPage(
         index=index,
         kind="state",
@@ -590,10 +651,24 @@ def _state_page(
         state_bytes=convolution * TORCH_ELEMENT_BYTES[conv_dtype]
         + recurrent * TORCH_ELEMENT_BYTES[state_dtype],
         layout=(type(mixer).__name__, convolution, recurrent, conv_dtype, state_dtype),
-        checkpoint_states=checkpoints,
+        checkpoint_states=_checkpoint_states(mixer, settings),
+        checkpoint_tokens=_DELTA_CHECKPOINT_TOKENS if _has_delta_checkpoints(mixer, settings) else 1,
         sharded=False,
         source=f"state of {convolution} {conv_dtype} and {recurrent} {state_dtype} elements",
     )
+
+
+def _checkpoint_states(mixer: State, settings: VllmCacheSettings) -> int:
+    """States of a block's end that one prefill keeps beside its last."""
+    if isinstance(mixer, Mamba):
+        return int(mixer.version == 2 and settings.version >= _MAMBA2_CHECKPOINTS)
+    return int(_has_delta_checkpoints(mixer, settings))
+
+
+def _has_delta_checkpoints(mixer: Mixer, settings: VllmCacheSettings) -> bool:
+    if not isinstance(mixer, GatedDeltaNet) or mixer.gate_rank is not None:
+        return False
+    return settings.version >= _DELTA_CHECKPOINTS and _state_mode(settings) == "align"
 
 
 def _state_mode(settings: VllmCacheSettings) -> str:
@@ -635,6 +710,7 @@ def _aligned(
     step = max(settings.kernel_block_size, block)
     if any(page.kind == "latent" for page in caches):
         step = max(step, 128)
+    step = math.lcm(step, *(page.checkpoint_tokens for page in states))
     needed = step * math.ceil(state_bytes / (step * token_bytes))
     needed = settings.kernel_block_size * math.ceil(needed / settings.kernel_block_size)
     block = max(block, needed)
@@ -728,7 +804,7 @@ def _groups(
     """Layers put into groups (vLLM 0.32, v1/core/kv_cache_utils.py get_kv_cache_groups)."""
     if not pages:
         return ()
-    if all(_mergeable(pages[:end], pages[end]) for end in range(1, len(pages))):
+    if len(_buckets(pages)) == 1:
         return (CacheGroup(kind=pages[0].kind, pages=pages, mixed=False),)
     if _same_type(pages):
         return (CacheGroup(kind=pages[0].kind, pages=pages, mixed=True),)
@@ -743,10 +819,6 @@ def _groups(
         for bucket, count in _split(_buckets(pages), settings, assumptions)
         for start in range(count)
     )
-
-
-def _mergeable(pages: Sequence[LayerPage], page: LayerPage) -> bool:
-    return all(one.shares_group_with(page) for one in pages)
 
 
 def _with_one_page_size(pages: tuple[LayerPage, ...]) -> tuple[LayerPage, ...]:
@@ -774,14 +846,19 @@ def _with_one_page_size(pages: tuple[LayerPage, ...]) -> tuple[LayerPage, ...]:
 
 
 def _buckets(pages: tuple[LayerPage, ...]) -> list[list[LayerPage]]:
+    """Pages that may share a group, each in the first bucket whose every page it may share one with."""
     buckets: list[list[LayerPage]] = []
+    distinct: list[set[LayerPage]] = []  # of each bucket, pages that differ in more than their layer
     for page in pages:
-        for bucket in buckets:
-            if _mergeable(bucket, page):
+        alike = replace(page, index=0)
+        for bucket, kinds in zip(buckets, distinct, strict=True):
+            if alike in kinds or all(one.shares_group_with(page) for one in kinds):
                 bucket.append(page)
+                kinds.add(alike)
                 break
         else:
             buckets.append([page])
+            distinct.append({alike})
     return buckets
 
 

@@ -10,17 +10,15 @@ fused_moe/config.py, distributed/utils.py get_pp_indices, models/deepseek_v2.py)
 
 from __future__ import annotations
 
-import fnmatch
-import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from brimline.errors import FootprintError
+from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, between, exact, total
 from brimline.footprint.architecture import (
     Architecture,
@@ -35,12 +33,18 @@ from brimline.footprint.architecture import (
     Mamba,
     Mixer,
     Quantization,
+    ShortConvolution,
+    kept_with_architecture,
 )
-from brimline.footprint.gguf import GGML_BITS, Gguf, read_gguf
+from brimline.footprint.gguf import GGML_BITS, Gguf, GgufLayout, layout_of_gguf, read_gguf
+from brimline.footprint.quantized_modules import Schemes, schemes
 from brimline.footprint.safetensors import DTYPE_BITS, StoredTensor, has_safetensors, read_safetensors
 
 Part = Literal["embedding", "head", "attention", "mlp", "experts", "norms", "encoder", "other"]
 PARTS: tuple[Part, ...] = ("embedding", "head", "attention", "mlp", "experts", "norms", "encoder", "other")
+# Those that belong to no layer.
+ENDS: tuple[Part, ...] = ("embedding", "head", "encoder", "other")
+LINEAR: tuple[Part, ...] = ("attention", "mlp", "experts")
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 
@@ -87,8 +91,9 @@ def _vector(part: Part, name: str, elements: int, **options: object) -> Iterator
 def layer_tensors(layer: Layer, hidden: int) -> Iterator[Weight]:
     """The weights of one layer."""
     for mixer in layer.mixers:
-        yield from _mixer(mixer, hidden)
-    match layer.feed_forward:
+        if not (layer.reuses and isinstance(mixer, Attention)):
+            yield from _mixer(mixer, hidden)
+    match None if layer.reuses else layer.feed_forward:
         case FeedForward() as dense:
             yield from _feed_forward(dense, hidden)
         case Experts() as experts:
@@ -113,16 +118,19 @@ def _mixer(mixer: Mixer, hidden: int) -> Iterator[Weight]:
             return _delta_net(mixer, hidden)
         case LinearAttention():
             return _linear_attention(mixer, hidden)
+        case ShortConvolution():
+            return _short_convolution(mixer, hidden)
 
 
 def _attention(mixer: Attention, hidden: int) -> Iterator[Weight]:
     prefix = "encoder_attn" if mixer.cross else "self_attn"
     queries = mixer.query_heads * mixer.key_dim * (2 if mixer.gated else 1)
     keys, values = mixer.kv_heads * mixer.key_dim, mixer.kv_heads * mixer.value_dim
+    inputs = mixer.inputs or hidden
 
     def columns(name: str, outputs: int, heads: int, *, kv: bool, shared: bool = False) -> Iterator[Weight]:
         yield Weight(
-            part="attention", name=f"{prefix}.{name}", inputs=hidden, outputs=outputs, split="outputs",
+            part="attention", name=f"{prefix}.{name}", inputs=inputs, outputs=outputs, split="outputs",
             heads=heads, replicated=kv, shared=shared,
         )  # fmt: skip
         if mixer.qkv_bias:
@@ -263,6 +271,18 @@ def _linear_attention(mixer: LinearAttention, hidden: int) -> Iterator[Weight]:
     yield from _vector("norms", "self_attn.norm", width)
 
 
+def _short_convolution(mixer: ShortConvolution, hidden: int) -> Iterator[Weight]:
+    """B, C and x in one projection (transformers 5.19, modeling_lfm2.py)."""
+    width = mixer.width
+    yield Weight(part="attention", name="conv.in_proj", inputs=hidden, outputs=3 * width, split="outputs")
+    yield from _vector("attention", "conv.conv", width * mixer.conv, split="outputs")
+    yield Weight(part="attention", name="conv.out_proj", inputs=width, outputs=hidden, split="inputs")
+    if mixer.bias:
+        yield from _vector("attention", "conv.in_proj", 3 * width, split="outputs")
+        yield from _vector("attention", "conv.conv", width, split="outputs")
+        yield from _vector("attention", "conv.out_proj", hidden)
+
+
 def _feed_forward(dense: FeedForward, hidden: int, name: str = "mlp") -> Iterator[Weight]:
     width = dense.intermediate
     for projection in ("gate_proj", "up_proj") if dense.gated else ("up_proj",):
@@ -302,6 +322,7 @@ def _experts(experts: Experts, hidden: int) -> Iterator[Weight]:
             yield from _vector("mlp", "mlp.shared_expert_gate", hidden)
 
 
+@kept_with_architecture
 def parameters(architecture: Architecture) -> int:
     """The number of weights of the model as its checkpoint stores them, encoders included, drafts not."""
     layers = sum(
@@ -354,46 +375,6 @@ def matrix_bytes(inputs: int, outputs: int, quantization: Quantization) -> Fract
     if quantization.method in ("nvfp4", "compressed-tensors") and quantization.scale_bits == 8:
         size += 8  # fp32 scales of the matrix and of its input
     return size
-
-
-_UNSOUND_PATTERN = re.compile(r"\)\s*[*+{]")
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    if not text.startswith("re:"):
-        return re.compile(rf"(?:{fnmatch.translate(text)})|(?:{fnmatch.translate(text + '.*')})")
-    text = text[3:]
-    # A repeated group can take a regular expression longer than anybody waits.
-    if len(text) > 512 or _UNSOUND_PATTERN.search(text):
-        raise FootprintError(f"quantization_config: pattern {text[:80]!r} is not read here")
-    try:
-        return re.compile(text)
-    except re.error:
-        raise FootprintError(f"quantization_config: {text[:80]!r} is no pattern") from None
-
-
-@functools.lru_cache(maxsize=64)
-def _matchers(skipped: tuple[str, ...]) -> tuple[frozenset[str], tuple[re.Pattern[str], ...]]:
-    """Plain names, and the patterns among the entries."""
-    patterns = [entry for entry in skipped if entry.startswith("re:") or "*" in entry]
-    return frozenset(skipped) - frozenset(patterns), tuple(_pattern(entry) for entry in patterns)
-
-
-def is_skipped(name: str, skipped: Iterable[str]) -> bool:
-    """True where a module is left unquantized.
-
-    A plain entry means the module of that name, wherever it stands, and all within it; entries with `*` match
-    as file names do; `re:` starts a regular expression, matched from the front (compressed-tensors 0.17,
-    utils/match.py). Raises FootprintError for a pattern that cannot be read.
-    """
-    plain, patterns = _matchers(tuple(skipped))
-    words = name.split(".")
-    if plain:
-        for start in range(len(words)):
-            for end in range(start + 1, len(words) + 1):
-                if ".".join(words[start:end]) in plain:
-                    return True
-    return any(pattern.match(name) for pattern in patterns)
 
 
 # --- Sharding
@@ -567,19 +548,9 @@ class _Split:
         return width // ranks
 
 
-def _is_quantized(
-    name: str, part: Part, linear: bool, quantization: Quantization | None, experts: bool
-) -> bool:
-    if quantization is None:
-        return False
-    if quantization.method == "gguf":
-        return linear or part in ("embedding", "head")
-    if not linear or (part == "head" and not quantization.quantizes_head) or part == "embedding":
-        return False
-    # vLLM's MXFP4 reaches experts only (quantization/mxfp4.py get_quant_method).
-    if quantization.method == "mxfp4" and experts and not name.split("layers.")[-1].count("mlp.experts."):
-        return False
-    return not is_skipped(name, quantization.skipped)
+def _scheme(name: str, weight: Weight, stored: Schemes | None) -> Quantization | None:
+    """How a weight is quantized; None where it stays in the model's own type."""
+    return None if stored is None else stored.of(name, weight.part, linear=weight.linear)
 
 
 def _dtype_bytes(architecture: Architecture, dtype: str, rules: WeightRules) -> tuple[int, str]:
@@ -623,6 +594,9 @@ def weight_bytes(
         if stored is not None
         else {}
     )  # fmt: skip
+    # Only the widths of MXFP4 experts and the places of encoders are not certain.
+    is_certain = not architecture.encoders and (quantization is None or quantization.method != "mxfp4")
+    roundings = (1, 1, 1) if is_certain else (0, 1, 2)
     ranks: list[RankWeights] = []
     first = 0
     for stage, count in enumerate(stages):
@@ -637,7 +611,7 @@ def weight_bytes(
                     architecture, layers, sharding, rank, len(stages), quantization, element_bytes, rules,
                     which, stage=stage,
                 )
-                for which in range(3)
+                for which in roundings
             ]  # fmt: skip
             parts = {
                 part: _estimate(
@@ -666,6 +640,7 @@ def _ranks_differ(architecture: Architecture, sharding: Sharding) -> bool:
     return any((count + sharding.redundant_experts) % (sharding.tensor * sharding.data) for count in counts)
 
 
+@kept_with_architecture
 def _parts(
     architecture: Architecture,
     layers: range,
@@ -678,34 +653,30 @@ def _parts(
     which: int,
     *,
     stage: int = 0,
-) -> dict[Part, Fraction]:
+) -> Mapping[Part, Fraction]:
     """Bytes of one rank by part. which: the rounding for the least (0), the expected or the most (2)."""
     split = _Split(sharding, rank, rules.mxfp4_rounding[which], rules)
     sizes: dict[Part, Fraction] = dict.fromkeys(PARTS, Fraction(0))
     experts = any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers)
+    stored = schemes(quantization, experts) if quantization is not None else None
     for index in layers:
         for weight in layer_tensors(architecture.layers[index], architecture.hidden):
             name = f"model.layers.{index}.{weight.name}"
-            quantized = _is_quantized(name, weight.part, weight.linear, quantization, experts)
+            scheme = _scheme(name, weight, stored)
             if weight.shared and not rules.copies_shared_values:
                 continue
-            is_mxfp4 = quantization is not None and quantization.method == "mxfp4"
-            rounded = is_mxfp4 and weight.part == "experts"
-            sizes[weight.part] += _stored_on_rank(
-                split.of(weight, rounded=rounded), quantized, quantization, element_bytes
-            )
-            if quantized and rules.absorbs_latent and weight.name == "self_attn.kv_b_proj":
+            rounded = scheme is not None and scheme.method == "mxfp4" and weight.part == "experts"
+            sizes[weight.part] += _stored_on_rank(split.of(weight, rounded=rounded), scheme, element_bytes)
+            if scheme is not None and rules.absorbs_latent and weight.name == "self_attn.kv_b_proj":
                 inputs, outputs, count = split.of(weight, rounded=False)
                 sizes["attention"] += inputs * outputs * count * element_bytes
-    padded = _round_up(architecture.vocabulary, rules.vocabulary_multiple)
-    rows, left = divmod(padded, sharding.tensor)
-    if left:
-        raise FootprintError(f"a vocabulary of {padded} rows cannot be divided among {sharding.tensor} GPUs")
+    rows = vocabulary_rows_on_rank(architecture.vocabulary, sharding, rules)
 
     def table(part: Part) -> Fraction:
         name = "model.embed_tokens" if part == "embedding" else "lm_head"
-        quantized = _is_quantized(name, part, True, quantization, experts)
-        return _stored_on_rank((architecture.hidden, rows, 1), quantized, quantization, element_bytes)
+        weight = Weight(part=part, name=name, inputs=architecture.hidden, outputs=rows)
+        scheme = _scheme(name, weight, stored)
+        return _stored_on_rank((architecture.hidden, rows, 1), scheme, element_bytes)
 
     last = stage == stages - 1
     if stage == 0:
@@ -736,13 +707,78 @@ def _encoder_bytes(
     return Fraction(encoder.parameters * element_bytes, ranks)
 
 
-def _stored_on_rank(
-    shape: tuple[int, int, int], quantized: bool, quantization: Quantization | None, element_bytes: int
+def bytes_on_rank(
+    weights: Iterable[tuple[str, Weight]],
+    *,
+    sharding: Sharding,
+    element_bytes: int,
+    quantization: Quantization | None = None,
+    rules: WeightRules = VLLM_RULES,
 ) -> Fraction:
+    """Bytes of named weights on the fullest rank of a tensor-parallel group, scales included.
+
+    For parts that belong to no layer of the model, such as a drafter's. Raises FootprintError where sizes do
+    not divide.
+    """
+    split = _Split(sharding, 0, rules.mxfp4_rounding[1], rules)
+    listed = list(weights)
+    experts = any(weight.part == "experts" for _, weight in listed)
+    stored = schemes(quantization, experts) if quantization is not None else None
+    size = Fraction(0)
+    for name, weight in listed:
+        scheme = _scheme(name, weight, stored)
+        rounded = scheme is not None and scheme.method == "mxfp4" and weight.part == "experts"
+        size += _stored_on_rank(split.of(weight, rounded=rounded), scheme, element_bytes)
+    return size
+
+
+@kept_with_architecture
+def largest_matrix_bytes(architecture: Architecture, sharding: Sharding, element_bytes: int) -> int:
+    """Bytes of the largest parameter that one rank allocates: q, k and v are one, and gate and up are."""
+    largest = Fraction(0)
+    for layer in dict.fromkeys(architecture.layers):
+        joined: dict[str, list[tuple[str, Weight]]] = {}
+        for weight in layer_tensors(layer, architecture.hidden):
+            name = re.sub(
+                r"(?:gate|up)_proj$", "gate_up_proj", re.sub(r"[qkv]_proj$", "qkv_proj", weight.name)
+            )
+            joined.setdefault(name, []).append((weight.name, weight))
+        for weights in joined.values():
+            size = bytes_on_rank(
+                weights,
+                sharding=sharding,
+                element_bytes=element_bytes,
+                quantization=architecture.quantization,
+            )
+            largest = max(largest, size)
+    return math.ceil(largest)
+
+
+@kept_with_architecture
+def layer_shares(architecture: Architecture, layers: range) -> tuple[float, ...]:
+    """The part of some layers' weights that each of them holds."""
+    sizes = [
+        sum(weight.elements for weight in layer_tensors(architecture.layers[index], architecture.hidden))
+        for index in layers
+    ]
+    whole = sum(sizes)
+    return tuple(size / whole if whole else 0.0 for size in sizes)
+
+
+def vocabulary_rows_on_rank(vocabulary: int, sharding: Sharding, rules: WeightRules = VLLM_RULES) -> int:
+    """Rows of an embedding or head on one rank, padding included. Raises FootprintError."""
+    padded = _round_up(vocabulary, rules.vocabulary_multiple)
+    rows, left = divmod(padded, sharding.tensor)
+    if left:
+        raise FootprintError(f"a vocabulary of {padded} rows cannot be divided among {sharding.tensor} GPUs")
+    return rows
+
+
+def _stored_on_rank(shape: tuple[int, int, int], scheme: Quantization | None, element_bytes: int) -> Fraction:
     inputs, outputs, count = shape
-    if not quantized or quantization is None:
+    if scheme is None:
         return Fraction(inputs * outputs * count * element_bytes)
-    return count * matrix_bytes(inputs, outputs, quantization)
+    return count * matrix_bytes(inputs, outputs, scheme)
 
 
 def _estimate(
@@ -773,8 +809,11 @@ def _estimate(
     if quantization is not None:
         spread = _MIXED_TYPES if quantization.method == "gguf" else _QUANTIZED
         source = f"computed from {architecture.source or 'config.json'} as {quantization.method}"
-    if not architecture.known or (part == "encoder" and expected):
+    if not architecture.known:
         spread = _UNKNOWN
+    elif part == "encoder":
+        # An engine leaves out what it does not need of one: a pooling head, the last layers.
+        spread = _MIXED_TYPES if all(encoder.known for encoder in architecture.encoders) else _UNKNOWN
     return between(float(low) * (1 - spread), float(expected), float(high) * (1 + spread), source)
 
 
@@ -785,14 +824,17 @@ def _estimate(
 class StoredWeights:
     """Bytes that the headers of a checkpoint add up to, as an engine loads them.
 
-    parts: by kind of module. draft: layers beyond the model's own, which only speculation loads. parameters:
-    stored elements by type; packed types count as stored (eight 4-bit weights in an int32 are one).
+    parts: by kind of module. draft: layers beyond the model's own, which only speculation loads;
+    draft_parts: the same by kind. parameters: stored elements by type; packed types count as stored (eight
+    4-bit weights in an int32 are one). layout: of a GGUF, by layer.
     """
 
     parts: Mapping[Part, int]
     draft: int
     parameters: Mapping[str, int]
     source: str
+    draft_parts: Mapping[Part, int] = field(default_factory=dict)
+    layout: GgufLayout | None = None
 
     @property
     def total(self) -> int:
@@ -863,6 +905,12 @@ def _is_draft(name: str, architecture: Architecture) -> bool:
     return placed is not None and not _ENCODER.search(name) and int(placed[1]) >= len(architecture.layers)
 
 
+def _add_draft(parts: dict[Part, int], name: str, size: int) -> None:
+    """Count a tensor of a draft layer; DeepSeek stores a copy of the head as shared_head.head."""
+    part: Part = "head" if re.search(r"shared_head[._]head", name) else part_of(name)
+    parts[part] = parts.get(part, 0) + size
+
+
 def stored_in_safetensors(
     tensors: Iterable[StoredTensor], architecture: Architecture, element_bytes: int, source: str
 ) -> StoredWeights:
@@ -870,7 +918,7 @@ def stored_in_safetensors(
     listed = list(tensors)
     parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
     counted: dict[str, int] = {}
-    draft = 0
+    draft: dict[Part, int] = {}
     for tensor in listed:
         counted[tensor.dtype] = counted.get(tensor.dtype, 0) + tensor.elements
         part = part_of(tensor.name)
@@ -880,11 +928,15 @@ def stored_in_safetensors(
         if is_float and (architecture.quantization is None or DTYPE_BITS[tensor.dtype] > 32):
             size = tensor.elements * element_bytes
         if _is_draft(tensor.name, architecture):
-            draft += size
+            _add_draft(draft, tensor.name, size)
         elif not (part == "head" and architecture.tied):
             parts[part] += size
     return StoredWeights(
-        parts=parts, draft=draft, parameters=counted, source=f"safetensors headers of {source}"
+        parts=parts,
+        draft=sum(draft.values()),
+        draft_parts=draft,
+        parameters=counted,
+        source=f"safetensors headers of {source}",
     )
 
 
@@ -892,14 +944,21 @@ def stored_in_gguf(file: Gguf, architecture: Architecture, source: str) -> Store
     """As stored_weights, from a GGUF header; tensors keep their types."""
     parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
     counted: dict[str, int] = {}
-    draft = 0
+    draft: dict[Part, int] = {}
     for tensor in file.tensors:
         counted[tensor.type] = counted.get(tensor.type, 0) + tensor.elements
         if _is_draft(tensor.name, architecture):
-            draft += tensor.size_bytes
+            _add_draft(draft, tensor.name, tensor.size_bytes)
         else:
             parts[part_of(tensor.name)] += tensor.size_bytes
-    return StoredWeights(parts=parts, draft=draft, parameters=counted, source=f"GGUF header of {source}")
+    return StoredWeights(
+        parts=parts,
+        draft=sum(draft.values()),
+        draft_parts=draft,
+        parameters=counted,
+        source=f"GGUF header of {source}",
+        layout=layout_of_gguf(file, len(architecture.layers)),
+    )
 
 
 # --- What if it were quantized
@@ -934,6 +993,7 @@ GGUF_FILE_BITS: dict[str, float] = {
 }  # fmt: skip
 
 
+@kept_with_architecture
 def quantize(architecture: Architecture, name: str) -> Architecture:
     """The same model, stored as `name`: a method of QUANTIZATIONS or a GGUF type such as q4_k_m.
 
@@ -949,5 +1009,5 @@ def quantize(architecture: Architecture, name: str) -> Architecture:
     bits = GGUF_FILE_BITS.get(wanted) or GGML_BITS.get(wanted)
     if bits is None:
         known = ", ".join([*QUANTIZATIONS, *GGUF_FILE_BITS, *GGML_BITS])
-        raise FootprintError(f"unknown quantization {name[:40]!r}; known: {known}")
+        raise SettingError(f"unknown quantization {name[:40]!r}; known: {known}")
     return replace(architecture, quantization=Quantization(method="gguf", bits=float(bits)))

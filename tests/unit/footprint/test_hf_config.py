@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,16 @@ from brimline.footprint.architecture import (
     LinearAttention,
     Mamba,
     Quantization,
+    ShortConvolution,
 )
 from brimline.footprint.hf_config import architecture_of_config, read_architecture
-from brimline.footprint.hf_families import FAMILIES
-from brimline.footprint.weights import parameters
+from brimline.footprint.hf_families import FAMILIES, NOT_COMPUTED
+from brimline.footprint.vllm_cache import VllmCacheSettings, vllm_cache
+from brimline.footprint.weights import Sharding, parameters, weight_bytes
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "parameter_counts.json").read_text())
 CASES: dict[str, dict[str, Any]] = {case["name"]: case for case in GOLDEN["cases"]}
+WITH_SENSES: dict[str, dict[str, Any]] = {case["name"]: case for case in GOLDEN["with_senses"]}
 
 # https://huggingface.co/meta-llama/Llama-3.1-8B/blob/main/config.json
 LLAMA_3_1_8B: dict[str, Any] = CASES["meta-llama/Llama-3.1-8B"]["config"]
@@ -74,6 +80,64 @@ def test_published_models_have_their_published_number_of_parameters(name: str, p
     assert parameters(architecture_of_config(CASES[name]["config"], "config.json")) == published
 
 
+@pytest.mark.parametrize(
+    ("published", "config"),
+    [  # what huggingface.co states of their safetensors
+        (
+            7_737_708_544,  # internlm/internlm2_5-7b-chat
+            {"model_type": "internlm2", "hidden_size": 4096, "intermediate_size": 14336, "bias": False,
+             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+             "vocab_size": 92544},
+        ),
+        (
+            7_818_448_896,  # LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct
+            {"model_type": "exaone", "hidden_size": 4096, "intermediate_size": 14336, "num_layers": 32,
+             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 102400},
+        ),
+        (
+            9_399_951_360,  # THUDM/glm-4-9b-chat
+            {"model_type": "chatglm", "hidden_size": 4096, "ffn_hidden_size": 13696, "num_layers": 40,
+             "num_attention_heads": 32, "multi_query_group_num": 2, "multi_query_attention": True,
+             "padded_vocab_size": 151552, "add_qkv_bias": True, "kv_channels": 128, "seq_length": 131072},
+        ),
+        (
+            2_724_880_896,  # openbmb/MiniCPM-2B-sft-bf16
+            {"model_type": "minicpm", "hidden_size": 2304, "intermediate_size": 5760,
+             "num_hidden_layers": 40, "num_attention_heads": 36, "vocab_size": 122753},
+        ),
+        (
+            16_375_728_128,  # deepseek-ai/deepseek-moe-16b-base
+            {"model_type": "deepseek", "hidden_size": 2048, "intermediate_size": 10944,
+             "moe_intermediate_size": 1408, "num_hidden_layers": 28, "num_attention_heads": 16,
+             "n_routed_experts": 64, "n_shared_experts": 2, "first_k_dense_replace": 1,
+             "num_experts_per_tok": 6, "vocab_size": 102400},
+        ),
+    ],
+)  # fmt: skip
+def test_models_that_bring_their_own_code_have_their_published_number_of_parameters(
+    published: int, config: dict[str, Any]
+) -> None:
+    model = architecture(config)
+
+    assert parameters(model) == published
+    assert model.known
+
+
+def test_nemotron_of_an_architecture_search_has_layers_of_unequal_shape() -> None:
+    """ffn_mult 5.25 of a width of 8192 is 28672, as in the Llama 3 70B that it was cut from."""
+    whole = {"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": 5.25}}
+    cut = {"attention": {"no_op": True}, "ffn": {"ffn_mult": 1.3125}}
+    model = architecture(
+        model_type="nemotron-nas", hidden_size=8192, num_attention_heads=64, vocab_size=128256,
+        num_hidden_layers=2, block_configs=[whole, cut],
+    )  # fmt: skip
+
+    assert model.layers[0].mixers == (Attention(query_heads=64, kv_heads=8, key_dim=128, value_dim=128),)
+    assert model.layers[0].feed_forward == FeedForward(intermediate=28672)
+    assert (model.layers[1].mixers, model.layers[1].feed_forward) == ((), FeedForward(intermediate=7168))
+    assert [layer.norm_elements for layer in model.layers] == [2 * 8192, 8192]
+
+
 def test_an_untied_t5_counts_its_own_head() -> None:
     """783,150,080 is what https://huggingface.co/google/flan-t5-large states of its safetensors."""
     flan = architecture(
@@ -109,9 +173,32 @@ def test_qwen_3_5_of_27_billion_has_its_published_size() -> None:
 
 
 def test_every_family_is_counted_by_the_oracle() -> None:
-    counted = {case["config"]["model_type"] for case in CASES.values()}
+    configs = [case["config"] for case in (*CASES.values(), *WITH_SENSES.values())]
+    nested = [config["text_config"] for config in configs if isinstance(config.get("text_config"), dict)]
+    counted = {config.get("model_type") for config in (*configs, *nested)}
 
     assert set(FAMILIES) - counted <= {"kimi_k2"}  # a name for deepseek_v3's class
+
+
+def test_more_than_a_hundred_classes_of_transformers_are_counted_exactly() -> None:
+    """95 of text models and 36 of models with other senses at transformers 5.19."""
+    text = {case["config"]["model_type"] for case in CASES.values()}
+    senses = {case["config"]["model_type"] for case in WITH_SENSES.values()}
+
+    assert len(text | senses) > 100
+
+
+def test_longcat_flash_has_its_published_size() -> None:
+    """560 billion (meituan-longcat/LongCat-Flash-Chat): two attentions and two dense parts in each layer."""
+    model = architecture(
+        model_type="longcat_flash", vocab_size=131072, hidden_size=6144, num_layers=28,
+        num_attention_heads=64, ffn_hidden_size=12288, q_lora_rank=1536, kv_lora_rank=512,
+        qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, moe_topk=12, n_routed_experts=512,
+        zero_expert_num=256, expert_ffn_hidden_size=2048,
+    )  # fmt: skip
+
+    assert parameters(model) == pytest.approx(560e9, rel=0.005)
+    assert len(model.layers[0].mixers) == 2
 
 
 # --- Shapes
@@ -276,19 +363,96 @@ def test_an_encoder_decoder_attends_to_its_encoder_in_every_decoder_layer() -> N
 
 
 def test_a_text_model_within_a_model_that_sees_is_found() -> None:
-    """Its encoder without its head: google/siglip-so400m-patch14 has 417 million weights at 896 pixels."""
-    vision = {
-        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-        "patch_size": 14, "image_size": 896, "model_type": "siglip_vision_model",
-    }  # fmt: skip
-    text = CASES["google/gemma-3-27b-it, text"]["config"]
-
-    model = architecture(model_type="gemma3", text_config=text, vision_config=vision)
+    model = architecture(WITH_SENSES["google/gemma-3-27b-it"]["config"])
 
     assert len(model.layers) == 62
-    assert model.encoders[0].kind == "vision"
-    assert model.encoders[0].parameters == pytest.approx(417e6 + 1152 * 5376, rel=0.03)
-    assert any("vision encoder" in sentence for sentence in model.assumptions)
+    assert [encoder.kind for encoder in model.encoders] == ["vision"]
+
+
+def test_what_a_nested_record_leaves_out_is_its_class_s_default_and_is_told() -> None:
+    """llava-hf/llava-1.5-7b-hf states neither the width nor the layers of its text model."""
+    model = architecture(WITH_SENSES["llava-hf/llava-1.5-7b-hf"]["config"])
+
+    assert (model.hidden, len(model.layers)) == (4096, 32)
+    [told] = [sentence for sentence in model.assumptions if "what llama has by default" in sentence]
+    assert "hidden_size 4096" in told
+    assert "num_hidden_layers 32" in told
+
+
+def test_a_top_level_that_leaves_out_a_size_is_refused_not_filled_in() -> None:
+    assert "hidden_size is missing" in refusal(hidden_size=None)
+
+
+def test_a_null_that_is_stated_is_no_default() -> None:
+    """llava-hf/llava-v1.6-mistral-7b-hf writes that its text model has no window."""
+    text = {"model_type": "mistral", "vocab_size": 32064, "sliding_window": None}
+    without = {"model_type": "mistral", "vocab_size": 32064}
+
+    stated = attentions(architecture(model_type="llava_next", text_config=text))
+    silent = attentions(architecture(model_type="llava_next", text_config=without))
+
+    assert ({mixer.window for mixer in stated}, {mixer.window for mixer in silent}) == ({None}, {4096})
+
+
+def test_the_thinker_of_an_omni_model_is_its_text_model() -> None:
+    thinker = WITH_SENSES["qwen2_5_omni_thinker (defaults)"]
+
+    model = architecture(model_type="qwen2_5_omni", thinker_config=thinker["config"], talker_config={"x": 1})
+
+    assert parameters(model) == thinker["parameters"]
+    assert {encoder.kind for encoder in model.encoders} == {"audio", "vision"}
+
+
+def test_lfm_2_has_convolutions_where_it_has_no_attention() -> None:
+    layers = architecture(CASES["lfm2, convolutions (defaults)"]["config"]).layers
+
+    assert layers[0].mixers == (ShortConvolution(width=2560, conv=3),)
+    assert isinstance(layers[2].mixers[0], Attention)
+
+
+def test_zamba_2_stores_its_attention_once_for_every_block_and_keeps_its_kv_in_every_hybrid_layer() -> None:
+    model = architecture(CASES["zamba2, two blocks, adapters (defaults)"]["config"])
+
+    hybrids = [layer for layer in model.layers if isinstance(layer.mixers[0], Attention)]
+    assert [layer.reuses for layer in hybrids] == [False, False, *[True] * 7]
+    assert hybrids[0].mixers[0] == Attention(
+        query_heads=32, kv_heads=32, key_dim=160, value_dim=160, inputs=5120
+    )
+
+
+def test_mimo_has_more_heads_and_sinks_in_its_windows_and_narrower_values() -> None:
+    full, window = attentions(architecture(CASES["mimo_v2_flash (defaults)"]["config"]))[:2]
+
+    assert (full.kv_heads, full.key_dim, full.value_dim, full.sink_elements) == (4, 192, 128, 0)
+    assert (window.kv_heads, window.window, window.sink_elements) == (8, 128, 64)
+
+
+def test_mimo_s_own_file_names_its_windows_in_a_pattern() -> None:
+    config = {**CASES["mimo_v2_flash (defaults)"]["config"], "layer_types": None}
+
+    model = architecture(
+        config, hybrid_layer_pattern=[0] + [1] * 46 + [0], swa_num_key_value_heads=16
+    )  # fmt: skip
+
+    assert [mixer.window for mixer in attentions(model)] == [None, *[128] * 46, None]
+    assert attentions(model)[1].kv_heads == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("qwen3_5_text (defaults)", "mamba_ssm_dtype"),
+        ("nemotron_h (defaults)", "mamba_ssm_cache_dtype"),
+        ("jamba (defaults)", "mamba_ssm_dtype"),
+    ],
+)
+def test_a_file_may_name_the_type_of_its_recurrent_states(name: str, setting: str) -> None:
+    model = architecture(CASES[name]["config"], **{setting: "torch.float32"})
+
+    states = [
+        mixer for layer in model.layers for mixer in layer.mixers if isinstance(mixer, Mamba | GatedDeltaNet)
+    ]
+    assert {mixer.state_dtype for mixer in states} == {"float32"}
 
 
 def test_draft_layers_are_counted_apart() -> None:
@@ -319,8 +483,13 @@ def test_an_unknown_model_type_is_read_as_a_gated_decoder_and_says_so() -> None:
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"intermediate_size": True}, "intermediate_size is 'True'"),
         ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 32 layers"),
-        ({"layer_types": ["conv"] * 32}, "layer_types names 'conv', a kind of layer not known here"),
+        ({"layer_types": ["compressed"] * 32}, "layer_types names 'compressed', a kind of layer not known"),
+        ({"layer_types": ["conv"] * 32}, "layer_types names convolution layers"),
         ({"layer_types": ["linear_attention"] * 32}, "layer_types names linear layers"),
+        ({"hidden_size": 1e308}, "hidden_size is '1e+308', which is not a whole number"),
+        ({"hidden_size": 10**30}, "hidden_size is a number of more than 19 digits; it lies between"),
+        ({"vocab_size": [1] * 10**6}, "vocab_size is 'a list', which is not a whole number"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000; it lies between 1 and 1024"),
     ],
 )
 def test_nonsense_is_refused_by_the_name_of_its_setting(changes: dict[str, Any], said: str) -> None:
@@ -330,33 +499,91 @@ def test_nonsense_is_refused_by_the_name_of_its_setting(changes: dict[str, Any],
     assert said in message
 
 
+@pytest.mark.parametrize("name", NOT_COMPUTED)
+def test_a_model_whose_cache_cannot_be_told_is_refused_not_guessed(name: str) -> None:
+    assert f"model_type {name!r} keeps" in refusal(model_type=name)
+
+
+DEEP: list[Any] = []
+for _ in range(200):
+    DEEP = [DEEP]
 JUNK: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    3,
-    1.5,
-    "x",
-    "²",
-    [],
-    {},
-    [[]],
-    [1],
-    [[1, 2]],
-    {"0": {"head_dim": "x"}},
-    10**30,
+    None, True, -1, 0, 1, 3, 7, 1023, 1 << 20, 1 << 27, 10**6, 10**9, 10**30, -(10**30), 1.5, 1e308, -1e308,
+    float("nan"), float("inf"), "x", "²", "auto", [], {}, [[]], [1], [[1, 2]], DEEP, [0] * 10_000,
+    ["full_attention"] * 10_000, "y" * 10_000, {"0": {"head_dim": "x"}}, {str(n): n for n in range(1000)},
+]  # fmt: skip
+QUANTIZED: list[dict[str, Any]] = [
+    {"quant_method": "fp8", "modules_to_not_convert": [f"model.layers.{n}.x" for n in range(5000)]},
+    {"quant_method": "awq", "modules_to_not_convert": ["re:.*a.*b.*c"] * 100},
+    {
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": {f"model.layers.{n}.mlp.down_proj": {"quant_algo": "FP8"} for n in range(5000)},
+    },
+    {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"targets": ["re:.*q_proj"], "weights": {"num_bits": 8}}},
+    },
 ]
 
 
-@given(name=st.sampled_from(sorted(CASES)), number=st.integers(0, 60), junk=st.sampled_from(JUNK))
-@settings(max_examples=100, deadline=None)
-def test_no_value_of_any_setting_raises_anything_else(name: str, number: int, junk: Any) -> None:
-    config = dict(CASES[name]["config"])
-    config[list(config)[number % len(config)]] = junk
+def places(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every setting, of nested records too."""
+    for key, value in record.items():
+        yield record, key
+        if isinstance(value, dict):
+            yield from places(value)
 
+
+def footprint_of(config: dict[str, Any], tensor_parallel: int) -> None:
+    model = architecture_of_config(config, "config.json")
+    parameters(model)
+    weight_bytes(model, sharding=Sharding(tensor=tensor_parallel))
+    launched = VllmCacheSettings(
+        max_model_len=131_072, max_num_batched_tokens=8192, tensor_parallel=tensor_parallel
+    )
+    vllm_cache(model, launched)
+
+
+@given(
+    name=st.sampled_from(sorted([*CASES, *WITH_SENSES])),
+    changes=st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from(JUNK)), min_size=1, max_size=3),
+    quantization=st.sampled_from([None, None, *QUANTIZED]),
+    layers=st.sampled_from([None, None, 1024]),
+    tensor_parallel=st.sampled_from([1, 2, 8]),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_value_of_any_setting_raises_anything_else_or_takes_a_second(
+    name: str,
+    changes: list[tuple[int, Any]],
+    quantization: dict[str, Any] | None,
+    layers: int | None,
+    tensor_parallel: int,
+) -> None:
+    config = copy.deepcopy({**CASES, **WITH_SENSES}[name]["config"])
+    if quantization is not None:
+        config["quantization_config"] = copy.deepcopy(quantization)
+    if layers is not None:
+        config = {key: value for key, value in config.items() if not key.endswith(("_types", "_type_list"))}
+        config["num_hidden_layers"] = layers
+    for number, junk in changes:
+        listed = list(places(config))
+        record, key = listed[number % len(listed)]
+        record[key] = copy.deepcopy(junk)
+
+    started = time.process_time()
     with contextlib.suppress(FootprintError):
-        parameters(architecture_of_config(config, "config.json"))
+        footprint_of(config, tensor_parallel)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3 (defaults)", "gemma3_text (defaults)", "jamba (defaults)"])
+def test_a_real_model_is_read_within_a_moment(name: str) -> None:
+    config = CASES[name]["config"]
+    footprint_of(config, 1)  # once to import and compile
+
+    started = time.process_time()
+    architecture_of_config(config, "config.json")
+    assert time.process_time() - started < 0.1
 
 
 def test_a_config_that_is_no_file_or_no_json_is_refused(tmp_path: Path) -> None:
@@ -375,94 +602,28 @@ def test_a_folder_is_read_by_its_config_json(tmp_path: Path) -> None:
     assert read_architecture(tmp_path).source == str(tmp_path / "config.json")
 
 
-# --- Quantization
+def test_modelopt_s_own_file_beside_config_json_is_read(tmp_path: Path) -> None:
+    """ModelOpt up to 0.29 writes hf_quant_config.json (nvidia/Llama-3.1-8B-Instruct-FP8)."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_1_8B))
+    beside = {
+        "producer": {"name": "modelopt", "version": "0.27.0"},
+        "quantization": {
+            "quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"],
+        },
+    }  # fmt: skip
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
 
-
-def quantization(**stated: Any) -> Quantization | None:
-    return architecture(LLAMA_3_1_8B, quantization_config=stated).quantization
-
-
-def test_awq_states_bits_group_and_zero_points() -> None:
-    # https://huggingface.co/casperhansen/llama-3-70b-instruct-awq/blob/main/config.json
-    stated = quantization(
-        quant_method="awq", bits=4, group_size=128, zero_point=True, version="gemm",
-        modules_to_not_convert=None,
-    )  # fmt: skip
-
-    assert stated == Quantization(method="awq", bits=4, group=128, zeros=True)
-
-
-def test_deepseek_states_blocks_of_fp8() -> None:
-    # https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/config.json
-    stated = quantization(
-        quant_method="fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[128, 128]
-    )
-
-    assert stated == Quantization(method="fp8", bits=8, block=(128, 128))
-
-
-def test_gpt_oss_leaves_all_but_its_experts_alone() -> None:
-    # https://huggingface.co/openai/gpt-oss-20b/blob/main/config.json
-    skipped = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-
-    stated = quantization(quant_method="mxfp4", modules_to_not_convert=skipped)
-
-    assert stated == Quantization(method="mxfp4", bits=4, group=32, scale_bits=8, skipped=tuple(skipped))
-
-
-def test_compressed_tensors_states_its_groups() -> None:
-    # https://huggingface.co/RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16/blob/main/config.json
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
-
-    stated = quantization(
-        quant_method="compressed-tensors", format="pack-quantized", ignore=["lm_head"],
-        config_groups={"group_0": {"targets": ["Linear"], "weights": weights}},
-    )  # fmt: skip
-
-    assert stated == Quantization(method="compressed-tensors", bits=4, group=128, skipped=("lm_head",))
-
-
-def test_compressed_tensors_of_channels_and_a_quantized_kv_cache() -> None:
-    weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "group_size": None}
-
-    stated = quantization(
-        quant_method="compressed-tensors", config_groups={"group_0": {"weights": weights}},
-        kv_cache_scheme={"num_bits": 8, "type": "float"},
-    )  # fmt: skip
-
-    assert stated == Quantization(method="compressed-tensors", bits=8, per_channel=True, kv_cache="fp8")
-
-
-def test_modelopt_states_nvfp4() -> None:
-    # https://huggingface.co/nvidia/Llama-3.1-8B-Instruct-FP4/blob/main/config.json
-    stated = quantization(
-        quant_method="modelopt", quant_algo="NVFP4", ignore=["lm_head"], kv_cache_quant_algo="FP8"
-    )
-
-    assert stated == Quantization(
-        method="nvfp4", bits=4, group=16, scale_bits=8, skipped=("lm_head",), kv_cache="fp8"
+    assert read_architecture(tmp_path).quantization == Quantization(
+        method="fp8", bits=8, skipped=("lm_head",), kv_cache="fp8"
     )
 
 
-def test_bitsandbytes_of_four_bits_may_quantize_its_scales() -> None:
-    stated = quantization(
-        quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
-    )  # fmt: skip
+def test_what_config_json_says_of_quantization_wins_over_the_file_beside(tmp_path: Path) -> None:
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_3_1_8B, "quantization_config": awq}))
+    (tmp_path / "hf_quant_config.json").write_text("no JSON, and not looked at")
 
-    assert stated == Quantization(method="bitsandbytes", bits=4, group=64, double_quant=True, scale_bits=32)
+    stated = read_architecture(tmp_path).quantization
 
-
-def test_a_method_that_is_not_known_is_refused() -> None:
-    with pytest.raises(FootprintError, match="quant_method 'magic' is not known here"):
-        quantization(quant_method="magic")
-
-
-def test_groups_of_different_types_are_refused() -> None:
-    groups = {
-        "a": {"weights": {"num_bits": 4, "type": "int", "group_size": 128}},
-        "b": {"weights": {"num_bits": 8, "type": "int", "group_size": 128}},
-    }
-
-    with pytest.raises(FootprintError, match="different types"):
-        quantization(quant_method="compressed-tensors", config_groups=groups)
+    assert stated is not None
+    assert stated.method == "awq"

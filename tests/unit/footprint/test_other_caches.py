@@ -103,6 +103,20 @@ def test_a_window_never_keeps_more_than_the_context() -> None:
     assert cache.layer_bytes == (1024 * 2048,)
 
 
+def test_a_request_fills_windows_no_further_than_they_see() -> None:
+    """12 layers of 2048 bytes a token see all of it, 12 the last 128 tokens."""
+    cache = llamacpp(GPT_OSS_20B, context=32_768, slots=4)
+
+    assert cache.request_bytes(100) == 24 * 2048 * 100
+    assert cache.request_bytes(8192) == 12 * 2048 * 8192 + 12 * 2048 * 128
+
+
+def test_states_of_a_request_are_those_of_one_slot() -> None:
+    cache = llamacpp(QWEN_3_5_27B, context=4096, slots=2)
+
+    assert cache.request_bytes(1) == 16 * 2 * 4 * 256 * 2 + 48 * (786_432 + 30_720) * 4
+
+
 def test_swa_full_keeps_the_whole_context() -> None:
     cache = llamacpp(GPT_OSS_20B, context=32_768, swa_full=True)
 
@@ -171,6 +185,7 @@ def test_layers_that_share_k_and_v_take_nothing() -> None:
         (LLAMA_3_8B, {"cache_type_k": "fp8"}, "--cache-type-k 'fp8'"),
         (LLAMA_3_8B, {"cache_type_v": "q3_k"}, "--cache-type-v 'q3_k'"),
         (LLAMA_3_8B, {"cache_type_v": "q8_0", "flash_attention": False}, "--flash-attn"),
+        (DEEPSEEK_V3, {"context": 256, "cache_type_k": "q8_0"}, "must be the same for a model with latent"),
         (architecture(attention(1, 80)), {"context": 256, "cache_type_k": "q8_0"}, "--cache-type-k q8_0"),
     ],
 )
@@ -257,6 +272,14 @@ def test_windows_get_four_fifths_of_the_tokens() -> None:
     assert (cache.full_token_bytes, cache.window_token_bytes) == (24_576, 24_576)
     assert pool.tokens == int(10 * GIB // 44_236.8)
     assert pool.window_tokens == int(pool.tokens * 0.8)
+
+
+def test_a_request_holds_whole_pages_and_of_windows_one_more_than_they_see() -> None:
+    """Each kind of layer costs 24,576 bytes a token; windows see 128 tokens, a page has 64."""
+    cache = sglang_cache(GPT_OSS_20B, SglangCacheSettings(page_size=64))
+
+    assert cache.request_bytes(1000) == 24_576 * 1024 + 24_576 * (128 + 64)
+    assert cache.request_bytes(65) == 2 * 24_576 * 128
 
 
 def test_windows_only_make_one_pool() -> None:

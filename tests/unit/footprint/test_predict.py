@@ -84,6 +84,24 @@ def test_70b_in_16_bits_does_not_fit_one_h100_and_awq_fits_two() -> None:
     assert round(awq.fullest.components["weights"].expected / 1e9, 1) == 19.9
 
 
+def test_32_requests_of_4096_tokens_of_70b_take_43_gb_of_327680_bytes_a_token() -> None:
+    footprint = of_vllm(model_of(LLAMA_70B), None, max_model_len=4096, block_size=16)
+
+    assert footprint.kv_cache.bytes_per_token == 327_680
+    assert footprint.kv_cache.full_request_bytes == 4096 * 327_680
+    assert round(32 * footprint.kv_cache.full_request_bytes / 1e9) == 43
+
+
+@pytest.mark.parametrize(("gpus", "tokens_per_second"), [(1, 24), (2, 48)])
+def test_70b_in_16_bits_by_bandwidth_alone(gpus: int, tokens_per_second: int) -> None:
+    """Of one H100, which it does not fit, and of two."""
+    footprint = of_vllm(model_of(LLAMA_70B), max_model_len=8192, tensor_parallel_size=gpus)
+
+    assert footprint.fits is False or gpus > 1
+    assert footprint.decode_ceiling is not None
+    assert round(footprint.decode_ceiling(1, 1)) == tokens_per_second
+
+
 def test_the_decode_ceiling_is_bandwidth_over_what_a_step_reads() -> None:
     """Llama-3.1-8B in bf16 on H100 at 3.35 TB/s: 221 tokens/s at 1k, 174 at 32k of context."""
     model = read_model(LLAMA_8B)
@@ -206,3 +224,340 @@ def test_a_gpu_of_tomorrow_is_described_by_its_memory_and_bandwidth() -> None:
     assert large.fits is True
     assert large.headroom_bytes is not None
     assert large.headroom_bytes > 0
+
+
+# --- Whether it starts
+
+
+def test_a_budget_too_small_for_one_request_fits_no_gpu_however_large() -> None:
+    """vLLM refuses to start where its pool holds no full request (0.32, get_kv_cache_configs)."""
+    model = read_model(LLAMA_8B)
+
+    footprint = of_vllm(model, gpu_memory_utilization=0.3)
+
+    # 16 GiB for one request of 131,072 tokens; 23.8 GiB of budget less 15 of weights and the rest
+    assert footprint.fits is False
+    assert footprint.starts is False
+    assert any(
+        "The GPU is large enough, yet vLLM does not start" in text and "--gpu-memory-utilization" in text
+        for text in footprint.assumptions
+    )
+
+
+def test_where_only_the_bounds_leave_a_doubt_it_fits_and_may_not_start() -> None:
+    model = read_model(LLAMA_8B)
+
+    # one request of 32,768 tokens takes 4 GiB, between the bounds of the pool
+    footprint = of_vllm(model, gpu_memory_utilization=0.3, max_model_len=32768)
+
+    pool = footprint.fullest.components["kv_cache"]
+    assert pool.low < 4 * GIB < pool.expected
+    assert footprint.fits is True
+    assert footprint.starts is False
+    assert any("may refuse to" in text for text in footprint.assumptions)
+
+
+def test_the_longest_request_that_starts_does_and_a_block_more_does_not() -> None:
+    model = read_model(LLAMA_8B)
+    flags: dict[str, Any] = {"gpu_memory_utilization": 0.35}
+
+    longest = of_vllm(model, **flags).longest_start_tokens
+
+    assert longest is not None
+    assert longest % 16 == 0
+    assert of_vllm(model, max_model_len=longest, **flags).starts is True
+    assert of_vllm(model, max_model_len=longest + 1, **flags).starts is False
+
+
+def test_a_given_pool_must_lie_on_the_gpu_whole() -> None:
+    model = read_model(LLAMA_8B)
+
+    fits = of_vllm(model, kv_cache_memory_bytes=40 * GIB, max_model_len=32768)
+    too_much = of_vllm(model, kv_cache_memory_bytes=70 * GIB, max_model_len=32768)
+    too_little = of_vllm(model, kv_cache_memory_bytes=GIB, max_model_len=32768)
+
+    assert (fits.fits, fits.starts) == (True, True)
+    assert (too_much.fits, too_much.starts) == (False, False)
+    assert (too_little.fits, too_little.starts) == (False, False)
+    # 511 blocks of 16 tokens beside the null block
+    assert too_little.longest_start_tokens == 511 * 16
+
+
+def test_more_than_is_free_beside_the_context_cannot_be_asked_for() -> None:
+    """vLLM 0.32, v1/worker/utils.py request_memory."""
+    footprint = of_vllm(read_model(LLAMA_8B), gpu_memory_utilization=1.0)
+
+    assert footprint.starts is False
+    assert footprint.fits is False
+    assert any("asks for more than is free" in text for text in footprint.assumptions)
+
+
+def test_a_context_left_to_vllm_is_what_the_pool_holds() -> None:
+    """--max-model-len -1 (vLLM 0.32, v1/core/kv_cache_utils.py _auto_fit_max_model_len)."""
+    model = read_model(LLAMA_8B)
+
+    small = of_vllm(model, gpu_memory_utilization=0.3, max_model_len=-1)
+    large = of_vllm(model, max_model_len=-1)
+
+    pool = small.kv_cache.num_blocks
+    assert pool is not None
+    assert small.kv_cache.max_model_len_tokens == (pool.expected - 1) * 16
+    assert small.fits is True
+    assert large.kv_cache.max_model_len_tokens == 131072
+
+
+# --- The context of models with scaled positions
+
+
+def context(config: dict[str, Any], version: str | None = None, **flags: Any) -> int:
+    footprint = of_vllm(model_of({**LLAMA_70B, **config}), None, version, **flags)
+    return footprint.kv_cache.max_model_len_tokens
+
+
+def test_linear_scaling_multiplies_the_context() -> None:
+    scaled = {"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}
+
+    assert context(scaled) == 16384
+
+
+def test_llama_3_scaling_is_in_its_context_already() -> None:
+    scaled = {
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+    }
+
+    assert context(scaled) == 131072
+
+
+def test_yarns_factor_counted_before_0_32() -> None:
+    """vLLM PR 56446: since then max_position_embeddings is taken as it is."""
+    yarn = {
+        "max_position_embeddings": 32768,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+    }
+
+    assert context(yarn, "0.19.0") == 131072
+    assert context(yarn, "0.32.0") == context(yarn) == 32768
+
+
+def test_longrope_serves_its_original_context_unless_more_is_asked_for() -> None:
+    """vLLM PR 27431, in 0.11.1: Phi-3.5-mini serves 4096 tokens by default, 131,072 at most."""
+    longrope = {
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
+    }
+
+    assert context(longrope, "0.32.0") == 4096
+    assert context(longrope, "0.32.0", max_model_len=131072) == 131072
+    assert context(longrope, "0.10.0") == 131072
+
+
+def test_overrides_raise_the_context() -> None:
+    config = {**LLAMA_70B, "max_position_embeddings": 8192}
+    model = Model(architecture_of_config(config, "config.json"), config=config)
+    flags = {"hf_overrides": '{"max_position_embeddings": 65536}', "max_model_len": "65536"}
+
+    footprint = predict("vllm", model, flags)
+
+    assert footprint.kv_cache.max_model_len_tokens == 65536
+    assert footprint.model_source == "config.json with overrides"
+
+
+def test_above_the_models_context_the_error_names_both_ways_out() -> None:
+    with pytest.raises(FootprintError) as refused:
+        of_vllm(model_of(LLAMA_70B), max_model_len=1 << 20)
+
+    assert "--hf-overrides" in str(refused.value)
+    assert "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in str(refused.value)
+
+
+# --- Host memory, adapters, ranks
+
+
+def test_old_versions_set_host_memory_aside_for_swapping() -> None:
+    """GiB for each GPU, 4 unless --swap-space says otherwise; without effect since 0.8."""
+    model = read_model(LLAMA_8B)
+
+    old, given = of_vllm(model, version="0.7.3"), of_vllm(model, version="0.7.3", swap_space=16)
+    new = of_vllm(model, version="0.12.0", swap_space=16)
+
+    assert old.fullest.host["kv_cache"].expected == 4 * GIB
+    assert given.fullest.host["kv_cache"].expected == 16 * GIB
+    assert "kv_cache" not in new.fullest.host
+    assert any("--swap-space is without effect" in text for text in new.assumptions)
+
+
+def test_kv_offloading_is_shared_out_among_the_gpus() -> None:
+    """vLLM 0.32, config/cache.py: GiB of all tensor-parallel ranks together."""
+    footprint = of_vllm(read_model(LLAMA_8B), kv_offloading_size=32, tensor_parallel_size=2)
+
+    assert footprint.fullest.host["kv_cache"].expected == 16 * GIB
+
+
+def test_adapters_in_host_memory_are_whole_on_each_gpu() -> None:
+    model = read_model(LLAMA_8B)
+
+    footprint = of_vllm(model, max_loras=2, max_lora_rank=16, max_cpu_loras=8, tensor_parallel_size=2)
+
+    # rank 16 of a layer: q and o 8192, k and v 5120 each, three matrices of 4096 and 14336
+    adapter = 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * (4096 + 14336)) * 2
+    assert footprint.fullest.host["lora"].high == 8 * adapter
+
+
+def test_full_sharding_divides_the_other_half_of_adapters_too() -> None:
+    model = read_model(LLAMA_8B)
+    flags: dict[str, Any] = {"max_loras": 4, "max_lora_rank": 64, "tensor_parallel_size": 4}
+
+    half = of_vllm(model, **flags).fullest.components["lora"]
+    whole = of_vllm(model, fully_sharded_loras=True, **flags).fullest.components["lora"]
+
+    assert whole.expected < half.expected
+
+
+def test_layers_offloaded_by_groups_leave_a_buffer_of_one() -> None:
+    """vLLM 0.32, config/offload.py: of groups of 8 layers 2 are offloaded, and one is fetched ahead."""
+    model = read_model(LLAMA_8B)
+    layer = 2 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096)
+
+    whole = of_vllm(model).fullest
+    footprint = of_vllm(model, offload_group_size=8, offload_num_in_group=2).fullest
+
+    left = whole.components["weights"].expected - footprint.components["weights"].expected
+    assert left == pytest.approx(7 * layer, rel=1e-6)
+    assert footprint.host["weights"].expected == pytest.approx(8 * layer, rel=1e-6)
+
+
+MIXTRAL = {
+    "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+    "num_experts_per_tok": 2, "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("whole_experts", [False, True])
+def test_data_parallel_ranks_share_experts_and_nothing_else(whole_experts: bool) -> None:
+    """Experts are on tensor × data parallel ranks, sliced or whole (vLLM 0.32, fused_moe/config.py)."""
+    model = model_of(MIXTRAL)
+
+    alone = of_vllm(model).fullest.components["weights"].expected
+    shared = of_vllm(model, data_parallel_size=2, enable_expert_parallel=whole_experts)
+
+    experts = 32 * 8 * 3 * 4096 * 14336 * 2
+    assert alone - shared.fullest.components["weights"].expected == experts // 2
+    assert shared.data_parallel == 2
+    assert shared.kv_cache.bytes_per_token == 131072
+    assert any("one of 2 data-parallel ranks; 2 GPUs" in text for text in shared.assumptions)
+
+
+def test_the_ceiling_of_quantized_experts_counts_them_as_they_are_stored() -> None:
+    """Two of eight experts of 4.156 bits (AWQ, groups of 128), attention likewise, the head of 16 bits."""
+    footprint = of_vllm(model_of(MIXTRAL), quantization="awq")
+
+    linear = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 2 * 3 * 4096 * 14336) * (4 + 20 / 128) / 8
+    read = linear + 32000 * 4096 * 2
+    assert footprint.decode_ceiling is not None
+    assert footprint.decode_ceiling(1, 1) == pytest.approx(3.35e12 / read, rel=0.005)
+
+
+# --- Images
+
+
+QWEN25_VL = {
+    "model_type": "qwen2_5_vl", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+    "max_position_embeddings": 128000, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+    "vision_config": {
+        "depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+        "in_chans": 3, "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}  # fmt: skip
+
+
+def test_outputs_of_an_image_encoder_are_kept_beside_the_cache() -> None:
+    """max(max_num_batched_tokens, tokens of an item) × hidden × 2 (vLLM 0.32, encoder_cache_manager.py)."""
+    cached = of_vllm(model_of(QWEN25_VL), max_num_batched_tokens=8192).fullest.components["encoder_cache"]
+
+    assert cached.low == 0
+    assert cached.expected == 8192 * 3584 * 2
+    assert cached.high == 16384 * 3584 * 2  # Qwen2-VL's largest image
+
+
+def test_the_pool_is_smaller_by_what_images_need() -> None:
+    model = model_of(QWEN25_VL)
+
+    seeing = of_vllm(model).fullest.components
+    blind = of_vllm(model, language_model_only=True).fullest.components
+
+    assert "encoder_cache" not in blind
+    assert blind["kv_cache"].expected > seeing["kv_cache"].expected
+    assert blind["weights"].expected < seeing["weights"].expected
+
+
+def test_encoding_images_is_bounded_and_said_not_to_be_measured() -> None:
+    footprint = of_vllm(model_of(QWEN25_VL), max_num_batched_tokens=16384, max_num_seqs=16)
+
+    # 4 patches a token, 2 hidden states of 1280 and three widths of 3420, of 2 bytes
+    work = 16384 * 4 * (2 * 1280 + 3 * 3420) * 2
+    assert footprint.fullest.components["activations"].high >= 2 * work
+    assert any("no measurement confirms" in text for text in footprint.assumptions)
+
+
+# --- How it came about
+
+
+def test_every_number_can_be_followed_to_its_source() -> None:
+    footprint = of_vllm(model_of(MIXTRAL), max_model_len=8192, max_loras=2)
+
+    assert footprint.explain is not None
+    steps = footprint.explain()
+
+    topics = {step.topic.partition(":")[0] for step in steps}
+    assert topics >= {
+        "weights",
+        "activations",
+        "lora",
+        "cuda_graphs",
+        "runtime",
+        "layout",
+        "budget",
+        "fit",
+        "ceiling",
+    }
+    assert all(step.numbers and step.source for step in steps)
+
+
+def test_the_explained_budget_adds_up_to_the_pool() -> None:
+    footprint = of_vllm(read_model(LLAMA_8B), version="0.30.0")
+
+    assert footprint.explain is not None
+    [pool] = [step for step in footprint.explain() if step.topic == "budget: pool"]
+
+    left, _, result = pool.numbers.partition(" = ")
+    sizes = {"GiB": 1024.0, "MiB": 1.0}
+    terms = [float(term.split()[0]) * sizes[term.split()[1]] for term in left.split(" − ")]
+    assert terms[0] - sum(terms[1:]) == pytest.approx(float(result.split()[0]) * 1024, abs=32)
+    parts = footprint.fullest.components
+    assert f"{parts['weights'].expected / GIB:.2f} GiB weights" in left
+
+
+def test_the_explained_layout_shows_groups_padding_and_the_null_block() -> None:
+    """Qwen3-Next: blocks are aligned to the state of its linear layers."""
+    config = {
+        "model_type": "qwen3_next", "hidden_size": 2048, "intermediate_size": 5120, "num_hidden_layers": 8,
+        "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 151936,
+        "num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
+        "full_attention_interval": 4, "max_position_embeddings": 262144, "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    footprint = of_vllm(model_of(config), max_model_len=8192)
+
+    assert footprint.explain is not None
+    text = "\n".join(f"{step.topic} {step.formula} {step.numbers}" for step in footprint.explain())
+
+    assert "group 1 of" in text
+    assert "padded by" in text
+    assert "null block" in text
+    assert f"{footprint.kv_cache.block_bytes:,} B" in text

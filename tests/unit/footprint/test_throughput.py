@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,7 +200,7 @@ def test_speculation_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
 # --- what one request reads of its cache
 
 
-def read(mixer: Mixer, tokens: int, tensor_parallel: int = 1, **more: int) -> float:
+def read(mixer: Mixer, tokens: int, tensor_parallel: int = 1, **more: Any) -> float:
     one = model(mixer, part=FeedForward(intermediate=1))
     return kv_read_bytes(one, tokens, tensor_parallel=tensor_parallel, **more)
 

@@ -23,7 +23,9 @@ from brimline.footprint.architecture import (
     Mamba,
     Mixer,
     Quantization,
+    ShortConvolution,
 )
+from brimline.footprint.hf_config import architecture_of_config
 from brimline.footprint.vllm_cache import VllmCache, VllmCacheSettings, vllm_cache
 
 GIB = 1 << 30
@@ -38,8 +40,11 @@ def attention(heads: int, dim: int = 128, **more: Any) -> Attention:
 def architecture(*mixers: Mixer, **more: Any) -> Architecture:
     layers = tuple(Layer(mixers=(mixer,), feed_forward=None, norm_elements=0) for mixer in mixers)
     return Architecture(
-        model_type="x", vocabulary=1, hidden=1, layers=layers, tied=False, dtype="bfloat16", **more
-    )
+        **{
+            "model_type": "x", "vocabulary": 1, "hidden": 1, "layers": layers, "tied": False,
+            "dtype": "bfloat16", **more,
+        }
+    )  # fmt: skip
 
 
 def launched(**more: Any) -> VllmCacheSettings:
@@ -50,13 +55,15 @@ def launched(**more: Any) -> VllmCacheSettings:
 
 def mixer_of(words: dict[str, Any]) -> Mixer:
     kind = words["mixer"]
-    rest = {key: value for key, value in words.items() if key not in ("mixer", "kda")}
+    rest = {key: value for key, value in words.items() if key not in ("mixer", "kda", "state_dtype")}
     if kind == "attention":
         return Attention(query_heads=words["kv_heads"], **rest)
     if kind == "latent":
         return LatentAttention(query_heads=128, q_lora_rank=None, nope_dim=128, value_dim=128, **rest)
     if kind == "linear":
         return LinearAttention(**rest)
+    if kind == "short_convolution":
+        return ShortConvolution(**rest)
     if kind == "gated_delta_net":
         return GatedDeltaNet(gate_rank=128 if words.get("kda") else None, **rest)
     return Mamba(version=1 if kind == "mamba1" else 2, **rest)
@@ -65,6 +72,10 @@ def mixer_of(words: dict[str, Any]) -> Mixer:
 def layer_of(words: dict[str, Any]) -> Layer:
     mixers = tuple(mixer_of(mixer) for mixer in words.get("mixers", [words]))
     return Layer(mixers=mixers, feed_forward=None, norm_elements=0)
+
+
+def mixers_of(case: dict[str, Any]) -> list[dict[str, Any]]:
+    return [mixer for kind in case["kinds"] for mixer in kind.get("mixers", [kind])]
 
 
 def cache_of(case: dict[str, Any]) -> VllmCache:
@@ -82,10 +93,13 @@ def cache_of(case: dict[str, Any]) -> VllmCache:
         for key, value in case["settings"].items()
         if key not in ("available_bytes", "draft", "skipped_layers")
     }
+    # The oracle takes a state's type as what --mamba-ssm-cache-dtype says.
+    types = {mixer["state_dtype"] for mixer in mixers_of(case) if "state_dtype" in mixer} or {"auto"}
     return vllm_cache(
         model,
         VllmCacheSettings(
             **asked,
+            mamba_ssm_cache_dtype=types.pop(),
             version=(0, 32, 0),
             draft_layers=tuple(layer_of(layer) for layer in case["settings"]["draft"]),
             skipped_layers=frozenset(case["settings"]["skipped_layers"]),
@@ -134,7 +148,9 @@ GEMMA_4_26B = architecture(
     *[attention(2, 512) if n % 6 == 5 else attention(8, 256, window=1024) for n in range(30)]
 )
 DELTA = GatedDeltaNet(key_heads=16, value_heads=48, key_dim=128, value_dim=128, conv=4, state_dtype="float32")
-QWEN_3_5_27B = architecture(*[attention(4, 256) if n % 4 == 3 else DELTA for n in range(64)])
+QWEN_3_5_27B = architecture(
+    *[attention(4, 256) if n % 4 == 3 else DELTA for n in range(64)], model_type="qwen3_5_text"
+)
 
 
 def test_llama_3_8b_on_an_a100_has_the_blocks_that_vllm_logged() -> None:
@@ -360,13 +376,117 @@ def test_a_drafter_without_layers_is_said_not_to_be_counted() -> None:
     assert "The drafter's own K/V is not counted: its layers are not given." in cache.assumptions
 
 
-def test_a_state_without_a_stated_type_is_assumed_to_be_the_models() -> None:
-    silent = replace(DELTA, state_dtype=None)
-    model = architecture(attention(4, 256), silent, attention(4, 256), silent)
+# Types of recurrent states, by what vLLM 0.32 does in models/config.py and mamba_utils.py.
 
-    cache = vllm_cache(model, launched())
+# 128 heads of 64 by 128, and 10,240 channels by 3 columns of 2 bytes.
+NEMOTRON_H = {
+    "model_type": "nemotron_h", "hidden_size": 4096, "vocab_size": 131072, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 21504, "ssm_state_size": 128,
+    "mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "conv_kernel": 4,
+    "hybrid_override_pattern": "M-M*-M",
+}  # fmt: skip
+NEMOTRON_STATE = 128 * 64 * 128
+NEMOTRON_COLUMNS = 3 * (128 * 64 + 2 * 8 * 128) * 2
 
-    assert "The model states no type of its recurrent state: bfloat16 is assumed." in cache.assumptions
+
+def state_bytes(model: Architecture, **more: Any) -> int:
+    cache = vllm_cache(model, launched(**more))
+    return next(page.content_bytes for group in cache.groups for page in group.pages if page.kind == "state")
+
+
+@pytest.mark.parametrize(
+    ("version", "stated", "element"),
+    [
+        ((0, 12, 0), "float32", 2),  # before it asked the file
+        ((0, 13, 0), "float32", 4),
+        ((0, 13, 0), None, 2),  # float16
+        ((0, 20, 0), None, 4),
+        ((0, 32, 0), "bfloat16", 2),
+    ],
+)
+def test_nemotron_h_says_itself_what_type_its_states_are(
+    version: tuple[int, ...], stated: str | None, element: int
+) -> None:
+    model = architecture_of_config({**NEMOTRON_H, "mamba_ssm_cache_dtype": stated}, "config.json")
+
+    assert state_bytes(model, version=version) == NEMOTRON_COLUMNS + NEMOTRON_STATE * element
+
+
+def test_qwen_3_5_says_itself_what_type_its_states_are_and_qwen_3_next_is_not_asked() -> None:
+    """16 heads of keys, 32 of values, 128 wide; the convolution's 3 columns of 8192 channels in 2 bytes."""
+    config = {
+        "model_type": "qwen3_5_text", "hidden_size": 2048, "vocab_size": 1000, "intermediate_size": 512,
+        "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 2,
+        "mamba_ssm_dtype": "float32", "num_experts": 4, "moe_intermediate_size": 64,
+    }  # fmt: skip
+    columns, states = 3 * 8192 * 2, 32 * 128 * 128
+
+    assert state_bytes(architecture_of_config(config, "x")) == columns + states * 4
+    assert state_bytes(architecture_of_config({**config, "model_type": "qwen3_next"}, "x")) == (
+        columns + states * 2
+    )
+    assert state_bytes(architecture_of_config({**config, "mamba_ssm_dtype": None}, "x")) == (
+        columns + states * 2
+    )
+
+
+def test_the_flag_wins_over_what_the_file_says_of_states() -> None:
+    model = architecture_of_config({**NEMOTRON_H, "mamba_ssm_cache_dtype": "float32"}, "config.json")
+
+    assert state_bytes(model, mamba_ssm_cache_dtype="bfloat16") == NEMOTRON_COLUMNS + NEMOTRON_STATE * 2
+    assert state_bytes(model, mamba_cache_dtype="float32") == 2 * NEMOTRON_COLUMNS + NEMOTRON_STATE * 4
+
+
+def test_kimi_delta_attention_keeps_float32_states() -> None:
+    kimi = replace(DELTA, state_dtype=None, gate_rank=128, key_heads=32, value_heads=32)
+
+    assert state_bytes(architecture(kimi, attention(8))) == 3 * 3 * 4096 * 2 + 32 * 128 * 128 * 4
+
+
+def test_a_short_convolution_keeps_its_last_columns() -> None:
+    """LFM 2: a kernel of 3 keeps 2 columns of 2048 channels."""
+    model = architecture(ShortConvolution(width=2048, conv=3), attention(8, 64))
+
+    assert state_bytes(model) == 2 * 2048 * 2
+    assert state_bytes(model, tensor_parallel=2) == 2048 * 2
+
+
+@pytest.mark.parametrize(
+    ("mixers", "version", "caches"),
+    [
+        ([attention(8)], (0, 20, 0), True),
+        ([DELTA, attention(8)], (0, 27, 1), False),  # on by default since 0.28 (pull request 50991)
+        ([DELTA, attention(8)], (0, 28, 0), True),
+        ([Mamba(version=1, inner=5120, state=16, conv=4)], (0, 32, 0), False),
+        ([attention(8), attention(8, cross=True)], (0, 32, 0), False),
+    ],
+)
+def test_prefixes_are_cached_by_default_as_the_version_does_for_such_a_model(
+    mixers: list[Mixer], version: tuple[int, ...], caches: bool
+) -> None:
+    assert vllm_cache(architecture(*mixers), launched(version=version)).settings.prefix_caching is caches
+
+
+def test_mamba_2_keeps_one_state_more_since_it_exports_them_within_a_prefill() -> None:
+    model = architecture_of_config(NEMOTRON_H, "config.json")
+    counts = [
+        vllm_cache(model, launched(version=version, prefix_caching=True)).group_blocks(32_768)
+        for version in ((0, 28, 0), (0, 32, 0))
+    ]
+
+    assert [min(count) for count in counts] == [2, 3]
+
+
+def test_from_0_33_gated_delta_nets_do_so_on_blocks_of_64_tokens() -> None:
+    """vLLM 0.33, gdn/qwen_gdn_linear_attn.py, where FlashInfer prefills."""
+    before = vllm_cache(QWEN_3_5_27B, launched(version=(0, 32, 0)))
+    since = vllm_cache(QWEN_3_5_27B, launched(version=(0, 33, 0)))
+
+    assert (min(before.group_blocks(32_768)), min(since.group_blocks(32_768))) == (2, 3)
+    # A state of 3,207,168 bytes in tokens of 4096: 783 tokens, in steps of 16 or 64.
+    assert (before.block_size, since.block_size) == (784, 832)
+    assert any("FlashInfer is assumed" in line for line in since.assumptions)
+    assert not any("FlashInfer is assumed" in line for line in before.assumptions)
 
 
 def test_what_the_model_assumed_is_passed_on() -> None:

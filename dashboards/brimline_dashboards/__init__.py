@@ -1,0 +1,1 @@
+"""Grafana boards, recording rules and alerts, generated from the catalog of metrics."""
