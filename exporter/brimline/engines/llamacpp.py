@@ -138,6 +138,18 @@ def _kv_cache(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> 
     return values
 
 
+def _cache_settings(slots: Sequence[Mapping[str, Any]], launch: Mapping[str, str]) -> dict[str, str]:
+    """What the slots say of the cache's size: the context of one (`n_ctx`), and whether they share it."""
+    context = max((_whole(slot.get("n_ctx")) or 0 for slot in slots), default=0)
+    if not context:
+        return {}
+    settings = {"n_ctx": str(context)}
+    unified = _is_unified(len(slots), context, launch)
+    if len(slots) > 1 and unified is not None and "kv_unified" not in launch:
+        settings["kv_unified"] = str(unified).lower()
+    return settings
+
+
 def _model(documents: Mapping[str, Any], props: Mapping[str, Any]) -> str:
     models = documents.get("/v1/models")
     entries = models.get("data") if isinstance(models, dict) else None
@@ -168,6 +180,7 @@ def read(evidence: Evidence) -> EngineReading:
     settings = {"model": clean_label(root)} if isinstance(root, str) else {}
     if isinstance(props.get("total_slots"), int):
         settings["parallel"] = str(props["total_slots"])
+    settings |= _cache_settings(slots, evidence.launch)
     sleeping = props.get("is_sleeping")
     notes: tuple[str, ...] = ()
     if len(slots) > 1 and "kv_cache_capacity_tokens" not in values:

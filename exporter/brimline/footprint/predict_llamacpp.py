@@ -74,10 +74,12 @@ class LlamacppLaunch:
     """llama-server's flags, as far as they decide memory. None is what the build does by default.
 
     gpu_layers: layers, the output counted as one, that GPUs hold; None for all of them. devices: GPUs it may
-    use; None where no flag says how many. tensor_split: shares of the GPUs.
+    use; None where no flag says how many. tensor_split: shares of the GPUs. slot_context: `n_ctx`, no flag,
+    but what a running server says that one slot has.
     """
 
     ctx_size: int | None = None
+    slot_context: int | None = None
     parallel: int | None = None
     kv_unified: bool | None = None
     kv_unified_per_slot: int | None = None
@@ -157,6 +159,7 @@ def llamacpp_launch(settings: Settings) -> LlamacppLaunch:
     experts = read.count(settings, "n_cpu_moe", least=0) or 0
     return LlamacppLaunch(
         ctx_size=read.count(settings, "ctx_size", least=0),
+        slot_context=read.count(settings, "n_ctx"),
         parallel=None if slots == "-1" else read.count(settings, "parallel"),
         kv_unified=read.switch(settings, "kv_unified"),
         kv_unified_per_slot=read.count(settings, "kv_unified_per_slot", least=0) or None,
@@ -357,7 +360,10 @@ class _Server:
         self.architecture, self.launch, self.build = architecture, launch, build
         self.weights = _weights(architecture, launch, stored)
         since = build if build is not None else _FEW_OUTPUTS
-        automatic = launch.parallel is None
+        # A running server states its slots, not whether it chose them: four without a word are the default.
+        automatic = launch.parallel is None or (
+            launch.slot_context is not None and launch.parallel == _SLOTS_BY_DEFAULT
+        )
         self.slots = launch.parallel or (_SLOTS_BY_DEFAULT if since >= _SHARED_SLOTS else 1)
         self.unified = (
             launch.kv_unified
@@ -367,6 +373,8 @@ class _Server:
         self.flash = launch.flash_attn if launch.flash_attn is not None else since >= _ALL_LAYERS_AND_FLASH
         self.few_outputs = since >= _FEW_OUTPUTS and not launch.embedding
         self.fits_itself = launch.fit if launch.fit is not None else since >= _FITS_ITSELF
+        if launch.slot_context is not None:
+            self.fits_itself = False  # it has done so
         self.all_layers = len(architecture.layers) + architecture.draft_layers + 1
         self.layers_by_default = self.all_layers if since >= _ALL_LAYERS_AND_FLASH else 0
         self._caches: dict[int, LlamacppCache] = {}
@@ -378,6 +386,8 @@ class _Server:
     def context(self) -> int:
         """Tokens of all slots together before the server fits itself. Raises FootprintError."""
         launch = self.launch
+        if launch.slot_context is not None and not self._explains(launch.slot_context):
+            return launch.slot_context * self.streams
         if launch.ctx_size:
             return launch.ctx_size
         if launch.ctx_size is None and launch.kv_unified_per_slot:
@@ -386,6 +396,13 @@ class _Server:
         if longest is None:
             raise FootprintError("--ctx-size is 0 and the model does not state its context length")
         return longest * (self.streams if self.fits_itself else 1)
+
+    def _explains(self, slot_context: int) -> bool:
+        """Whether --ctx-size gives a slot that context, of which no slot serves more than the model's own."""
+        if not self.launch.ctx_size:
+            return False
+        cells = self.cache(self.launch.ctx_size).slot_context
+        return min(cells, self.architecture.max_position or cells) == slot_context
 
     def cache(self, context: int) -> LlamacppCache:
         """The cache for a context; fitting asks for the same one many times. Raises FootprintError."""
@@ -722,6 +739,11 @@ def _resolved(
 def _mention(server: _Server, layout: _Layout, assumptions: list[str]) -> None:
     launch = server.launch
     longest = server.architecture.max_position
+    if launch.slot_context is not None and launch.kv_unified is None and server.slots > 1:
+        shared = "share one cache" if server.unified else "have a cache each"
+        assumptions.append(
+            f"The {server.slots} slots are taken to {shared}: the server does not say. State kv_unified."
+        )
     if launch.ctx_size and longest is not None and layout.cache.slot_context > longest + _CELL_STEP:
         assumptions.append(
             f"A slot has {layout.cache.slot_context:,} cells, of which the server uses {longest:,}: the "

@@ -72,7 +72,12 @@ def test_the_page_and_its_documents_make_one_rank() -> None:
     assert reading == EngineReading(
         engine="llamacpp",
         engine_version="b6529-d32676d77",
-        settings={"model": "/models/llama-3.1-8b-q8_0.gguf", "parallel": "4"},
+        settings={
+            "model": "/models/llama-3.1-8b-q8_0.gguf",
+            "parallel": "4",
+            "n_ctx": "2048",
+            "kv_unified": "false",
+        },
         served_root="/models/llama-3.1-8b-q8_0.gguf",
         start_token="/2048/2048/2048/2048",
         sleeping=False,

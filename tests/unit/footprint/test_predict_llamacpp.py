@@ -316,6 +316,29 @@ def test_slots_split_the_context_in_steps_of_256_cells() -> None:
     assert (cache.num_blocks, cache.stage_block_bytes) == (None, ())
 
 
+def test_what_a_running_server_says_of_its_slots_wins_over_the_size_that_was_asked_for() -> None:
+    """/slots: 3 of 512 each, of `-c 1000`; 2 that share 4096; 2 capped at what the model was made for."""
+    split = of(ctx_size=1000, parallel=3, n_ctx=512, kv_unified=False)
+    shared = of(parallel=2, n_ctx=4096, kv_unified=True)
+    other = of(ctx_size=65536, parallel=2, n_ctx=4096, kv_unified=True)
+    capped = of(ctx_size=400_000, parallel=2, n_ctx=131072, kv_unified=True)
+
+    assert split.kv_cache.capacity_tokens == 1536
+    assert shared.kv_cache.capacity_tokens == 4096
+    assert other.kv_cache.capacity_tokens == 4096
+    assert capped.kv_cache.capacity_tokens == 400_128
+
+
+@pytest.mark.parametrize(("slots", "cells"), [(4, 8192), (3, 3 * 8192), (1, 8192)])
+def test_a_running_server_with_the_default_number_of_slots_is_taken_to_share_its_cache(
+    slots: int, cells: int
+) -> None:
+    footprint = of(parallel=slots, n_ctx=8192)
+
+    assert footprint.kv_cache.capacity_tokens == cells
+    assert any("State kv_unified" in line for line in footprint.assumptions) is (slots > 1)
+
+
 def test_a_slot_serves_no_more_than_the_model_was_made_for() -> None:
     footprint = of(ctx_size=400_000, parallel=2)
 
