@@ -20,7 +20,7 @@ from brimline.footprint.predict_vllm import (
     pool_of,
 )
 from brimline.footprint.runtime import graphs_count_in_budget
-from brimline.footprint.throughput import DecodeCeiling, expected_tokens_per_step
+from brimline.footprint.throughput import DecodeCeiling, PipelineCeiling, expected_tokens_per_step
 from brimline.footprint.vllm_cache import CacheGroup, VllmCache
 from brimline.footprint.weights import LINEAR, PARTS, Weight, layer_tensors, vocabulary_rows_on_rank
 from brimline.readings import RankFootprint, Step
@@ -44,7 +44,7 @@ def explain_vllm(
     blocks: Estimate | None,
     budget: Estimate | None,
     rank: RankFootprint,
-    ceiling: DecodeCeiling | None,
+    ceiling: DecodeCeiling | PipelineCeiling | None,
 ) -> tuple[Step, ...]:
     """Every component of one GPU, its KV layout, the budget, the fit and the decode ceiling."""
     return (
@@ -367,10 +367,20 @@ def _fit(server: VllmServer, stage: VllmStage, cache: VllmCache, rank: RankFootp
 # --- The ceiling
 
 
-def _ceiling(server: VllmServer, ceiling: DecodeCeiling | None) -> Iterator[Step]:
+def _ceiling(server: VllmServer, ceiling: DecodeCeiling | PipelineCeiling | None) -> Iterator[Step]:
     if ceiling is None:
         return
     context = 1024
+    if isinstance(ceiling, PipelineCeiling):
+        rates = [stage(1, context) for stage in ceiling.stages]
+        yield Step(
+            "ceiling: pipeline",
+            "batch ÷ the time of all stages in turn for one request, or the slowest stage's ceiling",
+            f"1 ÷ ({' + '.join(f'1/{rate:,.0f}' for rate in rates)}) s = {ceiling(1, context):,.0f} tokens/s "
+            f"for one request; {ceiling(64, context):,.0f} tokens/s for 64, at {context:,} tokens",
+            "throughput.py; bandwidth alone, no communication, no launches",
+        )
+        return
     bandwidth, read = ceiling.bandwidth_bytes_per_second, ceiling.weights.ceiling_bytes()
     numbers = f"{read / 1e9:,.2f} GB"
     if ceiling.weights.experts:

@@ -7,10 +7,10 @@ logits are made. Around it stay the tensors that the whole graph reads: the atte
 hidden states.
 
 The moments below follow src/models/*.cpp and src/llama-graph.cpp of build 11434. They were checked against
-its own dry run (llama_get_memory_breakdown with no_alloc) for twelve families on a CPU, on one and on several
-devices: the parts that grow with context and batch are exact, the rest lies within BOUND. One case is known
-to lie far outside: Jamba with its attention layers on the host and others on a GPU takes up to four times the
-buffer.
+its own dry run (llama_get_memory_breakdown with no_alloc) for eight families in twenty sizes, on a CPU, on
+one and on several devices: the parts that grow with context and batch are exact, the rest lies within BOUND.
+Known to lie outside is Jamba whose attention is split from its other layers: three times the buffer where
+some layers are on the host, and twelve times the host's with --no-kv-offload.
 """
 
 from __future__ import annotations

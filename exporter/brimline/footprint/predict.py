@@ -152,7 +152,9 @@ def predict(
     speculative = footprint.speculative_ceiling
     if speculative is None:
         if acceptance is not None and footprint.decode_ceiling is not None:
-            raise FootprintError("--acceptance is of drafted tokens, and nothing is drafted here")
+            raise FootprintError(
+                "--acceptance is of drafted tokens; nothing is drafted here, or over a pipeline of stages"
+            )
         return footprint
     if acceptance is None:
         said = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,7 @@ from brimline.footprint.runtime import (
 from brimline.footprint.settings import Settings
 from brimline.footprint.throughput import (
     DecodeCeiling,
+    PipelineCeiling,
     Speculation,
     decode_weights_of_rank,
     kv_read_bytes,
@@ -248,7 +250,7 @@ def predict_vllm(
         )
     ranks = [_rank(stage, cache, blocks, budget, version) for stage in stages]
     fits, starts, longest_start = _fit(ranks, stages, cache, blocks, budget, server, assumptions)
-    ceiling = _ceiling(server, stages, cache, assumptions)
+    ceiling = _ceiling(server, stages, cache)
     return Footprint(
         engine="vllm",
         engine_version=version,
@@ -259,7 +261,7 @@ def predict_vllm(
         data_parallel=launch.data_parallel_size,
         max_running_requests=sequences,
         decode_ceiling=ceiling,
-        speculative_ceiling=_speculative(server, ceiling),
+        speculative_ceiling=_speculative(server, cache, ceiling),
         fits=fits,
         starts=starts,
         longest_start_tokens=longest_start,
@@ -280,7 +282,7 @@ def _explained(
     blocks: Estimate | None,
     budget: Estimate | None,
     ranks: Sequence[RankFootprint],
-    ceiling: DecodeCeiling | None,
+    ceiling: DecodeCeiling | PipelineCeiling | None,
 ) -> tuple[Step, ...]:
     from brimline.footprint.explain_vllm import explain_vllm  # only where somebody asks
 
@@ -750,38 +752,48 @@ def _kv_cache(cache: VllmCache, blocks: Estimate | None) -> KvCacheFootprint:
 
 
 def _ceiling(
-    server: VllmServer, stages: Sequence[VllmStage], cache: VllmCache, assumptions: list[str]
-) -> DecodeCeiling | None:
-    gpu, launch = server.gpu, server.launch
+    server: VllmServer, stages: Sequence[VllmStage], cache: VllmCache
+) -> DecodeCeiling | PipelineCeiling | None:
+    gpu = server.gpu
     if gpu is None or gpu.bandwidth_bytes_per_second is None:
         return None
+    alone = [_stage_ceiling(server, stage, cache, gpu.bandwidth_bytes_per_second) for stage in stages]
+    return alone[0] if len(alone) == 1 else PipelineCeiling(tuple(alone))
+
+
+def _stage_ceiling(
+    server: VllmServer, stage: VllmStage, cache: VllmCache, bandwidth_bytes_per_second: float
+) -> DecodeCeiling:
+    launch, form, architecture = server.launch, cache.format, server.architecture
     if launch.pipeline_parallel_size > 1:
-        assumptions.append("No decode ceiling is given for a pipeline of several stages.")
-        return None
-    [stage] = stages
-    form, architecture = cache.format, server.architecture
+        # A tied head stands among the last stage's own weights then.
+        layers = tuple(architecture.layers[index] for index in stage.weights.layers)
+        architecture = replace(architecture, layers=layers, tied=False)
     return DecodeCeiling(
         weights=decode_weights_of_rank(
             architecture, {part: size.expected for part, size in stage.weights.parts.items()}
         ),
         kv_read=lambda tokens: kv_read_bytes(
-            architecture, tokens, tensor_parallel=launch.tensor_parallel_size, form=form
+            architecture,
+            math.ceil(tokens / launch.decode_context_parallel_size),
+            tensor_parallel=launch.tensor_parallel_size,
+            form=form,
         ),
-        bandwidth_bytes_per_second=gpu.bandwidth_bytes_per_second,
+        bandwidth_bytes_per_second=bandwidth_bytes_per_second,
     )
 
 
 def _speculative(
-    server: VllmServer, ceiling: DecodeCeiling | None
+    server: VllmServer, cache: VllmCache, ceiling: DecodeCeiling | PipelineCeiling | None
 ) -> Callable[[float], DecodeCeiling] | None:
-    """The ceiling at a given acceptance of drafts; None without speculation."""
+    """The ceiling at a given acceptance of drafts; None without speculation, and for a pipeline."""
     draft = server.draft
-    if draft is None or ceiling is None:
+    if draft is None or not isinstance(ceiling, DecodeCeiling):
         return None
     drafter = Architecture(
         model_type="drafter", vocabulary=1, hidden=draft.hidden or 1, layers=draft.layers, tied=True
     )
-    a_token = kv_read_bytes(drafter, 1, tensor_parallel=server.launch.tensor_parallel_size)
+    a_token = kv_read_bytes(drafter, 1, tensor_parallel=server.launch.tensor_parallel_size, form=cache.format)
 
     def at(acceptance: float) -> DecodeCeiling:
         return replace(

@@ -279,6 +279,22 @@ class DecodeCeiling:
         return rate.tokens_per_second
 
 
+@dataclass(frozen=True, slots=True)
+class PipelineCeiling:
+    """The ceiling of a pipeline, in tokens per second: stages work one after the other on one request.
+
+    A request gains no token before all stages have read their weights and its cache in turn, and a stage
+    reads its weights once and the cache of every request for each token that all of them gain. The lower of
+    both is the ceiling.
+    """
+
+    stages: tuple[DecodeCeiling, ...]
+
+    def __call__(self, batch: int, context_tokens: int) -> float:
+        in_turn = batch / sum(1 / stage(1, context_tokens) for stage in self.stages)
+        return min(in_turn, *(stage(batch, context_tokens) for stage in self.stages))
+
+
 def _rates(
     weights: Callable[[int], float],
     kv_read: Callable[[int], float],

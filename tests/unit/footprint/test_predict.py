@@ -126,6 +126,17 @@ def test_pipeline_stages_are_told_apart_and_the_fullest_stands_for_all() -> None
     assert first.high < last.high
 
 
+def test_a_pipeline_is_no_faster_for_one_request_and_nearly_twice_as_fast_for_many() -> None:
+    model = model_of(LLAMA_70B)
+
+    alone, two = (of_vllm(model, pipeline_parallel_size=stages, max_model_len=8192) for stages in (1, 2))
+
+    assert alone.decode_ceiling is not None
+    assert two.decode_ceiling is not None
+    assert two.decode_ceiling(1, 1024) == pytest.approx(alone.decode_ceiling(1, 1024), rel=0.001)
+    assert 1.9 < two.decode_ceiling(1024, 1024) / alone.decode_ceiling(1024, 1024) < 2
+
+
 def test_offloaded_weights_are_on_the_host() -> None:
     model = read_model(LLAMA_8B)
 

@@ -14,7 +14,6 @@ from brimline.footprint.calibration import Calibration
 from brimline.footprint.gguf import Gguf, GgufTensor, layout_of_gguf
 from brimline.footprint.gpus import described_gpu, find_gpu
 from brimline.footprint.hf_config import architecture_of_config, architecture_of_gguf
-from brimline.footprint.model import shape_of_gguf
 from brimline.footprint.predict import Model, as_json, predict
 from brimline.footprint.predict_llamacpp import llamacpp_build
 from brimline.footprint.weights import stored_in_gguf
@@ -347,19 +346,13 @@ def test_a_slot_serves_no_more_than_the_model_was_made_for() -> None:
     assert any("made for no more" in line for line in footprint.assumptions)
 
 
-def test_bytes_per_token_are_those_of_the_models_shape() -> None:
-    """Both readers of a header agree for a model without windows and states."""
-    metadata = {
-        "general.architecture": "llama", "llama.block_count": 32, "llama.embedding_length": 4096,
-        "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8,
-    }  # fmt: skip
-    shape = shape_of_gguf(metadata, "x")
+def test_a_token_costs_k_and_v_of_all_layers_in_their_own_types() -> None:
+    """32 layers of 8 heads of 128: 34 bytes for 32 elements in q8_0, 18 in q4_0."""
+    plain, quantized = of(ctx_size=8192), of(ctx_size=8192, cache_type_k="q8_0", cache_type_v="q4_0")
 
-    footprint = of(ctx_size=8192, cache_type_k="q8_0", cache_type_v="q4_0")
-
-    by_shape = sum(heads * (shape.key_dim * 34 / 32 + shape.value_dim * 18 / 32) for heads in shape.kv_heads)
-    assert footprint.kv_cache.bytes_per_token == by_shape
-    assert footprint.kv_cache.is_proportional
+    assert plain.kv_cache.bytes_per_token == 131072
+    assert quantized.kv_cache.bytes_per_token == 32 * 8 * 4 * (34 + 18)
+    assert plain.kv_cache.is_proportional
 
 
 def test_older_builds_make_logits_of_the_whole_micro_batch() -> None:

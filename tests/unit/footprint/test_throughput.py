@@ -20,18 +20,23 @@ from brimline.footprint.architecture import (
     Layer,
     Mixer,
 )
+from brimline.footprint.kv_dtypes import VLLM_KV_FORMATS
 from brimline.footprint.throughput import (
+    DecodeCeiling,
     DecodeRate,
     DecodeWeights,
     ExpertLayer,
+    PipelineCeiling,
     Speculation,
     decode_ceiling,
     decode_expected,
     decode_weights,
+    decode_weights_of_rank,
     expected_tokens_per_step,
     experts_touched,
     kv_read_bytes,
 )
+from brimline.footprint.weights import PARTS, Part
 
 H100 = 3.35e12  # bytes per second
 
@@ -189,6 +194,58 @@ def test_speculation_works_on_the_drafts_of_all_requests() -> None:
     assert rate.tokens_per_second == pytest.approx(4 * 2.952 / (79.2 / 800), rel=1e-3)
     # 2 * 50 * 16 operations at 1600 a second: one step a second
     assert computed.tokens_per_second == pytest.approx(4 * 2.952)
+
+
+def test_stages_of_a_pipeline_work_in_turn_for_one_request_and_at_once_for_many() -> None:
+    # two stages of 50 and 100 bytes of weights, 1 byte of cache a request, 1000 bytes a second
+    pipeline = PipelineCeiling(
+        tuple(
+            DecodeCeiling(
+                weights=DecodeWeights(dense_bytes=size), kv_read=lambda _: 1, bandwidth_bytes_per_second=1000
+            )
+            for size in (50, 100)
+        )
+    )
+
+    # 1000 / (51 + 101); 100 requests: 100 of them at once through the slower stage
+    assert pipeline(1, 10) == pytest.approx(1000 / 152)
+    assert pipeline(2, 10) == pytest.approx(2 * 1000 / 152)
+    assert pipeline(1000, 10) == pytest.approx(1000 * 1000 / 1100)
+
+
+def test_a_draft_that_comes_in_one_pass_is_read_once() -> None:
+    def rate(passes: int | None) -> float:
+        [one] = decode_ceiling(
+            DecodeWeights(dense_bytes=100), lambda _: 0, bandwidth_bytes_per_second=1000, batches=[1],
+            contexts=[1],
+            speculation=Speculation(draft_tokens=3, acceptance=1, draft_weights_bytes=10, passes=passes),
+        )  # fmt: skip
+        return one.tokens_per_second
+
+    # 4 tokens for 100 bytes and three drafts of 10, or one
+    assert rate(None) == pytest.approx(4 * 1000 / 130)
+    assert rate(1) == pytest.approx(4 * 1000 / 110)
+
+
+def test_quantized_experts_count_by_the_bytes_that_the_rank_holds() -> None:
+    part = Experts(count=8, per_token=2, intermediate=100)
+    mixture = model(GQA, GQA, part=part, hidden=16)
+    parts: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
+    # two layers; of the experts' bytes 8 · 16 of 2 bytes are each layer's router
+    parts |= {"experts": 8000.0 + 2 * 256, "attention": 1000.0, "embedding": 5000.0, "head": 5000.0}
+
+    weights = decode_weights_of_rank(mixture, parts)
+
+    assert weights.dense_bytes == 1000 + 5000 + 512
+    assert [layer.bytes_each for layer in weights.experts] == [500, 500]
+    assert weights.ceiling_bytes() == 6512 + 2 * 2 * 500
+
+
+def test_keys_and_values_are_read_as_they_are_stored_scales_included() -> None:
+    one = model(GQA, part=FeedForward(intermediate=1))
+
+    # int8 with a scale of 4 bytes for each key and value: 8 · (128 + 128 + 8)
+    assert kv_read_bytes(one, 10, form=VLLM_KV_FORMATS["int8_per_token_head"]) == 10 * 8 * 264
 
 
 @pytest.mark.parametrize("wrong", [{"draft_tokens": 0}, {"acceptance": 1.5}, {"draft_weights_bytes": -1}])
