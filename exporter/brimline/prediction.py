@@ -104,7 +104,7 @@ def answer(question: Question) -> Footprint:
 
 def release(text: str | None) -> str | None:
     """A release; None for a build from a checkout (`0.1.dev1234+g…`), which counts as the newest."""
-    if text is None or not text.lstrip("vV")[:1].isdigit() or ("dev" in text and text.startswith("0.1.")):
+    if text is None or not text.lstrip("vVb")[:1].isdigit() or ("dev" in text and text.startswith("0.1.")):
         return None
     return text
 

@@ -18,7 +18,7 @@ from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Seconds, Size, Target
 from brimline.footprint.gpus import find_gpu
 from brimline.footprint.predict import predict, read_model
-from brimline.prediction import Card, smallest_card
+from brimline.prediction import Card, release, smallest_card
 from brimline.readings import DeviceReading, Footprint, GpuReading, Snapshot, TargetSnapshot, Uuid
 from fake_servers import FakeServer, FakeVllm
 
@@ -324,6 +324,40 @@ def test_a_model_of_an_unknown_kind_is_predicted_with_its_assumptions_said(tmp_p
         [snapshot] = scraped(target_of(server, model=str(tmp_path)), Gpus(60))
 
     assert any("tomorrow" in text for text in footprint_of(snapshot).assumptions)
+
+
+def test_a_calibrated_plan_counts_as_expected(tmp_path: Path) -> None:
+    file = tmp_path / "calib.yaml"
+    file.write_text(
+        "engine: vllm\nversion: 0.30.0\ngpu: H100\nsampler_bytes_factor: 2.0\ncuda_graphs_bytes: 500000000\n"
+        "non_torch_bytes: 150000000\ncontext_bytes: 600000000\n"
+    )
+
+    with FakeServer(FakeVllm(version="0.30.0").routes()) as server:
+        [wide] = scraped(target_of(server), Gpus(60))
+        [close] = scraped(target_of(server, calibration=str(file)), Gpus(60))
+
+    footprint = footprint_of(close)
+    assert footprint.calibrated
+    assert footprint.fullest.total.high < footprint_of(wide).fullest.total.high
+    free = TOTAL - RESERVED - 60 * GIB
+    planned = footprint.fullest.total.expected
+    assert close.memory.headroom_bytes["chat"] == free - (planned - 60 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("stated", "taken"),
+    [
+        ("0.32.0", "0.32.0"),
+        ("v0.9.2", "v0.9.2"),
+        ("b6470-1a2b3c4", "b6470-1a2b3c4"),
+        ("0.1.dev1234+g1a2b3c4", None),
+        ("unknown", None),
+        (None, None),
+    ],
+)
+def test_a_build_from_a_checkout_is_no_release(stated: str | None, taken: str | None) -> None:
+    assert release(stated) == taken
 
 
 def test_the_card_that_fills_first_stands_for_all() -> None:
