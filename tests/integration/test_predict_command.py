@@ -81,6 +81,16 @@ def test_the_model_may_stand_in_the_launch_command_or_before_it() -> None:
     assert in_one_word.stdout == here.stdout
 
 
+def test_the_launch_command_tells_the_engine() -> None:
+    launch = ("python", "-m", "sglang.launch_server", "--model-path", MODEL, "--tp", "2")
+
+    done = predict("--gpu", "H100", "--json", "--", *launch)
+
+    document = json.loads(done.stdout)
+    assert document["engine"] == "sglang"
+    assert document["tensor_parallel"] == 2
+
+
 def test_json_in_a_launch_command_is_read() -> None:
     done = predict(
         "--gpu", "H100", "--json", "--", "vllm", "serve", MODEL, "--max-model-len", "200000",

@@ -112,6 +112,8 @@ def _first_argument(words: Sequence[str], adapter: Adapter) -> int:
         if in_options_of_python and word == "-m":
             behind = index + 2
             return behind + 1 if behind < len(words) and words[behind] == "serve" else behind
+        if PurePath(word).name.endswith("-serve"):  # trtllm-serve, whose own `serve` may be left out
+            return index + 2 if words[index + 1 : index + 2] == ["serve"] else index + 1
         if word == "serve" or word.endswith(".py"):
             return index + 1
         if word.startswith("-") and not in_options_of_python:

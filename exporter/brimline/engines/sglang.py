@@ -12,7 +12,8 @@ not count the queues of disaggregated prefill and decode, nor that of grammars.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
@@ -238,6 +239,42 @@ def read(evidence: Evidence) -> EngineReading:
     )
 
 
+def _is_program(words: Sequence[str]) -> bool:
+    names = [PurePath(word).name for word in words[:4]]
+    return ("sglang" in names and "serve" in words) or any(
+        word == "sglang.launch_server" or word.endswith("/sglang/launch_server.py") for word in words
+    )
+
+
+# Names as server_args.py of 0.5 spells them.
+FLAGS = _SETTINGS - {"model_path"} | {
+    "chunked_prefill_size",
+    "context_length",
+    "cpu_offload_gb",
+    "cuda_graph_max_bs",
+    "cuda_graph_max_bs_decode",
+    "disable_cuda_graph",
+    "disable_hybrid_swa_memory",
+    "dp_size",
+    "dtype",
+    "enable_dp_attention",
+    "ep_size",
+    "json_model_override_args",
+    "kv_cache_dtype",
+    "mamba_full_memory_ratio",
+    "mamba_ssm_dtype",
+    "max_mamba_cache_size",
+    "max_prefill_tokens",
+    "max_running_requests",
+    "max_total_tokens",
+    "mem_fraction_static",
+    "page_size",
+    "pp_size",
+    "quantization",
+    "swa_full_tokens_ratio",
+    "tp_size",
+}
+
 ADAPTER = Adapter(
     name="sglang",
     title="SGLang",
@@ -251,6 +288,23 @@ ADAPTER = Adapter(
         Endpoint("/v1/models"),
     ),
     read=read,
+    launch_program=_is_program,
+    launch_images=("lmsysorg/sglang",),
+    launch_flags={
+        "model": "model_path",
+        "tp": "tp_size",
+        "tensor_parallel_size": "tp_size",
+        "pp": "pp_size",
+        "pipeline_parallel_size": "pp_size",
+        "dp": "dp_size",
+        "data_parallel_size": "dp_size",
+        "ep": "ep_size",
+        "expert_parallel_size": "ep_size",
+    },
+    flags=FLAGS,
+    launch_switches=frozenset(
+        {"disable_cuda_graph", "disable_hybrid_swa_memory", "enable_dp_attention", "trust_remote_code"}
+    ),
     launch_model_flag="model_path",
     predictor="sglang",
     states_launch=lambda settings: "tp_size" in settings,

@@ -11,7 +11,8 @@ neither is ever asked. `time_per_output_token_seconds` is a request's mean, not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from pathlib import PurePath
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
@@ -99,6 +100,31 @@ def read(evidence: Evidence) -> EngineReading:
     )
 
 
+def _is_program(words: Sequence[str]) -> bool:
+    return any(PurePath(word).name == "trtllm-serve" for word in words[:4])
+
+
+# Names as commands/serve.py of 1.0 spells them.
+FLAGS = frozenset(
+    {
+        "backend",
+        "dtype",
+        "ep_size",
+        "free_gpu_memory_fraction",
+        "kv_cache_config",
+        "kv_cache_dtype",
+        "kv_cache_free_gpu_memory_fraction",
+        "max_batch_size",
+        "max_num_tokens",
+        "max_seq_len",
+        "max_tokens",
+        "pp_size",
+        "quantization",
+        "tokens_per_block",
+        "tp_size",
+    }
+)
+
 ADAPTER = Adapter(
     name="trtllm",
     title="TensorRT-LLM",
@@ -110,4 +136,13 @@ ADAPTER = Adapter(
     wanted=WANTED,
     endpoints=(Endpoint("/version"),),
     read=read,
+    launch_program=_is_program,
+    launch_flags={
+        "tensor_parallel_size": "tp_size",
+        "pipeline_parallel_size": "pp_size",
+        "moe_expert_parallel_size": "ep_size",
+    },
+    flags=FLAGS,
+    launch_switches=frozenset({"trust_remote_code"}),
+    predictor="trtllm",
 )

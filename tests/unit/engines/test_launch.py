@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from brimline.engines.launch import mismatches, misspelt, normalize, parse_launch, split_command
 from brimline.engines.llamacpp import ADAPTER as LLAMACPP
+from brimline.engines.sglang import ADAPTER as SGLANG
+from brimline.engines.trtllm import ADAPTER as TRTLLM
 from brimline.engines.vllm import ADAPTER as VLLM
 
 
@@ -224,12 +226,35 @@ def test_any_words_give_settings(words: list[str]) -> None:
         ("nginx -g 'daemon off;'", []),
         ("/app/llama-server -m x.gguf", ["llamacpp"]),
         ("llama-cli -m x.gguf", []),
+        ("python3 -m sglang.launch_server --model-path m --tp 2", ["sglang"]),
+        ("sglang serve --model-path m", ["sglang"]),
+        ("trtllm-serve m --tp_size 2", ["trtllm"]),
+        ("trtllm-serve serve m", ["trtllm"]),
     ],
 )
 def test_the_program_tells_the_engine(command: str, engines: list[str]) -> None:
     words = split_command(command)
 
-    assert [adapter.name for adapter in (LLAMACPP, VLLM) if adapter.launch_program(words)] == engines
+    assert [
+        adapter.name for adapter in (LLAMACPP, SGLANG, TRTLLM, VLLM) if adapter.launch_program(words)
+    ] == engines
+
+
+@pytest.mark.parametrize(
+    "size", ["--tp 2", "--tp-size 2", "--tensor-parallel-size 2", "--tensor-parallel-size=2"]
+)
+@pytest.mark.parametrize("model", ["--model m", "--model-path m"])
+def test_sglangs_flags_have_one_name(model: str, size: str) -> None:
+    words = split_command(f"python -m sglang.launch_server {model} {size} --mem-fraction-static 0.8")
+
+    assert parse_launch(words, SGLANG) == {"model_path": "m", "tp_size": "2", "mem_fraction_static": "0.8"}
+
+
+@pytest.mark.parametrize("program", ["trtllm-serve", "trtllm-serve serve", "/usr/local/bin/trtllm-serve"])
+def test_the_model_stands_behind_trtllm_serve(program: str) -> None:
+    words = split_command(f"{program} /models/m --tp_size 2 --max_seq_len 8192")
+
+    assert parse_launch(words, TRTLLM) == {"model": "/models/m", "tp_size": "2", "max_seq_len": "8192"}
 
 
 @pytest.mark.parametrize(
