@@ -24,10 +24,11 @@ from brimline.readings import (
 from brimline.reconcile import comparisons
 
 GPU_PATIENCE = 3.0
+PREDICTION_PATIENCE = 10.0
 
 
 async def read_once(config: Config, *, quiet_launch: bool) -> Snapshot:
-    """One snapshot of everything, once the GPUs were sampled or three seconds have passed."""
+    """One snapshot of everything, once GPUs were sampled and servers predicted, or patience is at an end."""
     collector = Collector(config, quiet_launch=quiet_launch)
     await collector.start()
     try:
@@ -35,7 +36,13 @@ async def read_once(config: Config, *, quiet_launch: bool) -> Snapshot:
         # The samples come from threads, which set no event of this loop.
         while not gpu_is_settled(collector.gpu_reading()) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        return await collector.snapshot()
+        snapshot = await collector.snapshot()
+        deadline = asyncio.get_running_loop().time() + PREDICTION_PATIENCE
+        # A scrape does not wait for the first prediction; somebody who looks once does.
+        while collector.is_predicting and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.2)
+            snapshot = await collector.snapshot()
+        return snapshot
     finally:
         await collector.close()
 

@@ -71,6 +71,8 @@ Finish = Callable[["TargetReader", TargetSnapshot], Awaitable[TargetSnapshot]]
 
 # How long a round waits for the model's files when they are read for the first time; later rounds have them.
 MODEL_PATIENCE = 0.5
+# How long the first round waits for a prediction, which imports the predictor; later rounds a tenth of it.
+PREDICTION_PATIENCE = 2.0
 # The settings of a server that shows neither its start time nor a counter's reset are asked again after this.
 DOCUMENTS_MAX_AGE = 300.0
 # An endpoint with settings that did not answer is asked again after this; a model that could not be read too.
@@ -170,7 +172,9 @@ class TargetReader:
         self._unparsed_total = 0
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
-        self._prediction = Prediction(monotonic=monotonic, patience=MODEL_PATIENCE, retry_after=RETRY_AFTER)
+        self._prediction = Prediction(
+            monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
+        )
         self._family_future: asyncio.Future[_Family | None] | None = None
         self._family: _Family | None = None
         self._family_read_at: float | None = None
@@ -613,6 +617,11 @@ class TargetReader:
         used, limit = counted
         return ProcessReading(pids=pids, host_memory_used_bytes=used, host_memory_limit_bytes=limit)
 
+    @property
+    def is_predicting(self) -> bool:
+        """True while the target's prediction is being worked out, so that a later round will have it."""
+        return self._prediction.is_pending
+
     def tenant(self) -> Tenant:
         """The target as its GPUs know it."""
         return Tenant(
@@ -908,6 +917,11 @@ class Collector:
     def reader(self, name: str) -> TargetReader | None:
         """The reader of a configured target."""
         return next((reader for reader in self._readers if reader.target.name == name), None)
+
+    @property
+    def is_predicting(self) -> bool:
+        """True while the prediction of some target is being worked out."""
+        return any(reader.is_predicting for reader in self._readers)
 
     async def snapshot(self, budget: float | None = None) -> Snapshot:
         """A snapshot of now: of the round in flight, or of a new one.

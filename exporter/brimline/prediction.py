@@ -124,16 +124,23 @@ class Prediction:
         self._asked_at = 0.0
         self._future: asyncio.Future[Footprint] | None = None
 
+    @property
+    def is_pending(self) -> bool:
+        """True while an answer is being worked out."""
+        return self._future is not None and not self._future.done()
+
     async def ask(self, question: Question) -> Footprint | None:
         """The footprint; None where it is still being worked out. Raises what `answer` raises."""
-        if self._future is None or question != self._question:
+        is_new = self._future is None or question != self._question
+        if self._future is None or is_new:
             self._question = question
             self._asked_at = self._monotonic()
             self._future = in_daemon_thread(lambda: answer(question), "prediction")
             self._future.add_done_callback(lambda done: done.cancelled() or done.exception())
         future = self._future
         if not future.done():
-            await asyncio.wait([future], timeout=self._patience)
+            # Only the first round waits for long: files that hang must not slow every scrape.
+            await asyncio.wait([future], timeout=self._patience if is_new else self._patience / 10)
         if not future.done():
             return None
         if future.exception() is not None and self._monotonic() - self._asked_at > self._retry_after:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def test_check_prints_what_it_understood_and_exits_0(server: str, tmp_path: Path
     assert "32,768 tokens" in printed
     assert "416,480 tokens" in printed
     assert "131,072 B/token" in printed
+    assert "chat: predicted beside observed" in printed
+    assert re.search(r"weights +│ +14\.96 GiB", printed)
     assert "simulated: nothing here was measured" in printed
 
 
