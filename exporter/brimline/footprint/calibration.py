@@ -281,7 +281,7 @@ def format_calibration(calibration: Calibration, comments: Iterable[str] = ()) -
         stated["settings"] = {name: _unquoted(value) for name, value in calibration.settings}
     heads = ("Measured on one server; see `brimline calibrate`.", *comments)
     lines = [f"# {line}" for comment in heads for line in comment.splitlines()]
-    text: str = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(stated, sort_keys=False)
     return "\n".join([*lines, text])
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from brimline.errors import FootprintError
@@ -271,6 +271,7 @@ def test_a_sum_and_the_context_leave_nothing_to_the_tables() -> None:
     ),
     st.integers(0, 1 << 50),
 )
+@example({"_": "\x85"}, 0)  # a line break to YAML, which written as it is would fold into a blank
 def test_any_settings_survive_their_file(stated: dict[str, object], size: int) -> None:
     made = Calibration(
         engine="vllm", version="0.32", gpu="x", settings=plain_settings(stated), context_bytes=size
