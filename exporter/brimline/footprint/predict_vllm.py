@@ -362,6 +362,7 @@ def _stage(server: VllmServer, weights: RankWeights, assumptions: list[str]) -> 
         version=server.version,
         gpu=server.gpu.name if server.gpu is not None else "",
         world_size=launch.tensor_parallel_size * launch.pipeline_parallel_size * replicas,
+        layer_ranks=launch.tensor_parallel_size * replicas,
         graphs=not launch.enforce_eager,
     )
     batch = BatchSettings(
