@@ -110,6 +110,17 @@ def _targets(queries: Sequence[Query]) -> list[core.Target]:
     ]
 
 
+def _common(title: str, description: str, queries: Sequence[Query]) -> Json:
+    """What every panel with data is made with; as many points as its width shows."""
+    return {
+        "title": title,
+        "description": description,
+        "dataSource": DATASOURCE,
+        "targets": _targets(queries),
+        "maxDataPoints": None,
+    }
+
+
 def _overrides(styles: Sequence[Style]) -> list[Json]:
     made = []
     for style in styles:
@@ -168,12 +179,8 @@ def timeseries(
 ) -> Panel:
     """Lines over time. stack: filled areas on top of each other."""
     panel = core.TimeSeries(
-        title=title,
-        description=description,
-        dataSource=DATASOURCE,
-        targets=_targets(queries),
+        **_common(title, description, queries),
         unit=unit,
-        maxDataPoints=None,
         extraJson={
             "fieldConfig": {
                 "defaults": {
@@ -236,11 +243,7 @@ def stat(
 ) -> Panel:
     """A tile. mappings: a number to the words that stand for it, and their colour."""
     panel = core.Stat(
-        title=title,
-        description=description,
-        dataSource=DATASOURCE,
-        targets=_targets(queries),
-        maxDataPoints=None,
+        **_common(title, description, queries),
         extraJson={
             "fieldConfig": {
                 "defaults": {
@@ -348,11 +351,7 @@ def table(
             properties.append({"id": "links", "value": [{"title": name, "url": url}]})
         overrides.append({"matcher": {"id": "byName", "options": column.title}, "properties": properties})
     panel = core.Table(
-        title=title,
-        description=description,
-        dataSource=DATASOURCE,
-        targets=_targets([replace(query, instant=True, table=True) for query in queries]),
-        maxDataPoints=None,
+        **_common(title, description, [replace(query, instant=True, table=True) for query in queries]),
         transformations=transformations,
         extraJson={
             "fieldConfig": {
@@ -387,11 +386,7 @@ def state_timeline(
 ) -> Panel:
     """States over time, in words."""
     panel = core.StateTimeline(
-        title=title,
-        description=description,
-        dataSource=DATASOURCE,
-        targets=_targets(queries),
-        maxDataPoints=None,
+        **_common(title, description, queries),
         extraJson={
             "fieldConfig": {
                 "defaults": {
@@ -480,27 +475,6 @@ def query_variable(
     for name_ in ("useTags", "auto", "auto_min", "auto_count"):
         variable.pop(name_, None)
     return variable
-
-
-def constant_choice(name: str, label: str, choices: Mapping[str, str], *, description: str = "") -> Json:
-    """A variable with fixed values; `choices` maps what is shown to what stands in queries."""
-    pairs = list(choices.items())
-    return {
-        "name": name,
-        "label": label,
-        "description": description,
-        "type": "custom",
-        "query": ",".join(f"{shown} : {value}" for shown, value in pairs),
-        "current": {"selected": True, "text": pairs[0][0], "value": pairs[0][1]},
-        "options": [
-            {"selected": index == 0, "text": shown, "value": value}
-            for index, (shown, value) in enumerate(pairs)
-        ],
-        "hide": 0,
-        "multi": False,
-        "includeAll": False,
-        "skipUrlSync": False,
-    }
 
 
 def board_links() -> Json:

@@ -204,13 +204,11 @@ def _whole(footprint: Footprint, bound: Callable[[Estimate], int]) -> int | None
 
 def _host_parts(footprint: Footprint) -> Parts:
     """What lies in main memory, of all GPUs together."""
-    whole: dict[str, Estimate] = {}
+    parts: dict[str, list[Estimate]] = {}
     for rank in footprint.ranks:
         for component, estimate in rank.host.items():
-            for _ in range(footprint.tensor_parallel):
-                parts = [whole[component], estimate] if component in whole else [estimate]
-                whole[component] = total(parts, estimate.source)
-    return whole
+            parts.setdefault(component, []).extend([estimate] * footprint.tensor_parallel)
+    return {component: total(each, each[0].source) for component, each in parts.items()}
 
 
 def _process_memory(snapshot: Snapshot) -> Iterator[Row]:

@@ -600,7 +600,6 @@ class TargetReader:
             if self._family_future is None or self._family_future.done():
                 port, known = self.target.port, self._family
                 self._family_future = in_daemon_thread(lambda: _family_of(port, known), "processes")
-                self._family_future.add_done_callback(lambda done: done.cancelled() or done.exception())
         future = self._family_future
         if future is not None:
             if not future.done():
@@ -716,7 +715,6 @@ class TargetReader:
             return self._gpu_known[1]
         if self._gpu_future is None:
             self._gpu_future = in_daemon_thread(assigned, "gpus")
-            self._gpu_future.add_done_callback(lambda done: done.cancelled() or done.exception())
         future = self._gpu_future
         await asyncio.wait([future], timeout=MODEL_PATIENCE)
         if not future.done():

@@ -93,12 +93,7 @@ class DaemonResolver(AbstractResolver):
         if future is None:
             future = self._pending[key] = in_daemon_thread(lambda: _look_up(host, port, family), "dns")
 
-            def forget(done: asyncio.Future[list[ResolveResult]]) -> None:
-                self._pending.pop(key, None)
-                if not done.cancelled():
-                    done.exception()  # looked at, so that nobody reports it as lost
-
-            future.add_done_callback(forget)
+            future.add_done_callback(lambda _done: self._pending.pop(key, None))
         try:
             return await asyncio.shield(future)
         except UnicodeError as error:

@@ -136,7 +136,6 @@ class Prediction:
             self._question = question
             self._asked_at = self._monotonic()
             self._future = in_daemon_thread(lambda: answer(question), "prediction")
-            self._future.add_done_callback(lambda done: done.cancelled() or done.exception())
         future = self._future
         if not future.done():
             # Only the first round waits for long: files that hang must not slow every scrape.

@@ -255,6 +255,15 @@ class RankFootprint:
     host: Mapping[str, Estimate] = field(default_factory=dict)
 
 
+# Lengths for which the bytes of one request are told, beside the longest.
+_SHOWN_LENGTHS = (1024, 8192, 32768, 131072)
+
+
+def shown_lengths(longest: int) -> list[int]:
+    """The lengths, ascending, for which KvCacheFootprint.bytes_by_tokens tells the bytes of one request."""
+    return [*(length for length in _SHOWN_LENGTHS if length < longest), longest]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvCacheFootprint:
     """The predicted KV cache on the fullest GPU of one data-parallel rank (llama.cpp: on all its devices).

@@ -118,7 +118,7 @@ def account(
         parts += _parts_of(target, by_uuid)
     owners = {device.uuid: owned for device in devices if (owned := _process_owners(device, targets))}
     parts += _strangers(owners, targets)
-    parts += _remainders(parts, targets, by_uuid)
+    parts += _remainders(parts, by_uuid)
     is_read = {target.name for target in targets if target.up}
     headroom = {}
     for tenant in tenants:
@@ -129,8 +129,9 @@ def account(
     errors: dict[tuple[str, str], float] = {}
     ceilings = {}
     for target in targets:
-        for component, ratio in _errors_of(target):
-            errors[target.name, component] = ratio
+        for line in _component_comparisons(target):
+            if line.difference_ratio is not None:
+                errors[target.name, line.name] = line.difference_ratio
         ceiling = _ceiling_now(target)
         if ceiling is not None:
             ceilings[target.name] = ceiling
@@ -224,6 +225,8 @@ def _process_owners(device: DeviceReading, targets: Sequence[TargetSnapshot]) ->
     processes; a target in another PID namespace would be taken for one.
     """
     sizes = {pid: size for pid, size in (device.processes or {}).items() if size is not None}
+    if not sizes:
+        return {}
     here = [target for target in targets if any(gpu == device.uuid for gpu, _ in target.gpus)]
     families = {target.name: target.process.pids for target in targets if target.process is not None}
     all_known = all(target.name in families for target in here)
@@ -247,23 +250,20 @@ def _strangers(
             )
 
 
-def _remainders(
-    parts: Sequence[MemoryPart], targets: Sequence[TargetSnapshot], devices: Mapping[Uuid, DeviceReading]
-) -> Iterator[MemoryPart]:
+def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
     """What no target accounts for on each GPU that a target holds; negative where less is used than said."""
     accounted: dict[Uuid, int] = {}
     for part in parts:
         accounted[part.gpu] = accounted.get(part.gpu, 0) + part.size_bytes
-    for gpu in dict.fromkeys(gpu for target in targets for gpu, _ in target.gpus):
+    for gpu in dict.fromkeys(part.gpu for part in parts if part.target):
         device = devices.get(gpu)
-        is_shown = any(part.gpu == gpu and part.target for part in parts)
-        if device is not None and device.used_bytes is not None and is_shown:
+        if device is not None and device.used_bytes is not None:
             yield MemoryPart(
                 gpu=gpu,
                 target="",
                 component="unaccounted",
                 basis="measured",
-                size_bytes=device.used_bytes - accounted.get(gpu, 0),
+                size_bytes=device.used_bytes - accounted[gpu],
             )
 
 
@@ -308,36 +308,7 @@ def _headroom(
     return min(left)
 
 
-# --- how far predictions are off ---
-
-
-def _errors_of(target: TargetSnapshot) -> Iterator[tuple[str, float]]:
-    """(observed - predicted) / predicted, of the rank with the least cache, for what is measured."""
-    ranks = _reading_of_one_model(target)
-    if ranks is None or target.footprint is None:
-        return
-    fullest = max(
-        target.footprint.ranks,
-        key=lambda rank: rank.components["kv_cache"].expected if "kv_cache" in rank.components else 0,
-    )
-    pools = [rank.kv_cache_capacity_bytes for rank in ranks.values()]
-    if all(pool is not None for pool in pools):
-        if target.footprint.kv_cache.stage_block_bytes:
-            predicted = fullest.components.get("kv_cache")
-            expected = predicted.expected if predicted is not None else 0
-        else:
-            expected = sum(
-                rank.components["kv_cache"].expected
-                for rank in target.footprint.ranks
-                if "kv_cache" in rank.components
-            )
-        if expected:
-            yield "kv_cache", (min(pool for pool in pools if pool is not None) - expected) / expected
-    measured = [rank.measured_memory_bytes or {} for rank in ranks.values()]
-    for component, estimate in target.footprint.fullest.components.items():
-        if estimate.expected and all(component in rank for rank in measured):
-            most = max(rank[component] for rank in measured)
-            yield component, (most - estimate.expected) / estimate.expected
+# --- the ceiling at the present load ---
 
 
 def _ceiling_now(target: TargetSnapshot) -> float | None:
@@ -379,23 +350,18 @@ class Comparison:
         return (self.observed - self.expected) / self.expected
 
 
-def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:
-    """Predicted beside observed for one target: its fullest GPU by component, the whole, and its KV cache.
-
-    Empty where nothing is predicted. The whole is compared with what is in use on a GPU only where the target
-    has it for itself.
-    """
-    footprint = target.footprint
-    if footprint is None:
+def _component_comparisons(target: TargetSnapshot) -> list[Comparison]:
+    """Predicted beside measured for each component of the target's fullest GPU."""
+    if target.footprint is None:
         return []
+    fullest = target.footprint.fullest
     ranks = _reading_of_one_model(target) or {}
-    fullest = footprint.fullest
+    measured = [_measured(rank, fullest, target.footprint) for rank in ranks.values()]
     lines = []
     for component in COMPONENTS:
         estimate = fullest.components.get(component)
         if estimate is None:
             continue
-        measured = [_measured(rank, fullest, footprint) for rank in ranks.values()]
         sizes = [_component_size(said, component) for said in measured]
         known = [size for size in sizes if size is not None]
         # Of several ranks the one with the least cache, and else the one that holds most.
@@ -410,6 +376,21 @@ def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:
                 observed=pick(known) if known and len(known) == len(sizes) else None,
             )
         )
+    return lines
+
+
+def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:
+    """Predicted beside observed for one target: its fullest GPU by component, the whole, and its KV cache.
+
+    Empty where nothing is predicted. The whole is compared with what is in use on a GPU only where the target
+    has it for itself.
+    """
+    footprint = target.footprint
+    if footprint is None:
+        return []
+    ranks = _reading_of_one_model(target) or {}
+    fullest = footprint.fullest
+    lines = _component_comparisons(target)
     whole = fullest.total
     if "kv_cache" in fullest.components:
         lines.append(

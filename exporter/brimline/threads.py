@@ -16,9 +16,13 @@ T = TypeVar("T")
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """A future of the call's result. Cancelling it abandons the thread, it cannot stop it."""
+    """A future of the call's result. Cancelling it abandons the thread, it cannot stop it.
+
+    An error that nobody waits for any more is not reported as lost.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def deliver(result: T | None, error: BaseException | None) -> None:
         if future.done():

@@ -140,5 +140,4 @@ LINKS = (board_links(),)
 
 # How a server's state reads, by target_up.
 UP = {0.0: ("DOWN", RED), 1.0: ("up", GREEN)}
-ON_OFF = {0.0: ("no", GREEN), 1.0: ("YES", RED)}
 YES_NO = {0.0: ("NO", RED), 1.0: ("yes", GREEN)}

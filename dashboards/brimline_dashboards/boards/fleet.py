@@ -34,8 +34,6 @@ from brimline_dashboards.panels import (
     to_board,
 )
 
-_TO_SERVER = to_board(SERVER, target="${__field.labels.target}", job="${__field.labels.job}")
-
 
 def _chosen(expr: str) -> str:
     """Of the servers of the chosen experiment and variant only."""

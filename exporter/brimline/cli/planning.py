@@ -11,8 +11,10 @@ import click
 
 from brimline.cli.common import EXIT_NEGATIVE, fail
 from brimline.cli.prediction import (
+    _CALIBRATION,
     _FLAGS,
     _GPU,
+    _SETTING,
     DEFAULT_ENGINE,
     _calibration,
     _is_command_line,
@@ -51,19 +53,9 @@ _ORDERS = ("requests", "headroom", "speed", "gpus")
 )
 @click.option("--engine-version", help="Version of the engine; the newest known one unless given.")
 @_with(_FLAGS)
-@click.option(
-    "--setting",
-    "more",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Any other flag of the engine, by its own name. Repeat it for more.",
-)
+@_SETTING
 @_with(_GPU)
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="What was measured on such a server (`brimline calibrate` writes it).",
-)
+@_CALIBRATION
 @click.option(
     "--allow-hub", is_flag=True, help="Look models up on the Hugging Face hub (needs brimline[hub])."
 )

@@ -76,6 +76,20 @@ _GPU = (
 )
 
 
+_SETTING = click.option(
+    "--setting",
+    "more",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other flag of the engine, by its own name. Repeat it for more.",
+)
+_CALIBRATION = click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What was measured on such a server (`brimline calibrate` writes it).",
+)
+
+
 def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -94,19 +108,9 @@ def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
 )
 @click.option("--engine-version", help="Version of the engine; the newest known one unless given.")
 @_with(_FLAGS)
-@click.option(
-    "--setting",
-    "more",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Any other flag of the engine, by its own name. Repeat it for more.",
-)
+@_SETTING
 @_with(_GPU)
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="What was measured on such a server (`brimline calibrate` writes it).",
-)
+@_CALIBRATION
 @click.option(
     "--acceptance",
     type=click.FloatRange(0, 1),

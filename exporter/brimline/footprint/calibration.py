@@ -133,6 +133,11 @@ class Calibration:
         """A launch setting of the server that was measured; None where it is not said."""
         return dict(self.settings).get(name)
 
+    @property
+    def unused(self) -> str:
+        """A sentence for a server that the calibration does not hold for."""
+        return f"The calibration is of {self.engine} {self.version} on {self.gpu}, and is not used here."
+
     def is_whole(self, *, graphs: bool) -> bool:
         """True where nothing is left to the tables; graphs: whether the server captures CUDA graphs."""
         if self.context_bytes is None:

@@ -216,11 +216,6 @@ def _mapped(path: Path, parse: Callable[[mmap.mmap, str], _Read]) -> _Read:
         raise FootprintError(f"{path} cannot be read ({error})") from None
 
 
-def read_gguf_metadata(path: Path) -> dict[str, Any]:
-    """Metadata of a GGUF file up to its vocabulary, which may be large. Raises FootprintError."""
-    return _mapped(path, _parse_metadata)
-
-
 def read_gguf(path: Path) -> Gguf:
     """Metadata and tensors of a GGUF file, and of its other parts where it is one of several.
 
@@ -257,17 +252,6 @@ def _head(data: mmap.mmap | bytes, name: str) -> tuple[_Cursor, int, int]:
     if version not in (2, 3):
         raise FootprintError(f"{name} is GGUF version {version}; versions 2 and 3 are read")
     return cursor, cursor.take("Q"), cursor.take("Q")
-
-
-def _parse_metadata(data: mmap.mmap | bytes, name: str) -> dict[str, Any]:
-    cursor, _tensors, entries = _head(data, name)
-    metadata: dict[str, Any] = {}
-    for _ in range(entries):
-        key = cursor.text()
-        if key.startswith("tokenizer."):
-            break
-        metadata[key] = cursor.value(cursor.take("I"))
-    return metadata
 
 
 def _parse_gguf(data: mmap.mmap | bytes, name: str) -> Gguf:

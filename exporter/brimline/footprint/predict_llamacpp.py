@@ -39,14 +39,11 @@ from brimline.footprint.weights import (
     PARTS,
     Sharding,
     StoredWeights,
+    as_if_quantized,
     parameters,
-    quantize,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint
-
-# Lengths for which the bytes of one request are told.
-LENGTHS = (1024, 8192, 32768, 131072)
+from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
 
 # Builds from which a default holds. 6325: pull request 15434; the next two were merged with pull requests
 # 16736 and 16653, and the builds around them are those of their days; 9464: a server's graph reserves logits
@@ -641,9 +638,7 @@ def predict_llamacpp(
     launch = llamacpp_launch(settings)
     build = llamacpp_build(version)
     assumptions = list(architecture.assumptions)
-    if launch.quantization is not None and architecture.quantization is None:
-        architecture, stored = quantize(architecture, launch.quantization), None
-        assumptions.append(f"The weights are taken as if quantized with {launch.quantization}.")
+    architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
     if gpu is not None and gpu.assumption:
         assumptions.append(gpu.assumption)
     assumptions += [sentence for name, sentence in _NOT_COUNTED.items() if settings.get(name)]
@@ -701,10 +696,7 @@ def _runtime(
     """The CUDA context of one GPU, and what libraries take with it."""
     name = gpu.name if gpu is not None else ""
     if calibration is not None and not _is_of(calibration, version, name):
-        assumptions.append(
-            f"The calibration is of {calibration.engine} {calibration.version} on {calibration.gpu}, and is "
-            "not used here."
-        )
+        assumptions.append(calibration.unused)
         calibration = None
     return context_bytes(RuntimeSettings(engine="llamacpp", gpu=name), calibration)
 
@@ -805,10 +797,7 @@ def _kv_cache(server: _Server, layout: _Layout) -> KvCacheFootprint:
         bytes_per_token=float(cache.bytes_per_token),
         max_model_len_tokens=longest,
         full_request_bytes=cache.request_bytes(longest),
-        bytes_by_tokens={
-            length: cache.request_bytes(length)
-            for length in sorted({length for length in LENGTHS if length < longest} | {longest})
-        },
+        bytes_by_tokens={length: cache.request_bytes(length) for length in shown_lengths(longest)},
         capacity_tokens=cache.cells,
         max_concurrency_requests=min(float(server.slots), cache.cells / longest),
         is_proportional=not (cache.window_bytes or cache.state_bytes),

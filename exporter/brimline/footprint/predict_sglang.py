@@ -36,14 +36,12 @@ from brimline.footprint.weights import (
     RankWeights,
     Sharding,
     StoredWeights,
+    as_if_quantized,
     parameters,
-    quantize,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint
+from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
 
-# Lengths for which the bytes of one request are told.
-LENGTHS = (1024, 8192, 32768, 131072)
 # Graphs of prefill are captured by default; for MLA up to so many tokens.
 _LATENT_PREFILL_TOKENS = 8192
 
@@ -425,18 +423,13 @@ def predict_sglang(
     notes = list(architecture.assumptions)
     if gpu is not None and gpu.assumption:
         notes.append(gpu.assumption)
-    if launch.quantization is not None and architecture.quantization is None:
-        architecture, stored = quantize(architecture, launch.quantization), None
-        notes.append(f"The weights are taken as if quantized with {launch.quantization}.")
+    architecture, stored = as_if_quantized(architecture, stored, launch.quantization, notes)
     if settings.get("speculative_algorithm", "").lower() not in ("", "none"):
         notes.append("The draft model of --speculative-algorithm is not counted.")
     if calibration is not None and not calibration.holds_for(
         "sglang", version, gpu.name if gpu is not None else ""
     ):
-        notes.append(
-            f"The calibration is of {calibration.engine} {calibration.version} on {calibration.gpu}, and is "
-            "not used here."
-        )
+        notes.append(calibration.unused)
         calibration = None
     context = _context(architecture, launch)
     cache = sglang_cache(architecture, _cache_settings(launch))
@@ -541,10 +534,7 @@ def _kv_cache(
         bytes_per_token=float(cache.bytes_per_token),
         max_model_len_tokens=context,
         full_request_bytes=cache.request_bytes(context),
-        bytes_by_tokens={
-            length: cache.request_bytes(length)
-            for length in sorted({length for length in LENGTHS if length < context} | {context})
-        },
+        bytes_by_tokens={length: cache.request_bytes(length) for length in shown_lengths(context)},
         block_tokens=page,
         stage_block_bytes=(cache.full_token_bytes * page,) if plain else (),
         num_blocks=pages,

@@ -28,14 +28,11 @@ from brimline.footprint.weights import (
     RankWeights,
     Sharding,
     StoredWeights,
+    as_if_quantized,
     parameters,
-    quantize,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint
-
-# Lengths for which the bytes of one request are told.
-LENGTHS = (1024, 8192, 32768, 131072)
+from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,16 +178,11 @@ def predict_trtllm(
     notes = list(architecture.assumptions)
     if gpu is not None and gpu.assumption:
         notes.append(gpu.assumption)
-    if launch.quantization is not None and architecture.quantization is None:
-        architecture, stored = quantize(architecture, launch.quantization), None
-        notes.append(f"The weights are taken as if quantized with {launch.quantization}.")
+    architecture, stored = as_if_quantized(architecture, stored, launch.quantization, notes)
     if calibration is not None and not calibration.holds_for(
         "trtllm", version, gpu.name if gpu is not None else ""
     ):
-        notes.append(
-            f"The calibration is of {calibration.engine} {calibration.version} on {calibration.gpu}, and is "
-            "not used here."
-        )
+        notes.append(calibration.unused)
         calibration = None
     context = _context(architecture, launch)
     sharding = Sharding(
@@ -339,10 +331,7 @@ def _kv_cache(
         bytes_per_token=float(cache.token_bytes),
         max_model_len_tokens=context,
         full_request_bytes=_request_blocks(cache, context) * size,
-        bytes_by_tokens={
-            length: _request_blocks(cache, length) * size
-            for length in sorted({length for length in LENGTHS if length < context} | {context})
-        },
+        bytes_by_tokens={length: _request_blocks(cache, length) * size for length in shown_lengths(context)},
         block_tokens=launch.tokens_per_block,
         stage_block_bytes=(size,) * launch.pp_size,
         num_blocks=blocks,

@@ -58,13 +58,13 @@ from brimline.footprint.weights import (
     ENDS,
     RankWeights,
     StoredWeights,
+    as_if_quantized,
     largest_matrix_bytes,
     layer_shares,
     parameters,
-    quantize,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, Step
+from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, Step, shown_lengths
 
 __all__ = ["VllmLaunch", "VllmServer", "VllmStage", "predict_vllm", "vllm_kv_cache", "vllm_launch"]
 
@@ -73,8 +73,6 @@ IN_BUDGET, OUTSIDE = "runtime in the budget", "runtime outside the budget"
 # Taken at run time, beside the activations that the profile run has seen.
 UNPROFILED = "activations beyond the profile"
 _UNPUBLISHED = (IN_BUDGET, OUTSIDE, UNPROFILED)
-# Lengths for which the bytes of one request are told.
-LENGTHS = (1024, 8192, 32768, 131072)
 # Tokens of the largest image where the model's files do not say: Qwen2-VL's limit of 16384 patches of 28×28
 # pixels (its preprocessor_config.json, max_pixels 12,845,056).
 _LARGEST_IMAGE_TOKENS = 16384
@@ -178,10 +176,7 @@ def predict_vllm(
     assumptions = [*architecture.assumptions]
     if gpu is not None and gpu.assumption:
         assumptions.append(gpu.assumption)
-    if launch.quantization is not None and architecture.quantization is None:
-        architecture = quantize(architecture, launch.quantization)
-        stored = None
-        assumptions.append(f"The weights are taken as if quantized with {launch.quantization}.")
+    architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
     if not launch.takes_images:
         architecture, stored = _without_senses(architecture, stored)
     context = context_of(architecture, launch, version)
@@ -737,10 +732,7 @@ def _kv_cache(cache: VllmCache, blocks: Estimate | None) -> KvCacheFootprint:
         bytes_per_token=float(cache.bytes_per_token),
         max_model_len_tokens=context,
         full_request_bytes=cache.bytes_by_tokens(context),
-        bytes_by_tokens={
-            length: cache.bytes_by_tokens(length)
-            for length in sorted({length for length in LENGTHS if length < context} | {context})
-        },
+        bytes_by_tokens={length: cache.bytes_by_tokens(length) for length in shown_lengths(context)},
         block_tokens=cache.block_size,
         stage_block_bytes=cache.stage_block_bytes,
         num_blocks=blocks,

@@ -993,6 +993,19 @@ GGUF_FILE_BITS: dict[str, float] = {
 }  # fmt: skip
 
 
+def as_if_quantized(
+    architecture: Architecture, stored: StoredWeights | None, name: str | None, assumptions: list[str]
+) -> tuple[Architecture, StoredWeights | None]:
+    """The model as a launch flag has it quantized, where it is not so already; said among the assumptions.
+
+    What is stored is then no longer what is loaded. Raises FootprintError as quantize does.
+    """
+    if name is None or architecture.quantization is not None:
+        return architecture, stored
+    assumptions.append(f"The weights are taken as if quantized with {name}.")
+    return quantize(architecture, name), None
+
+
 @kept_with_architecture
 def quantize(architecture: Architecture, name: str) -> Architecture:
     """The same model, stored as `name`: a method of QUANTIZATIONS or a GGUF type such as q4_k_m.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from brimline.errors import FootprintError
 from brimline.footprint.architecture import Attention, LatentAttention
-from brimline.footprint.gguf import GGML_BITS, GgufTensor, read_gguf, read_gguf_metadata, settings_of_gguf
+from brimline.footprint.gguf import GGML_BITS, GgufTensor, read_gguf, settings_of_gguf
 from brimline.footprint.hf_config import architecture_of_gguf, read_architecture
 from brimline.footprint.weights import LLAMACPP_RULES, stored_weights, weight_bytes
 
@@ -230,5 +230,5 @@ def test_a_list_that_no_setting_has_is_passed_over(tmp_path: Path) -> None:
         file.truncate(151 << 20)
     begun = time.process_time()
 
-    assert read_gguf_metadata(path) == {"llama.evil": None}
+    assert read_gguf(path).metadata == {"llama.evil": None}
     assert time.process_time() - begun < 2
