@@ -68,8 +68,8 @@ Scenario = Literal["normal", "leak"]
 def recording(seed: int = 1, scenario: Scenario = "normal") -> Iterator[dict[str, Any]]:
     """The documents of the recording in order; the same for the same seed.
 
-    scenario: in a leak the first server takes ever more beside its plan, until nothing is free; the round then
-    begins again, as after a restart.
+    scenario: in a leak the first server takes ever more beside its plan, until nothing is free; the round
+    then begins again, as after a restart.
     """
     generator = random.Random(seed)
     yield {
