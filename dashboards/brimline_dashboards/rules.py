@@ -122,8 +122,8 @@ def _prometheus_rule(groups: Sequence[Json], chosen: Options) -> Json:
 
 # --- Grafana's own alerting ---
 
-# An alert's expression gives a series only while something is wrong, so that any number at all means firing. It
-# is what Grafana's own import of Prometheus rules writes.
+# An alert gives a series only while something is wrong, so that any number at all means firing. It is what
+# Grafana's own import of Prometheus rules writes.
 _IS_A_NUMBER = "is_number($query) || is_nan($query) || is_inf($query)"
 _LOOK_BACK_SECONDS = 600
 
