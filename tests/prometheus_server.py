@@ -72,7 +72,7 @@ class Prometheus:
         return rows[0][1] if rows else None
 
     def rule_health(self) -> dict[str, str]:
-        """Every rule by its name: `ok`, what went wrong in its last evaluation, or `unknown` before the first."""
+        """Every rule by its name: `ok`, the error of its last evaluation, or `unknown` before the first."""
         document = json.loads(get_text(f"{self.url}/api/v1/rules"))
         rules = [rule for group in document["data"]["groups"] for rule in group["rules"]]
         return {rule["name"]: rule.get("lastError") or rule["health"] for rule in rules}
@@ -91,8 +91,8 @@ def running_prometheus(
 ) -> Iterator[Prometheus]:
     """Prometheus that scrapes exporters on the ports as one job.
 
-    labels: what the scrape adds to the exporters' series. more: other jobs by name, with their ports; the labels
-    of their pages stand as they are. rules: files of rules by name.
+    labels: what the scrape adds to the exporters' series. more: other jobs by name, with their ports; the
+    labels of their pages stand as they are. rules: files of rules by name.
     """
     port = free_port()
     targets = [f"127.0.0.1:{exporter}" for exporter in ports]

@@ -1,8 +1,7 @@
 """The rules where an exporter cannot read its GPUs: memory comes from a page of dcgm-exporter.
 
-The page is made here from dcgm-exporter's default counters (etc/default-counters.csv of 4.x: DCGM_FI_DEV_FB_FREE,
-_USED and _RESERVED in MiB) and the labels of its README (gpu, UUID, device, modelName, Hostname, namespace, pod,
-container).
+The page is made here from dcgm-exporter's counters (etc/default-counters.csv: DCGM_FI_DEV_FB_FREE, _USED and
+_RESERVED in MiB) and the labels of its README (gpu, UUID, device, modelName, Hostname, namespace, pod, container).
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def dcgm_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def prometheus(dcgm_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """A sidecar without GPU access in the pod chat/chat-0, and the node's dcgm-exporter, with the rules loaded."""
+    """A sidecar without GPU access in the pod chat/chat-0, the node's dcgm-exporter, and the rules."""
     rules = {name: re.sub("interval: 30s", "interval: 1s", text) for name, text in plain_files().items()}
     with simulated_vllm("short-context") as server:
         config = (

@@ -59,8 +59,8 @@ def _used_bytes(generator: random.Random, *, logprobs: bool) -> list[int]:
     return used
 
 
-# A quarter of an hour until the card is full; then the server is killed and starts anew.
-LEAK_SECONDS = 900
+# Half an hour until the card is full; then the server is killed and starts anew.
+LEAK_SECONDS = 1800
 LEAK_BEGINS_SECONDS = 60
 Scenario = Literal["normal", "leak"]
 
