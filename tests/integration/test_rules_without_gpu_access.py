@@ -1,7 +1,8 @@
 """The rules where an exporter cannot read its GPUs: memory comes from a page of dcgm-exporter.
 
 The page is made here from dcgm-exporter's counters (etc/default-counters.csv: DCGM_FI_DEV_FB_FREE, _USED and
-_RESERVED in MiB) and the labels of its README (gpu, UUID, device, modelName, Hostname, namespace, pod, container).
+_RESERVED in MiB) and the labels of its README (gpu, UUID, device, modelName, Hostname, namespace, pod,
+container).
 """
 
 from __future__ import annotations
