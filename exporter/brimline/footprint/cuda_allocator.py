@@ -1,7 +1,7 @@
 """How many bytes PyTorch counts as allocated on a GPU for tensors of given sizes.
 
 Its allocator asks the driver for segments and cuts them into blocks; what is left of a segment stays part of
-the block where it is no more than 1 MiB (PyTorch 2.10, c10/cuda/CUDACachingAllocator.cpp, functions
+the block where it is no more than 1 MiB (PyTorch 2, c10/cuda/CUDACachingAllocator.cpp, functions
 get_allocation_size and should_split). A tensor of 75 MiB takes a segment of 76 and all of it; one of 74.5
 leaves 1.5 for others.
 """

@@ -129,7 +129,7 @@ def vllm_buffers(
     if rounded:
         # None of it where the allocator's segments grow (expandable_segments).
         found[ALLOCATOR] = Estimate(
-            0, rounded, rounded, "blocks of PyTorch's allocator (2.10, c10/cuda/CUDACachingAllocator.cpp)"
+            0, rounded, rounded, "blocks of PyTorch's allocator (c10/cuda/CUDACachingAllocator.cpp)"
         )
     return found
 

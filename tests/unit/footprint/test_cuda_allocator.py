@@ -1,4 +1,4 @@
-"""Segments, blocks, and what of them counts (2.10, c10/cuda/CUDACachingAllocator.cpp)."""
+"""Segments, blocks, and what of them counts (PyTorch 2, c10/cuda/CUDACachingAllocator.cpp)."""
 
 from __future__ import annotations
 
