@@ -186,11 +186,13 @@ class RotaryTable:
     """Cosines and sines of every position, by which queries and keys are turned: rows × width elements.
 
     No weights: they are computed, and stand in no checkpoint. element_bytes: None for the model's own type.
+    sections: positions of images and videos are told in three coordinates; vLLM keeps four times the rows.
     """
 
     rows: int
     width: int
     element_bytes: int | None = None
+    sections: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from brimline.footprint.predict_vllm import (
 from brimline.footprint.runtime import graphs_count_in_budget
 from brimline.footprint.throughput import DecodeCeiling, PipelineCeiling, expected_tokens_per_step
 from brimline.footprint.vllm_cache import CacheGroup, VllmCache
-from brimline.footprint.vllm_weights import MLA_WORKSPACE, ROTARY
+from brimline.footprint.vllm_weights import MLA_WORKSPACE, ROTARY, rotary_rows
 from brimline.footprint.weights import LINEAR, PARTS, Weight, layer_tensors, vocabulary_rows_on_rank
 from brimline.readings import RankFootprint, Step
 from brimline.units import format_bytes, format_count
@@ -118,7 +118,7 @@ def _buffer(server: VllmServer, name: str) -> tuple[str, str]:
     """Formula and numbers of what lies beside the weights from the load on."""
     if name == ROTARY:
         tables = [
-            f"{table.rows:,} × {table.width} × {table.element_bytes or server.element_bytes} B"
+            f"{rotary_rows(table):,} × {table.width} × {table.element_bytes or server.element_bytes} B"
             for table in server.architecture.rotary or ()
         ]
         return "positions × rotated elements of a head × bytes, whole on each GPU", " + ".join(tables)

@@ -67,7 +67,12 @@ def rotary_tables(name: str, config: Settings, layers: Iterable[Layer]) -> tuple
             rows, width = _rows(entry, config, longest), _width(name, config, entry, mixer)
             if rows is None:
                 return None
-            table = RotaryTable(rows=rows, width=width, element_bytes=_WIDE.get(name))
+            table = RotaryTable(
+                rows=rows,
+                width=width,
+                element_bytes=_WIDE.get(name),
+                sections="mrope_section" in entry,
+            )
             found[which, width] = table
             # The indexer of sparse attention turns its keys the other way round (deepseek_v2.py).
             if isinstance(mixer, LatentAttention) and mixer.index_heads is not None:
@@ -115,14 +120,12 @@ def _rows(entry: Mapping[str, Any], config: Settings, longest: int) -> int | Non
         original = config.get("original_max_position_embeddings")
     if not isinstance(original, int) or isinstance(original, bool) or not 0 < original <= MAX_WIDTH:
         original = longest
-    # Videos count their positions by seconds: four times as many (mrope.py).
-    times = 4 if "mrope_section" in entry else 1
     if kind in _AS_LONG_AS_STATED or (kind == "dynamic" and "alpha" in entry):
-        rows = longest * times
+        rows = longest
     elif kind in ("linear", "dynamic"):
         rows = math.ceil(longest * factor)
     elif kind in _YARN:
-        rows = math.ceil(original * factor) * times
+        rows = math.ceil(original * factor)
     elif kind in ("longrope", "su"):
         rows = original + longest  # one for short contexts, one for long ones
     else:

@@ -10,7 +10,7 @@ stand between what a full prefill needs and all of the slack.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, exact, total
@@ -226,18 +226,15 @@ def _weights(
         found = weight_bytes(architecture, sharding=sharding, dtype=launch.dtype or "auto", stored=stored)
         return [rank for rank in found if rank.tensor_rank == 0]
 
-    whole = ranks(launch.tp_size)
+    rotary = sum(4 * table.rows * table.width for table in architecture.rotary or ())
+    source = "tables of rotary positions in 32 bits (SGLang 0.5.23, layers/rotary_embedding/base.py)"
+    buffers = {"rotary tables": exact(rotary, source)} if rotary else {}
+    whole = [replace(rank, buffers=buffers) for rank in ranks(launch.tp_size)]
     if launch.attention_ranks == launch.tp_size:
         return whole
     wider = ranks(launch.attention_ranks)
     return [
-        RankWeights(
-            pipeline_stage=rank.pipeline_stage,
-            tensor_rank=0,
-            layers=rank.layers,
-            parts={**rank.parts, "attention": other.parts["attention"]},
-            host=rank.host,
-        )
+        replace(rank, parts={**rank.parts, "attention": other.parts["attention"]})
         for rank, other in zip(whole, wider, strict=True)
     ]
 

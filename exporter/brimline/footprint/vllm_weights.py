@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from brimline.estimate import Estimate, exact
-from brimline.footprint.architecture import Architecture, LatentAttention
+from brimline.footprint.architecture import (
+    Architecture,
+    LatentAttention,
+    RotaryTable,
+    kept_with_architecture,
+)
 from brimline.footprint.constants import MIB, parse_version
 from brimline.footprint.cuda_allocator import allocated_bytes
 from brimline.footprint.vllm_cache import NEWEST_VERSION
@@ -120,12 +125,14 @@ def vllm_buffers(
         found[MLA_WORKSPACE] = exact(
             workspace, "workspace of MLA backends (vLLM 0.19, v1/attention/backends/mla/flashinfer_mla.py)"
         )
-    sizes = tensor_sizes(
-        architecture, weights.layers, sharding=sharding, element_bytes=element_bytes, rules=rules
+    rounded = _rounding_bytes(
+        architecture,
+        weights.layers,
+        sharding=sharding,
+        element_bytes=element_bytes,
+        rules=rules,
+        max_split_bytes=None if _version(version) < _LIMITS_SPLITS else _MAX_SPLIT_BYTES,
     )
-    sizes = (*sizes[:1], *tables, *sizes[1:])
-    max_split = None if _version(version) < _LIMITS_SPLITS else _MAX_SPLIT_BYTES
-    rounded = allocated_bytes(sizes, max_split_bytes=max_split) - sum(sizes)
     if rounded:
         # None of it where the allocator's segments grow (expandable_segments).
         found[ALLOCATOR] = Estimate(
@@ -134,10 +141,31 @@ def vllm_buffers(
     return found
 
 
+@kept_with_architecture
+def _rounding_bytes(
+    architecture: Architecture,
+    layers: range,
+    *,
+    sharding: Sharding,
+    element_bytes: int,
+    rules: WeightRules,
+    max_split_bytes: int | None,
+) -> int:
+    """Bytes allocated beyond the sizes of a rank's tensors. Rotary tables come with the first layer."""
+    sizes = tensor_sizes(architecture, layers, sharding=sharding, element_bytes=element_bytes, rules=rules)
+    sizes = (*sizes[:1], *rotary_bytes(architecture, element_bytes), *sizes[1:])
+    return allocated_bytes(sizes, max_split_bytes=max_split_bytes) - sum(sizes)
+
+
+def rotary_rows(table: RotaryTable) -> int:
+    """Positions of a table. Videos count theirs by seconds: four times as many (mrope.py)."""
+    return table.rows * (4 if table.sections else 1)
+
+
 def rotary_bytes(architecture: Architecture, element_bytes: int) -> tuple[int, ...]:
     """Bytes of each table of rotary positions, whole on every rank; none where they are not known."""
     return tuple(
-        table.rows * table.width * (table.element_bytes or element_bytes)
+        rotary_rows(table) * table.width * (table.element_bytes or element_bytes)
         for table in architecture.rotary or ()
     )
 

@@ -12,7 +12,7 @@ import pytest
 from brimline.footprint.architecture import RotaryTable
 from brimline.footprint.constants import GIB, MIB
 from brimline.footprint.hf_config import architecture_of_config
-from brimline.footprint.vllm_weights import rotary_bytes
+from brimline.footprint.vllm_weights import rotary_bytes, rotary_rows
 from measurements import compared
 
 SMALL: dict[str, Any] = {
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 def tables(**config: Any) -> set[tuple[int, int]]:
     found = architecture_of_config({**SMALL, **config}, "config.json").rotary
     assert found is not None
-    return {(table.rows, table.width) for table in found}
+    return {(rotary_rows(table), table.width) for table in found}
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,18 @@ def test_the_decode_ceiling_is_bandwidth_over_what_a_step_reads() -> None:
     assert round(footprint.decode_ceiling(1, 1024)) == 221
 
 
+def test_tables_of_rotary_positions_are_kept_in_32_bits() -> None:
+    """layers/rotary_embedding/base.py: 131,072 positions of 128 elements, no more for three coordinates."""
+    in_sections = {**LLAMA_8B, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    none = {**LLAMA_8B, "rope_scaling": {"type": "strange"}}
+    plain, sections, unknown = (
+        of(config).fullest.components["weights"].expected for config in (LLAMA_8B, in_sections, none)
+    )
+
+    assert plain - unknown == 131072 * 128 * 4
+    assert sections == plain
+
+
 def test_a_calibration_replaces_the_table() -> None:
     measured = Calibration(engine="sglang", version="0.5.23", gpu=H100.name, context_bytes=GIB)
 
@@ -233,7 +245,7 @@ def test_a_calibration_replaces_the_table() -> None:
 
 
 def test_a_calibration_gives_what_holds_for_the_server_and_says_what_does_not() -> None:
-    """15.11 GiB is what SGLang said of the weights of Llama-3.1-8B (tests/measurements/other-engines.yaml)."""
+    """15.11 GiB is what SGLang said of the weights of Llama-3.1-8B: tests/measurements/other-engines.yaml."""
     weights = round(15.11 * GIB)
     measured = Calibration(
         engine="sglang",
