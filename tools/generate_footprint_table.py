@@ -106,8 +106,10 @@ def _beyond(every: Sequence[Run]) -> Iterator[str]:
             name = f"{run.model}{'' if not run.own else f' ({_flags(run)})'}"
             if why is not None and name not in reasons.setdefault(why, []):
                 reasons[why].append(name)
-    for why, names in reasons.items():
-        yield f"- {', '.join(names)}: {why}"
+    if reasons:
+        yield from ("Beyond the bar, in bold above:", "")
+        yield from (f"- {', '.join(names)}: {why}" for why, names in reasons.items())
+        yield ""
 
 
 def _exact_table(exact: Sequence[Run]) -> Iterator[str]:
@@ -176,10 +178,7 @@ def tables() -> str:
         "",
         *_sources(every),
         "",
-        "Beyond the bar, in bold above:",
-        "",
         *_beyond(every),
-        "",
         "vLLM 0.32.0 on a CPU, a pool of 1 GiB and a context of 4096 tokens:",
         "",
         *_exact_table([run for run in exact if "CPU" in run.gpu]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,13 @@ def read_hub_model(name: str) -> Model:
         file = Path(huggingface_hub.hf_hub_download(repository, "config.json", revision=wanted))
     config = read_config(file)
     architecture = architecture_of_config(config, f"config.json of {name}")
+    if architecture.encoders and not _is_offline():
+        with _refusals(name):
+            both = all(
+                huggingface_hub.file_exists(repository, file_name, revision=wanted)
+                for file_name in ("params.json", "consolidated.safetensors")
+            )
+        architecture = replace(architecture, mistral_format=both)
     return Model(architecture, _stored(name, repository, wanted, architecture), config)
 
 

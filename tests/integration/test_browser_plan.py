@@ -277,7 +277,7 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(tmp_path: Path) ->
             assert ("slider", "Context length, in steps") in names
             assert "status" in {role for role, _ in names}
             assert any(
-                role == "image" and name.startswith("weights 14.96 GiB, KV cache ") for role, name in names
+                role == "image" and name.startswith("weights 14.99 GiB, KV cache ") for role, name in names
             )
             assert (
                 await page.tab.evaluate("document.getElementById('said').getAttribute('aria-live')")

@@ -45,7 +45,7 @@ def test_check_prints_what_it_understood_and_exits_0(server: str, tmp_path: Path
     assert "416,480 tokens" in printed
     assert "131,072 B/token" in printed
     assert "chat: predicted beside observed" in printed
-    assert re.search(r"weights +│ +14\.96 GiB", printed)
+    assert re.search(r"weights +│ +14\.99 GiB", printed)
     assert "simulated: nothing here was measured" in printed
 
 

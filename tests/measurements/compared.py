@@ -100,7 +100,8 @@ def published_parameters() -> dict[str, int]:
 
 @cache
 def architecture(model: str) -> Architecture:
-    return architecture_of_config(config(model), "config.json")
+    read = architecture_of_config(config(model), "config.json")
+    return replace(read, mistral_format=_models()[model].get("mistral_format", False))
 
 
 @cache

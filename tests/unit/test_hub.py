@@ -214,7 +214,7 @@ def test_the_command_asks_the_hub_only_where_that_is_allowed(hub: dict[str, str]
     forbidden = subprocess.run(command, env=hub, capture_output=True, text=True, timeout=60)
 
     assert json.loads(allowed.stdout)["per_gpu"]["components"]["weights"]["source"] == (
-        "safetensors headers of org/whole"
+        "safetensors headers of org/whole; with rotary tables, allocator"
     )
     assert allowed.stderr == ""
     assert forbidden.returncode == 2

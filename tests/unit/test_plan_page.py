@@ -268,7 +268,9 @@ def test_without_a_gpu_sizes_are_told_and_nothing_is_said_to_fit() -> None:
         async with serving() as port:
             answer = (await port.ask({**dropped(), "gpu": None})).document["answer"]
 
-            assert answer["prediction"]["per_gpu"]["components"]["weights"]["expected"] == 16_060_522_496
+            # 8,030,261,248 parameters of 2 bytes, and rotary tables of 131,072 positions × 128 × 2 bytes.
+            weights = answer["prediction"]["per_gpu"]["components"]["weights"]["expected"]
+            assert weights == 16_060_522_496 + 33_554_432
             assert answer["prediction"]["fits"] is None
             assert answer["headroom"] is None
             assert answer["limits"]["longest_fitting"] is None

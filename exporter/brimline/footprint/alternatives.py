@@ -29,7 +29,6 @@ from brimline.footprint.pod import PodSettings, pod_saving_ratio
 from brimline.footprint.predict import Model, predict
 from brimline.footprint.settings import Settings
 from brimline.footprint.weights import (
-    ENDS,
     GGUF_FILE_BITS,
     LINEAR,
     QUANTIZATIONS,
@@ -250,7 +249,7 @@ def _layerwise_offload(predicted: Predicted, text: str) -> Alternative:
     _no_value("layerwise-offload", text)
     weights = predicted.weights
     whole = weights.total.expected
-    ends = sum(weights.parts[part].expected for part in ENDS)
+    ends = weights.beside_layers.expected
     layers = [round((whole - ends) * share) for share in layer_shares(predicted.architecture, weights.layers)]
     moved = layerwise_offload(layers, ends)
     figures = [

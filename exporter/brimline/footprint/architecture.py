@@ -182,6 +182,20 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryTable:
+    """Cosines and sines of every position, by which queries and keys are turned: rows × width elements.
+
+    No weights: they are computed, and stand in no checkpoint. element_bytes: None for the model's own type.
+    sections: positions of images and videos are told in three coordinates; vLLM keeps four times the rows.
+    """
+
+    rows: int
+    width: int
+    element_bytes: int | None = None
+    sections: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
     """How a checkpoint stores its linear layers.
 
@@ -220,6 +234,8 @@ class Architecture:
     sentence each, for people; a model type that is not known puts one here. source: the file that was read.
     yarn_position: what vLLM before 0.32 takes for max_position, where YaRN's factor says another.
     usual_position: the context that is served unless a longer one is asked for (LongRoPE).
+    rotary: the distinct tables of rotary positions; None where what they are is not known. mistral_format:
+    the weights lie there in Mistral's own format (too), which vLLM prefers.
     computed: see kept_with_architecture.
     """
 
@@ -241,6 +257,8 @@ class Architecture:
     source: str = ""
     yarn_position: int | None = None
     usual_position: int | None = None
+    rotary: tuple[RotaryTable, ...] | None = None
+    mistral_format: bool = False
     computed: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 

@@ -87,6 +87,13 @@ def _measured(size: int, what: str) -> Estimate:
     return Estimate(low, size, high, f"{what}: measured on a server")
 
 
+def measured_weights(calibration: Calibration | None) -> Estimate | None:
+    """The weights as they were measured; None where they were not."""
+    if calibration is None or calibration.weights_bytes is None:
+        return None
+    return _measured(calibration.weights_bytes, "weights")
+
+
 def non_kv(calibration: Calibration | None, settings: Mapping[str, str]) -> Estimate | None:
     """All of the budget but the K/V pool, as measured; None where it was not.
 

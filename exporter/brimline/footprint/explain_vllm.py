@@ -22,6 +22,7 @@ from brimline.footprint.predict_vllm import (
 from brimline.footprint.runtime import graphs_count_in_budget
 from brimline.footprint.throughput import DecodeCeiling, PipelineCeiling, expected_tokens_per_step
 from brimline.footprint.vllm_cache import CacheGroup, VllmCache
+from brimline.footprint.vllm_weights import MLA_WORKSPACE, ROTARY, rotary_rows
 from brimline.footprint.weights import LINEAR, PARTS, Weight, layer_tensors, vocabulary_rows_on_rank
 from brimline.readings import RankFootprint, Step
 from brimline.units import format_bytes, format_count
@@ -87,6 +88,10 @@ def _weights(server: VllmServer, stage: VllmStage) -> Iterator[Step]:
             share = size.expected / kept if kept else None
             numbers = f"{_size(kept)} × {share:.4g}" if share is not None else numbers
         yield Step(f"weights: {part}", formula, f"{numbers} = {_bounds(size)}", size.source)
+    for name, size in weights.buffers.items():
+        if size.high:
+            formula, numbers = _buffer(server, name)
+            yield Step(f"weights: {name}", formula, f"{numbers} = {_bounds(size)}", size.source)
     if stage.components["weights"].expected != weights.total.expected:
         moved = weights.total.expected - stage.components["weights"].expected
         yield Step(
@@ -107,6 +112,22 @@ def _weights(server: VllmServer, stage: VllmStage) -> Iterator[Step]:
             ),
             "vLLM 0.32, model_executor/layers/linear.py, distributed/utils.py",
         )
+
+
+def _buffer(server: VllmServer, name: str) -> tuple[str, str]:
+    """Formula and numbers of what lies beside the weights from the load on."""
+    if name == ROTARY:
+        tables = [
+            f"{rotary_rows(table):,} × {table.width} × {table.element_bytes or server.element_bytes} B"
+            for table in server.architecture.rotary or ()
+        ]
+        return "positions × rotated elements of a head × bytes, whole on each GPU", " + ".join(tables)
+    if name == MLA_WORKSPACE:
+        return "128 MiB for each backend that allocates when it is looked at", "read from its source"
+    return (
+        "what is left of each tensor's segment of memory, where it is at most 1 MiB",
+        "all tensors of this GPU in the order of the model",
+    )
 
 
 def _part(server: VllmServer, part: str, shapes: Mapping[Layer, int]) -> tuple[str, str]:

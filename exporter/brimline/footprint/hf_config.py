@@ -26,6 +26,7 @@ from brimline.footprint.hf_families import (
     layers_of,
 )
 from brimline.footprint.hf_quantization import quantization_of_config
+from brimline.footprint.hf_rotary import rotary_tables
 from brimline.footprint.hf_settings import POSITIONS_NAMES, Settings
 from brimline.footprint.hf_towers import encoders_of
 
@@ -38,13 +39,32 @@ def read_architecture(path: Path) -> Architecture:
     if path.suffix == ".gguf":
         return architecture_of_gguf(read_gguf(path), str(path))
     file = path / "config.json" if path.is_dir() else path
+    return architecture_of_file(file, read_model_config(file))
+
+
+def architecture_of_file(file: Path, config: Mapping[str, Any]) -> Architecture:
+    """Architecture of a model by the config.json that was read, and by what else lies there.
+
+    Raises FootprintError as above.
+    """
+    architecture = architecture_of_config(config, str(file))
+    return replace(architecture, mistral_format=True) if _has_mistral_format(file.parent) else architecture
+
+
+def _has_mistral_format(folder: Path) -> bool:
+    """As vLLM finds it (0.19, transformers_utils/config.py get_config)."""
+    return (folder / "params.json").exists() and any(folder.glob("consolidated*.safetensors"))
+
+
+def read_model_config(file: Path) -> Mapping[str, Any]:
+    """A config.json, with the quantization that a file beside it states. Raises FootprintError."""
     config = read_config(file)
     # ModelOpt up to 0.29 writes it beside config.json; what stands there itself wins (vLLM 0.32,
     # transformers_utils/config.py get_config).
     beside = file.with_name("hf_quant_config.json")
     if config.get("quantization_config") is None and file.name == "config.json" and beside.exists():
-        config = {**config, "quantization_config": read_config(beside)}
-    return architecture_of_config(config, str(file))
+        return {**config, "quantization_config": read_config(beside)}
+    return config
 
 
 def architecture_of_gguf(file: Gguf, source: str) -> Architecture:
@@ -148,6 +168,7 @@ def _decoder(
         known=known,
         assumptions=tuple(assumptions),
         source=source,
+        rotary=rotary_tables(name, config, layers) if known else None,
     )
 
 

@@ -58,6 +58,7 @@ def _t5(name: str, config: Settings) -> Architecture:
             ),
         ),
         source=config.source,
+        rotary=(),
     )
 
 
@@ -123,6 +124,7 @@ def _bart(name: str, config: Settings) -> Architecture:
             ),
         ),
         source=config.source,
+        rotary=(),
     )
 
 

@@ -12,9 +12,13 @@ from brimline.errors import FootprintError
 from brimline.estimate import Estimate
 from brimline.footprint.architecture import Architecture
 from brimline.footprint.calibration import Calibration
-from brimline.footprint.config_file import read_config
 from brimline.footprint.gpus import Gpu
-from brimline.footprint.hf_config import architecture_of_config, read_architecture
+from brimline.footprint.hf_config import (
+    architecture_of_config,
+    architecture_of_file,
+    read_architecture,
+    read_model_config,
+)
 from brimline.footprint.settings import Settings, mapping
 from brimline.footprint.weights import StoredWeights, stored_weights
 from brimline.readings import COMPONENTS, Footprint, RankFootprint
@@ -50,10 +54,10 @@ class Model:
             return self
         if self.config is None:
             raise FootprintError("--hf-overrides: this model has no config.json to put them into")
-        source = self.architecture.source
+        source = f"{self.architecture.source} with overrides"
+        architecture = architecture_of_config(_merged(self.config, overrides), source)
         return replace(
-            self,
-            architecture=architecture_of_config(_merged(self.config, overrides), f"{source} with overrides"),
+            self, architecture=replace(architecture, mistral_format=self.architecture.mistral_format)
         )
 
 
@@ -117,8 +121,8 @@ def read_model(path: Path) -> Model:
         architecture = read_architecture(path)
         return Model(architecture, stored_weights(path, architecture))
     file = path / "config.json" if path.is_dir() else path
-    config = read_config(file)
-    architecture = architecture_of_config(config, str(file))
+    config = read_model_config(file)
+    architecture = architecture_of_file(file, config)
     return Model(architecture, stored_weights(file.parent, architecture), config)
 
 

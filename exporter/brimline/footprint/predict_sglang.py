@@ -10,14 +10,15 @@ stand between what a full prefill needs and all of the slack.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, exact, total
 from brimline.footprint import settings as read
 from brimline.footprint.activations import BatchSettings, forward_bytes
 from brimline.footprint.architecture import Architecture, LatentAttention
-from brimline.footprint.calibration import Calibration
+from brimline.footprint.calibrated import measured_weights
+from brimline.footprint.calibration import Calibration, plain_settings
 from brimline.footprint.constants import GIB, Name, constant
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.other_caches import SglangCache, SglangCacheSettings, SglangPool, sglang_cache
@@ -225,18 +226,15 @@ def _weights(
         found = weight_bytes(architecture, sharding=sharding, dtype=launch.dtype or "auto", stored=stored)
         return [rank for rank in found if rank.tensor_rank == 0]
 
-    whole = ranks(launch.tp_size)
+    rotary = sum(4 * table.rows * table.width for table in architecture.rotary or ())
+    source = "tables of rotary positions in 32 bits (SGLang 0.5.23, layers/rotary_embedding/base.py)"
+    buffers = {"rotary tables": exact(rotary, source)} if rotary else {}
+    whole = [replace(rank, buffers=buffers) for rank in ranks(launch.tp_size)]
     if launch.attention_ranks == launch.tp_size:
         return whole
     wider = ranks(launch.attention_ranks)
     return [
-        RankWeights(
-            pipeline_stage=rank.pipeline_stage,
-            tensor_rank=0,
-            layers=rank.layers,
-            parts={**rank.parts, "attention": other.parts["attention"]},
-            host=rank.host,
-        )
+        replace(rank, parts={**rank.parts, "attention": other.parts["attention"]})
         for rank, other in zip(whole, wider, strict=True)
     ]
 
@@ -286,6 +284,8 @@ def _fixed(
         f"a prefill of {batch.prefill_tokens} tokens, as measured for vLLM's forward pass",
     )
     on_gpu, host = weights.total, {}
+    if launch.pp_size == 1 and not launch.cpu_offload_gb:  # else what was measured is not told
+        on_gpu = measured_weights(calibration) or on_gpu
     if launch.cpu_offload_gb:
         moved = min(on_gpu.low, round(launch.cpu_offload_gb * GIB))
         on_gpu = Estimate(
@@ -426,11 +426,15 @@ def predict_sglang(
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, notes)
     if settings.get("speculative_algorithm", "").lower() not in ("", "none"):
         notes.append("The draft model of --speculative-algorithm is not counted.")
-    if calibration is not None and not calibration.holds_for(
-        "sglang", version, gpu.name if gpu is not None else ""
-    ):
-        notes.append(calibration.unused)
-        calibration = None
+    if calibration is not None:
+        calibration, left_out = calibration.applied(
+            engine="sglang",
+            version=version,
+            gpu=gpu.name if gpu is not None else "",
+            parameters=parameters(architecture),
+            settings=_server_settings(launch),
+        )
+        notes += left_out
     context = _context(architecture, launch)
     cache = sglang_cache(architecture, _cache_settings(launch))
     notes += cache.assumptions
@@ -457,6 +461,21 @@ def predict_sglang(
         calibrated=calibration is not None and calibration.context_bytes is not None,
         assumptions=tuple(dict.fromkeys(notes)),
         model_source=architecture.source or architecture.model_type,
+    )
+
+
+def _server_settings(launch: SglangLaunch) -> dict[str, str]:
+    """The launch settings that a calibration states of a server (calibrate_live.py)."""
+    return dict(
+        plain_settings(
+            {
+                "tp_size": launch.tp_size,
+                "pp_size": launch.pp_size,
+                "dp_size": launch.dp_size,
+                "dtype": launch.dtype,
+                "quantization": launch.quantization,
+            }
+        )
     )
 
 

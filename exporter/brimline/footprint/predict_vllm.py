@@ -54,8 +54,8 @@ from brimline.footprint.vllm_launch import (
     swap_gib,
     vllm_launch,
 )
+from brimline.footprint.vllm_weights import holds_encoder_whole, vllm_buffers, vllm_rules
 from brimline.footprint.weights import (
-    ENDS,
     RankWeights,
     StoredWeights,
     as_if_quantized,
@@ -216,6 +216,10 @@ def predict_vllm(
         assumptions += server.draft.assumptions
     cache = vllm_kv_cache(architecture, launch, version, max_num_batched_tokens=batched, draft=server.draft)
     assumptions += cache.assumptions
+    if architecture.rotary is None:
+        assumptions.append(
+            "Tables of rotary positions are not counted: what this model has is not known here."
+        )
     stages = _stages(server, assumptions)
     # Of which stage a sum was measured is not known.
     besides = non_kv(calibration, stated) if len(stages) == 1 else None
@@ -336,14 +340,36 @@ def _draft(
 
 def _stages(server: VllmServer, assumptions: list[str]) -> list[VllmStage]:
     """All that each stage holds beside the K/V pool, of its fullest rank."""
+    architecture, sharding = server.architecture, server.launch.sharding
+    if sharding.tensor > 1 and holds_encoder_whole(architecture, server.launch.config_format, server.version):
+        sharding = replace(sharding, encoder="data")
+        assumptions.append(
+            "The image encoder is counted whole on each GPU: vLLM up to 0.19 does not split it where it "
+            "takes the model in Mistral's own format."
+        )
+    gpu = server.gpu.name if server.gpu is not None else ""
+    rules = vllm_rules(server.version, gpu)
     ranks = weight_bytes(
-        server.architecture,
-        sharding=server.launch.sharding,
+        architecture,
+        sharding=sharding,
         dtype=server.launch.dtype or "auto",
+        rules=rules,
         stored=server.stored,
     )
     first = {rank.pipeline_stage: rank for rank in reversed(ranks)}
-    return [_stage(server, first[stage], assumptions) for stage in sorted(first)]
+    stages = []
+    for stage in sorted(first):
+        buffers = vllm_buffers(
+            architecture,
+            first[stage],
+            sharding=sharding,
+            element_bytes=server.element_bytes,
+            rules=rules,
+            version=server.version,
+            gpu=gpu,
+        )
+        stages.append(_stage(server, replace(first[stage], buffers=buffers), assumptions))
+    return stages
 
 
 def _stage(server: VllmServer, weights: RankWeights, assumptions: list[str]) -> VllmStage:
@@ -434,7 +460,7 @@ def _offloaded(server: VllmServer, weights: RankWeights) -> tuple[Estimate, dict
     flag = ""
     if launch.offload_group_size:
         shares = layer_shares(server.architecture, weights.layers)
-        ends = sum(weights.parts[part].expected for part in ENDS)
+        ends = weights.beside_layers.expected
         in_layers = whole.expected - ends
         moved = prefetch_offload(
             [round(in_layers * share) for share in shares],

@@ -74,6 +74,7 @@ class VllmLaunch:
     takes_images: bool = True
     profiles_images: bool = True
     encoder_sharding: Literal["weights", "data"] = "weights"
+    config_format: str | None = None
 
     @property
     def captures_graphs(self) -> bool:
@@ -176,6 +177,7 @@ def vllm_launch(settings: Settings) -> VllmLaunch:
         takes_images=_takes_images(settings),
         profiles_images=not read.switch(settings, "skip_mm_profiling"),
         encoder_sharding="data" if read.text(settings, "mm_encoder_tp_mode") == "data" else "weights",
+        config_format=read.text(settings, "config_format"),
     )
 
 

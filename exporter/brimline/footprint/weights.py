@@ -433,23 +433,58 @@ def pipeline_layers(layers: int, sharding: Sharding) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mxfp4Layout:
+    """How a kernel stores experts of MXFP4: one 4-bit value each, an 8-bit exponent for 32 of them.
+
+    intermediate, hidden: multiples of an expert's widths that the layer is built with. inputs, outputs: what
+    values are padded to when the kernel orders them anew, and scale_groups, scale_outputs: their scales.
+    keeps_scales: the scales as loaded stay beside the ordered ones. bias_bytes: of one element of a bias;
+    None for the model's own type.
+    """
+
+    intermediate: int = 1
+    hidden: int = 1
+    inputs: int = 1
+    outputs: int = 1
+    scale_groups: int = 1
+    scale_outputs: int = 1
+    keeps_scales: bool = False
+    bias_bytes: int | None = None
+
+    def values_bytes(self, inputs: int, outputs: int) -> int:
+        return -(-_round_up(inputs, self.inputs) * _round_up(outputs, self.outputs) // 2)
+
+    def scales_bytes(self, inputs: int, outputs: int) -> tuple[int, ...]:
+        """Of the ordered scales, and of the loaded ones where they stay."""
+        groups = -(-inputs // _MXFP4_GROUP)
+        ordered = _round_up(groups, self.scale_groups) * _round_up(outputs, self.scale_outputs)
+        return (ordered, groups * outputs) if self.keeps_scales else (ordered,)
+
+
+_MXFP4_GROUP = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightRules:
     """What an engine makes of the stored weights.
 
     vocabulary_multiple: rows that embedding and head are padded to. copies_shared_values: keys that are
     values too are stored twice (vLLM, models/gemma4.py). absorbs_latent: a quantized up-projection of latents
     is kept once more in 16 bits (vLLM, layers/attention/mla_attention.py process_weights_after_loading).
-    mxfp4_rounding: multiples of an MXFP4 expert's intermediate and hidden width, for the least, the expected
-    and the most bytes; they depend on the kernel that is chosen (vLLM, fused_moe/oracle/mxfp4.py
-    mxfp4_round_up_hidden_size_and_intermediate_size). tied_head_copy: a tied head is a copy (llama.cpp).
-    embedding_on_host: the input embedding stays in host memory (llama.cpp, llama-model.cpp: the input layer
-    is never offloaded). casts_float32: a float32 checkpoint runs in 16 bits.
+    mxfp4: how experts of MXFP4 are stored, for the least, the expected and the most bytes; it depends on the
+    kernel that is chosen. tied_head_copy: a tied head is a copy (llama.cpp). embedding_on_host: the input
+    embedding stays in host memory (llama.cpp, llama-model.cpp: the input layer is never offloaded).
+    casts_float32: a float32 checkpoint runs in 16 bits.
     """
 
     vocabulary_multiple: int = 64
     copies_shared_values: bool = True
     absorbs_latent: bool = True
-    mxfp4_rounding: tuple[tuple[int, int], ...] = ((32, 32), (64, 256), (128, 256))
+    mxfp4: tuple[Mxfp4Layout, Mxfp4Layout, Mxfp4Layout] = (
+        Mxfp4Layout(intermediate=32, hidden=32),
+        Mxfp4Layout(intermediate=64, hidden=256),
+        Mxfp4Layout(intermediate=128, hidden=256),
+    )
     tied_head_copy: bool = False
     embedding_on_host: bool = False
     casts_float32: bool = True
@@ -460,7 +495,7 @@ LLAMACPP_RULES = WeightRules(
     vocabulary_multiple=1,
     copies_shared_values=False,
     absorbs_latent=False,
-    mxfp4_rounding=((1, 1), (1, 1), (1, 1)),
+    mxfp4=(Mxfp4Layout(), Mxfp4Layout(), Mxfp4Layout()),
     tied_head_copy=True,
     embedding_on_host=True,
     casts_float32=False,
@@ -472,7 +507,8 @@ _AS_STORED = replace(LLAMACPP_RULES, tied_head_copy=False, embedding_on_host=Fal
 class RankWeights:
     """Weights of one GPU rank (of the first data-parallel replica, whose ranks are the fullest).
 
-    parts: by kind of module, every one of PARTS. host: what stays in host memory.
+    parts: by kind of module, every one of PARTS. host: what stays in host memory. buffers: what an engine
+    holds beside them from the load on, by name; no weights, and in no checkpoint.
     """
 
     pipeline_stage: int
@@ -480,11 +516,20 @@ class RankWeights:
     layers: range
     parts: Mapping[Part, Estimate]
     host: Estimate
+    buffers: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def total(self) -> Estimate:
-        sources = dict.fromkeys(part.source for part in self.parts.values())
-        return total(self.parts.values(), "; ".join(sources))
+        sources = list(dict.fromkeys(part.source for part in self.parts.values()))
+        if self.buffers:
+            sources.append(f"with {', '.join(self.buffers)}")
+        return total([*self.parts.values(), *self.buffers.values()], "; ".join(sources))
+
+    @property
+    def beside_layers(self) -> Estimate:
+        """What belongs to no layer: tables, encoders and buffers."""
+        held = [*(self.parts[part] for part in ENDS), *self.buffers.values()]
+        return total(held, "embedding, head, encoders and buffers")
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -493,11 +538,11 @@ def _round_up(number: int, multiple: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """One rank's place: the sizes it divides by, and which of the roundings is asked for."""
+    """One rank's place: the sizes it divides by, and which of the layouts is asked for."""
 
     sharding: Sharding
     rank: int
-    rounding: tuple[int, int]
+    mxfp4: Mxfp4Layout
     rules: WeightRules
 
     def local_experts(self, count: int) -> int:
@@ -518,7 +563,7 @@ class _Split:
         elif weight.split.startswith("experts"):
             count = self.local_experts(count)
             flat = 1 if self.sharding.expert else ranks * self.sharding.data
-            narrow, wide = self.rounding if rounded else (1, 1)
+            narrow, wide = (self.mxfp4.intermediate, self.mxfp4.hidden) if rounded else (1, 1)
             gates = 2 if weight.name.endswith("gate_up_proj") else 1
             if weight.split == "experts_outputs":
                 outputs = gates * self._expert_width(weight.name, outputs // gates, flat, narrow)
@@ -655,7 +700,7 @@ def _parts(
     stage: int = 0,
 ) -> Mapping[Part, Fraction]:
     """Bytes of one rank by part. which: the rounding for the least (0), the expected or the most (2)."""
-    split = _Split(sharding, rank, rules.mxfp4_rounding[which], rules)
+    split = _Split(sharding, rank, rules.mxfp4[which], rules)
     sizes: dict[Part, Fraction] = dict.fromkeys(PARTS, Fraction(0))
     experts = any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers)
     stored = schemes(quantization, experts) if quantization is not None else None
@@ -665,8 +710,7 @@ def _parts(
             scheme = _scheme(name, weight, stored)
             if weight.shared and not rules.copies_shared_values:
                 continue
-            rounded = scheme is not None and scheme.method == "mxfp4" and weight.part == "experts"
-            sizes[weight.part] += _stored_on_rank(split.of(weight, rounded=rounded), scheme, element_bytes)
+            sizes[weight.part] += sum(_tensors(name, weight, split, stored, element_bytes))
             if scheme is not None and rules.absorbs_latent and weight.name == "self_attn.kv_b_proj":
                 inputs, outputs, count = split.of(weight, rounded=False)
                 sizes["attention"] += inputs * outputs * count * element_bytes
@@ -720,16 +764,58 @@ def bytes_on_rank(
     For parts that belong to no layer of the model, such as a drafter's. Raises FootprintError where sizes do
     not divide.
     """
-    split = _Split(sharding, 0, rules.mxfp4_rounding[1], rules)
+    split = _Split(sharding, 0, rules.mxfp4[1], rules)
     listed = list(weights)
     experts = any(weight.part == "experts" for _, weight in listed)
     stored = schemes(quantization, experts) if quantization is not None else None
-    size = Fraction(0)
-    for name, weight in listed:
-        scheme = _scheme(name, weight, stored)
-        rounded = scheme is not None and scheme.method == "mxfp4" and weight.part == "experts"
-        size += _stored_on_rank(split.of(weight, rounded=rounded), scheme, element_bytes)
-    return size
+    return sum(
+        (size for name, weight in listed for size in _tensors(name, weight, split, stored, element_bytes)),
+        Fraction(0),
+    )
+
+
+def tensor_sizes(
+    architecture: Architecture,
+    layers: range,
+    *,
+    sharding: Sharding,
+    element_bytes: int,
+    rules: WeightRules = VLLM_RULES,
+) -> tuple[int, ...]:
+    """Bytes of each tensor that a rank of vLLM allocates for some layers and for its tables, in order.
+
+    q, k and v are one, and gate and up; so are MLA's projections down to the latents (models/deepseek_v2.py).
+    Values and scales are tensors of their own. Encoders are left out. Raises FootprintError where sizes do
+    not divide.
+    """
+    split = _Split(sharding, 0, rules.mxfp4[1], rules)
+    experts = any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers)
+    quantization = architecture.quantization
+    stored = schemes(quantization, experts) if quantization is not None else None
+    table = vocabulary_rows_on_rank(architecture.vocabulary, sharding, rules) * architecture.hidden
+    sizes = [table * element_bytes] if layers.start == 0 else []
+    known: dict[Layer, list[int]] = {}
+    for index in layers:
+        layer = architecture.layers[index]
+        own = known.get(layer) if stored is None else None  # patterns may mean single layers
+        if own is None:
+            joined: dict[str, list[Fraction]] = {}
+            for weight in layer_tensors(layer, architecture.hidden):
+                name = f"model.layers.{index}.{weight.name}"
+                place = joined.setdefault(f"{_joined(weight.name)} {weight.inputs > 1}", [])
+                for number, size in enumerate(_tensors(name, weight, split, stored, element_bytes)):
+                    place[number : number + 1] = [size + sum(place[number : number + 1])]
+            own = known[layer] = [math.ceil(size) for place in joined.values() for size in place]
+        sizes += own
+    if layers.stop == len(architecture.layers) and not (architecture.tied and layers.start == 0):
+        sizes.append(table * element_bytes)
+    return tuple(sizes)
+
+
+def _joined(name: str) -> str:
+    """The name of the tensor that a projection is stored in, together with others."""
+    name = re.sub(r"(?:gate|up)_proj$", "gate_up_proj", re.sub(r"[qkv]_proj$", "qkv_proj", name))
+    return re.sub(r"(?:q_a_proj|kv_a_proj_with_mqa)$", "fused_qkv_a_proj", name)
 
 
 @kept_with_architecture
@@ -739,10 +825,7 @@ def largest_matrix_bytes(architecture: Architecture, sharding: Sharding, element
     for layer in dict.fromkeys(architecture.layers):
         joined: dict[str, list[tuple[str, Weight]]] = {}
         for weight in layer_tensors(layer, architecture.hidden):
-            name = re.sub(
-                r"(?:gate|up)_proj$", "gate_up_proj", re.sub(r"[qkv]_proj$", "qkv_proj", weight.name)
-            )
-            joined.setdefault(name, []).append((weight.name, weight))
+            joined.setdefault(_joined(weight.name), []).append((weight.name, weight))
         for weights in joined.values():
             size = bytes_on_rank(
                 weights,
@@ -774,6 +857,27 @@ def vocabulary_rows_on_rank(vocabulary: int, sharding: Sharding, rules: WeightRu
     return rows
 
 
+def _tensors(
+    name: str, weight: Weight, split: _Split, stored: Schemes | None, element_bytes: int
+) -> tuple[Fraction, ...]:
+    """Bytes of the tensors that a weight becomes on a rank: its values, and its scales where it has any."""
+    scheme = matrix = _scheme(name, weight, stored)
+    if stored is not None and weight.split.startswith("experts"):
+        matrix = stored.of(name, weight.part, linear=True)  # its biases are laid out with it
+    if matrix is not None and matrix.method == "mxfp4":
+        inputs, outputs, count = split.of(weight, rounded=True)
+        if scheme is None:  # a bias
+            return (Fraction(inputs * outputs * count * (split.mxfp4.bias_bytes or element_bytes)),)
+        scales = split.mxfp4.scales_bytes(inputs, outputs)
+        return tuple(Fraction(count * size) for size in (split.mxfp4.values_bytes(inputs, outputs), *scales))
+    shape = split.of(weight, rounded=False)
+    whole = _stored_on_rank(shape, scheme, element_bytes)
+    if scheme is None:
+        return (whole,)
+    values = math.prod(shape) * Fraction(scheme.bits) / 8
+    return (values, whole - values)
+
+
 def _stored_on_rank(shape: tuple[int, int, int], scheme: Quantization | None, element_bytes: int) -> Fraction:
     inputs, outputs, count = shape
     if scheme is None:
@@ -791,14 +895,14 @@ def _estimate(
     dtype_source: str,
     layer_share: Fraction,
 ) -> Estimate:
-    low, expected, high = sizes
+    low, expected, high = min(sizes), sizes[1], max(sizes)
     if stored is not None:
         # A tied head that is a copy is as large as the stored embedding.
         measured: Part = "embedding" if part == "head" and not whole.get("head") else part
         base = whole.get(measured) or Fraction(0)
         kept = stored.parts.get(measured, 0)
         if base:
-            low, expected, high = (kept * size / base for size in sizes)
+            low, expected, high = (kept * size / base for size in (low, expected, high))
         elif kept:  # tensors that the settings told nothing of: whole on each rank of their stage
             low = expected = high = kept * layer_share
         return between(float(low), float(expected), float(high), stored.source)

@@ -29,6 +29,7 @@ from brimline.footprint.architecture import (
 )
 from brimline.footprint.hf_config import architecture_of_config, read_architecture
 from brimline.footprint.hf_families import FAMILIES, NOT_COMPUTED
+from brimline.footprint.predict import read_model
 from brimline.footprint.vllm_cache import VllmCacheSettings, vllm_cache
 from brimline.footprint.weights import Sharding, parameters, weight_bytes
 
@@ -613,9 +614,10 @@ def test_modelopt_s_own_file_beside_config_json_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
 
-    assert read_architecture(tmp_path).quantization == Quantization(
-        method="fp8", bits=8, skipped=("lm_head",), kv_cache="fp8"
-    )
+    stated = Quantization(method="fp8", bits=8, skipped=("lm_head",), kv_cache="fp8")
+
+    assert read_architecture(tmp_path).quantization == stated
+    assert read_model(tmp_path).architecture.quantization == stated
 
 
 def test_what_config_json_says_of_quantization_wins_over_the_file_beside(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import brimline.demo
 from brimline.errors import FootprintError
 from brimline.footprint.hf_config import read_architecture
+from brimline.footprint.predict import read_model
 
 LLAMA_8B = Path(brimline.demo.__file__).parent / "llama-3.1-8b" / "config.json"
 
@@ -24,6 +25,23 @@ def test_a_directory_and_its_config_are_the_same_model(tmp_path: Path) -> None:
 
     assert read_architecture(tmp_path) == read_architecture(tmp_path / "config.json")
     assert read_architecture(tmp_path).source == f"{tmp_path}/config.json"
+
+
+def test_mistral_s_own_format_is_both_of_its_files(tmp_path: Path) -> None:
+    """vLLM 0.19, transformers_utils/config.py get_config: consolidated*.safetensors, and params.json."""
+    (tmp_path / "config.json").write_bytes(LLAMA_8B.read_bytes())
+    (tmp_path / "params.json").write_text("{}")
+    alone = read_architecture(tmp_path)
+    header = b'{"norm.weight": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
+    stored = struct.pack("<Q", len(header)) + header + b"\0\0"
+    (tmp_path / "consolidated.safetensors").write_bytes(stored)
+
+    assert not alone.mistral_format
+    assert read_architecture(tmp_path).mistral_format
+    assert read_model(tmp_path).architecture.mistral_format
+    overridden = read_model(tmp_path).overridden({"hf_overrides": '{"max_position_embeddings": 4096}'})
+    assert overridden.architecture.mistral_format
+    assert overridden.architecture.max_position == 4096
 
 
 @pytest.mark.parametrize(

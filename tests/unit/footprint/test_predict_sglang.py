@@ -224,12 +224,58 @@ def test_the_decode_ceiling_is_bandwidth_over_what_a_step_reads() -> None:
     assert round(footprint.decode_ceiling(1, 1024)) == 221
 
 
+def test_tables_of_rotary_positions_are_kept_in_32_bits() -> None:
+    """layers/rotary_embedding/base.py: 131,072 positions of 128 elements, no more for three coordinates."""
+    in_sections = {**LLAMA_8B, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    none = {**LLAMA_8B, "rope_scaling": {"type": "strange"}}
+    plain, sections, unknown = (
+        of(config).fullest.components["weights"].expected for config in (LLAMA_8B, in_sections, none)
+    )
+
+    assert plain - unknown == 131072 * 128 * 4
+    assert sections == plain
+
+
 def test_a_calibration_replaces_the_table() -> None:
     measured = Calibration(engine="sglang", version="0.5.23", gpu=H100.name, context_bytes=GIB)
 
     taken = of(version="0.5.23", calibration=measured, mem_fraction_static=0.8, max_running_requests=1)
 
     assert taken.fullest.components["runtime"].expected == pytest.approx(GIB, rel=0.001)
+
+
+def test_a_calibration_gives_what_holds_for_the_server_and_says_what_does_not() -> None:
+    """15.11 GiB is what SGLang said of the weights of Llama-3.1-8B: tests/measurements/other-engines.yaml."""
+    weights = round(15.11 * GIB)
+    measured = Calibration(
+        engine="sglang",
+        version="0.5.23",
+        gpu=H100.name,
+        parameters=8_030_261_248,
+        settings=(("pp_size", "1"), ("tp_size", "1")),
+        context_bytes=GIB,
+        cuda_graphs_bytes=2 * GIB,
+        weights_bytes=weights,
+    )
+
+    same = of(version="0.5.23", calibration=measured, mem_fraction_static=0.8)
+    split = of(version="0.5.23", calibration=measured, mem_fraction_static=0.8, tp_size=2)
+    other = of(QWEN_235B_FP8, version="0.5.23", calibration=measured, mem_fraction_static=0.8, tp_size=4)
+    older = of(version="0.4.9", calibration=measured, mem_fraction_static=0.8)
+
+    assert same.fullest.components["weights"].expected == weights
+    assert same.fullest.components["cuda_graphs"].expected == 2 * GIB
+    assert not any("calibration" in said for said in same.assumptions)
+    assert split.fullest.components["weights"].expected < weights
+    assert not split.calibrated
+    for footprint, lost in ((split, "tp_size 1 (here 2)"), (other, "8,030,261,248 parameters")):
+        [said] = [said for said in footprint.assumptions if "calibration" in said]
+        assert lost in said
+        assert "weights_bytes" in said
+        assert "context_bytes" in said
+        assert "cuda_graphs_bytes" in said
+    assert older.fullest.components["weights"].expected < weights
+    assert any("is not used here" in said for said in older.assumptions)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from brimline.footprint.weights import (
     LLAMACPP_RULES,
     QUANTIZATIONS,
     VLLM_RULES,
+    Mxfp4Layout,
     Part,
     RankWeights,
     Sharding,
@@ -112,7 +113,8 @@ def test_gpt_oss_is_padded_by_its_kernels() -> None:
     [rank] = weight_bytes(GPT_OSS)
 
     def of(*rounding: int) -> float:
-        rules = replace(VLLM_RULES, mxfp4_rounding=((rounding[0], rounding[1]),) * 3)
+        layout = Mxfp4Layout(intermediate=rounding[0], hidden=rounding[1])
+        rules = replace(VLLM_RULES, mxfp4=(layout, layout, layout))
         return weight_bytes(GPT_OSS, rules=rules)[0].total.expected / GIB
 
     assert of(1, 1) == pytest.approx(12.82, abs=0.005)
