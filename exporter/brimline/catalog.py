@@ -691,9 +691,9 @@ METRICS: tuple[Family, ...] = (
         "memory_headroom_bytes",
         "gauge",
         "Memory that stays free on the target's fullest GPU once all servers on it have taken what they are "
-        "predicted to: free memory, less what of the prediction was not seen in use since they started, less "
-        "gpu.reserve_other. Negative: out of memory is to be expected. Absent where a prediction or the GPU "
-        "is missing.",
+        "predicted to: free memory, less what of the prediction is not in use now, less gpu.reserve_other. "
+        "Negative: out of memory is to be expected. Past peaks do not count: see gpu_memory_used_peak_bytes. "
+        "Absent where a prediction or the GPU is missing.",
         ("target",),
         lambda snapshot: (
             ((target,), float(left)) for target, left in snapshot.memory.headroom_bytes.items()

@@ -62,7 +62,7 @@ from brimline.readings import (
     TargetSnapshot,
     Uuid,
 )
-from brimline.reconcile import HighWater, Tenant, account, follow_high_water
+from brimline.reconcile import Tenant, account
 from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -180,8 +180,6 @@ class TargetReader:
         self._family_read_at: float | None = None
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
-        self._sleeping = False
-        self._epoch = 0
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
@@ -259,8 +257,6 @@ class TargetReader:
         was in a hurry: that says nothing about the server.
         """
         if reason in ("not_found", "not_an_engine", "wrong_engine", "metrics_disabled", "connection", "dns"):
-            if self._detected is not None:
-                self._epoch += 1
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
         self._log_change(False, reason, detail)
@@ -379,14 +375,10 @@ class TargetReader:
         if detected.token_count is None:
             detected.start, detected.token_count = (reading.start_time, reading.start_token), tokens
             return False
-        is_another = (
-            reading.start_time,
-            reading.start_token,
-        ) != detected.start or tokens < detected.token_count
-        if is_another:
-            self._epoch += 1
-        restarted = is_another or (
-            reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE
+        restarted = (
+            (reading.start_time, reading.start_token) != detected.start
+            or tokens < detected.token_count
+            or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
         )
         detected.token_count = tokens
         detected.start = (reading.start_time, reading.start_token)
@@ -585,7 +577,6 @@ class TargetReader:
         self._gpus = snapshot.gpus
         if snapshot.reading is None:
             return snapshot
-        self._sleeping = snapshot.reading.sleeping or False
         reading = snapshot.reading
         snapshot = dataclasses.replace(snapshot, process=await self._process())
         return await self._predict(gpu, snapshot, reading)
@@ -623,13 +614,7 @@ class TargetReader:
 
     def tenant(self) -> Tenant:
         """The target as its GPUs know it."""
-        return Tenant(
-            name=self.target.name,
-            gpus=self._gpus,
-            footprint=self._footprint,
-            epoch=self._epoch,
-            sleeping=self._sleeping,
-        )
+        return Tenant(name=self.target.name, gpus=self._gpus, footprint=self._footprint)
 
     async def _predict(
         self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading
@@ -853,7 +838,6 @@ class Collector:
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
         self._rounds: list[_Round] = []
-        self._high_water: dict[Uuid, HighWater] = {}
         self.reload_successful = True
         self.reload_problem: str | None = None
         self.reload_success_time: float | None = None
@@ -958,19 +942,10 @@ class Collector:
     def _account(
         self, targets: Sequence[TargetSnapshot], readers: Sequence[TargetReader], gpu: GpuReading
     ) -> MemoryAccount:
-        tenants = [reader.tenant() for reader in readers]
-        self._high_water = follow_high_water(
-            self._high_water,
-            gpu.devices,
-            tenants,
-            now=self._monotonic(),
-            peak_window=self._config.peak_window,
-        )
         return account(
             targets,
-            tenants,
+            [reader.tenant() for reader in readers],
             gpu.devices,
-            self._high_water,
             reserve_other_bytes=self._config.gpu.reserve_other,
         )
 

@@ -25,64 +25,16 @@ from brimline.readings import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HighWater:
-    """Most memory in use on a GPU since the servers on it started.
-
-    epoch: tells one start from the next. since: when the count began, on the same clock as `now`.
-    """
-
-    epoch: tuple[object, ...]
-    since: float
-    used_bytes: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """A target as its GPUs know it, whether it can be read at this moment or not.
 
-    footprint: the last one known, since a server that is down will need its memory again. epoch: changes
-    whenever the server starts anew, or is gone.
+    footprint: the last one known, since a server that is down will need its memory again.
     """
 
     name: str
     gpus: tuple[tuple[Uuid, str], ...]
     footprint: Footprint | None
-    epoch: object
-    sleeping: bool = False
-
-
-def follow_high_water(
-    marks: Mapping[Uuid, HighWater],
-    devices: Sequence[DeviceReading],
-    tenants: Sequence[Tenant],
-    *,
-    now: float,
-    peak_window: float,
-) -> dict[Uuid, HighWater]:
-    """The marks after one more reading; a GPU that cannot be read keeps its mark.
-
-    A peak of the peak window counts only where the whole window lies behind the start, since it may be of the
-    server before.
-    """
-    followed = dict(marks)
-    for device in devices:
-        if device.used_bytes is None:
-            continue
-        epoch = tuple(
-            (tenant.name, tenant.epoch)
-            for tenant in tenants
-            if any(gpu == device.uuid for gpu, _ in tenant.gpus)
-        )
-        mark = followed.get(device.uuid)
-        if mark is None or mark.epoch != epoch:
-            followed[device.uuid] = HighWater(epoch, now, device.used_bytes)
-            continue
-        highest = max(mark.used_bytes, device.used_bytes)
-        if device.used_peak_bytes is not None and now - mark.since >= peak_window:
-            highest = max(highest, device.used_peak_bytes)
-        followed[device.uuid] = HighWater(epoch, mark.since, highest)
-    return followed
 
 
 def stages_of_gpus(gpus: Sequence[tuple[Uuid, str]], footprint: Footprint) -> dict[Uuid, RankFootprint]:
@@ -107,7 +59,6 @@ def account(
     targets: Sequence[TargetSnapshot],
     tenants: Sequence[Tenant],
     devices: Sequence[DeviceReading],
-    marks: Mapping[Uuid, HighWater],
     *,
     reserve_other_bytes: int = 0,
 ) -> MemoryAccount:
@@ -123,7 +74,7 @@ def account(
     headroom = {}
     for tenant in tenants:
         if tenant.name in is_read:
-            left = _headroom(tenant, tenants, by_uuid, marks, reserve_other_bytes)
+            left = _headroom(tenant, tenants, by_uuid, reserve_other_bytes)
             if left is not None:
                 headroom[tenant.name] = left
     errors: dict[tuple[str, str], float] = {}
@@ -278,33 +229,29 @@ def _headroom(
     tenant: Tenant,
     tenants: Sequence[Tenant],
     devices: Mapping[Uuid, DeviceReading],
-    marks: Mapping[Uuid, HighWater],
     reserve_other_bytes: int,
 ) -> int | None:
-    """Least over the target's GPUs of free - max(0, planned - highest used since start) - reserve.
+    """Least over the target's GPUs of free - max(0, planned - used) - reserve.
 
-    None where one of its GPUs cannot be read or a target on them has no prediction: half a plan would promise
-    room that is not there. While a target sleeps its memory is not in use and will be wanted again, so that
-    what is used now stands for the highest.
+    What was in use once and given back is wanted again, as is the memory of a server that sleeps: the plan
+    counts against what is used now. None where one of its GPUs cannot be read or a target on them has no
+    prediction: half a plan would promise room that is not there.
     """
     if not tenant.gpus:
         return None
     left = []
     for gpu, _ in tenant.gpus:
         device = devices.get(gpu)
-        mark = marks.get(gpu)
-        if device is None or device.free_bytes is None or device.used_bytes is None or mark is None:
+        if device is None or device.free_bytes is None or device.used_bytes is None:
             return None
-        planned, asleep = 0, False
+        planned = 0
         for other in tenants:
             if all(gpu != mine for mine, _ in other.gpus):
                 continue
             if other.footprint is None:
                 return None
             planned += _planned_bytes(stages_of_gpus(other.gpus, other.footprint)[gpu], other.footprint)
-            asleep = asleep or other.sleeping
-        highest = device.used_bytes if asleep else mark.used_bytes
-        left.append(device.free_bytes - max(0, planned - highest) - reserve_other_bytes)
+        left.append(device.free_bytes - max(0, planned - device.used_bytes) - reserve_other_bytes)
     return min(left)
 
 

@@ -169,7 +169,7 @@ def test_what_is_used_is_split_and_the_split_adds_up() -> None:
     assert round(parts["weights"].size_bytes / 1e9, 1) == 16.1
 
 
-def test_headroom_falls_by_what_the_plan_has_not_seen_and_by_the_reserve() -> None:
+def test_headroom_falls_by_what_of_the_plan_is_not_in_use_and_by_the_reserve() -> None:
     with FakeServer(FakeVllm().routes()) as server:
         [plain] = scraped(target_of(server), Gpus(60))
         [reserved] = scraped(target_of(server), Gpus(60), reserve=2 * GIB)
@@ -214,21 +214,20 @@ def test_a_restart_with_other_settings_is_predicted_anew() -> None:
     assert footprint_of(after).kv_cache.max_model_len_tokens == 8192
 
 
-def test_the_highest_use_is_forgotten_when_the_server_starts_anew() -> None:
-    vllm, gpus = FakeVllm(), Gpus(75)
+def test_a_spike_leaves_no_trace_in_the_headroom() -> None:
+    gpus = Gpus(60)
 
-    async def restart(number: int) -> None:
-        if number == 1:
-            gpus.used = [20 * GIB]
-        if number == 2:
-            vllm.start_time += 100
+    async def spike(number: int) -> None:
+        gpus.used = [round((60, 77.65, 60)[number] * GIB)]
 
-    with FakeServer(vllm.routes()) as server:
-        _, lull, anew = scraped(target_of(server), gpus, restart, scrapes=3)
+    with FakeServer(FakeVllm().routes()) as server:
+        before, during, after = (
+            snapshot.memory.headroom_bytes["chat"]
+            for snapshot in scraped(target_of(server), gpus, spike, scrapes=3)
+        )
 
-    free = TOTAL - RESERVED - 20 * GIB
-    assert lull.memory.headroom_bytes["chat"] == free  # it was all seen in use
-    assert anew.memory.headroom_bytes["chat"] == free - (footprint_of(anew).fullest.total.high - 20 * GIB)
+    assert during == TOTAL - RESERVED - round(77.65 * GIB)
+    assert during < before == after
 
 
 def test_a_server_that_is_down_has_no_prediction_and_no_headroom() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from brimline.estimate import Estimate, exact
 from brimline.readings import (
     DeviceReading,
@@ -19,14 +21,7 @@ from brimline.readings import (
     TargetSnapshot,
     Uuid,
 )
-from brimline.reconcile import (
-    HighWater,
-    Tenant,
-    account,
-    comparisons,
-    follow_high_water,
-    stages_of_gpus,
-)
+from brimline.reconcile import Tenant, account, comparisons, stages_of_gpus
 
 GIB = 1 << 30
 A, B, C, D = (Uuid(f"GPU-{letter}") for letter in "abcd")
@@ -88,20 +83,14 @@ def device(uuid: Uuid = A, *, used: int = 62, total: int = 80, peak: int | None 
     )
 
 
-def tenant(of: TargetSnapshot, epoch: object = 1) -> Tenant:
-    sleeping = of.reading is not None and bool(of.reading.sleeping)
-    return Tenant(name=of.name, gpus=of.gpus, footprint=of.footprint, epoch=epoch, sleeping=sleeping)
+def tenant(of: TargetSnapshot) -> Tenant:
+    return Tenant(name=of.name, gpus=of.gpus, footprint=of.footprint)
 
 
 def settled(
-    targets: list[TargetSnapshot], devices: list[DeviceReading], *, reserve: int = 0, **highest: int
+    targets: list[TargetSnapshot], devices: list[DeviceReading], *, reserve: int = 0
 ) -> MemoryAccount:
-    tenants = [tenant(one) for one in targets]
-    marks = follow_high_water({}, devices, tenants, now=0.0, peak_window=60.0)
-    for uuid, mark in list(marks.items()):
-        if (seen := highest.get(uuid.removeprefix("GPU-"))) is not None:
-            marks[uuid] = dataclasses.replace(mark, used_bytes=seen * GIB)
-    return account(targets, tenants, devices, marks, reserve_other_bytes=reserve * GIB)
+    return account(targets, [tenant(one) for one in targets], devices, reserve_other_bytes=reserve * GIB)
 
 
 def in_gib(memory: MemoryAccount, gpu: Uuid = A) -> dict[tuple[str, str, str], float]:
@@ -236,8 +225,8 @@ def test_a_stage_with_fewer_layers_holds_less_of_the_cache() -> None:
 # --- headroom ---
 
 
-def test_headroom_is_what_is_free_less_what_of_the_plan_was_not_seen_yet() -> None:
-    """free 18, planned 70 by the high bound, highest seen 62: 8 are still to come."""
+def test_headroom_is_what_is_free_less_what_of_the_plan_is_not_in_use() -> None:
+    """free 18, planned 70 by the high bound, in use 62: 8 are still to come."""
     assert settled([target()], [device(used=62)]).headroom_bytes == {"chat": 10 * GIB}
 
 
@@ -249,8 +238,15 @@ def test_a_calibrated_plan_counts_as_expected_not_at_its_high_bound() -> None:
     assert memory.headroom_bytes == {"chat": (20 - 2) * GIB}
 
 
-def test_what_was_once_in_use_since_the_start_is_not_waited_for_again() -> None:
-    assert settled([target()], [device(used=62)], a=70).headroom_bytes == {"chat": 18 * GIB}
+def test_what_was_once_in_use_and_given_back_is_wanted_again() -> None:
+    """A spike to 75 leaves 5 while it lasts, and afterwards what was left before it."""
+    assert settled([target()], [device(used=75, peak=75)]).headroom_bytes == {"chat": 5 * GIB}
+    assert settled([target()], [device(used=62, peak=75)]).headroom_bytes == {"chat": 10 * GIB}
+
+
+@pytest.mark.parametrize("used", [0, 5, 40, 62, 70])
+def test_below_the_plan_headroom_is_the_card_less_the_plan_however_much_is_in_use(used: int) -> None:
+    assert settled([target()], [device(used=used)]).headroom_bytes == {"chat": (80 - 70) * GIB}
 
 
 def test_more_in_use_than_planned_takes_nothing_off_twice() -> None:
@@ -286,11 +282,8 @@ def test_a_neighbour_that_is_down_still_counts_with_its_plan() -> None:
     small = footprint(rank_footprint(weights=2, kv_cache=3, high=8))
     other = target("embed", ((A, "0"),), small)
     down = dataclasses.replace(other, up=False, reading=None, footprint=None)
-    tenants = [tenant(target()), tenant(other)]
-    devices = [device(used=62)]
-    marks = follow_high_water({}, devices, tenants, now=0.0, peak_window=60.0)
 
-    memory = account([target(), down], tenants, devices, marks)
+    memory = account([target(), down], [tenant(target()), tenant(other)], [device(used=62)])
 
     assert memory.headroom_bytes == {"chat": (18 - (78 - 62)) * GIB}
 
@@ -306,49 +299,8 @@ def test_half_a_plan_gives_no_headroom() -> None:
 
 
 def test_a_sleeping_server_will_want_its_memory_back() -> None:
-    """Asleep with 5 of 80 GiB in use and a plan of 70: 65 are still to come, whatever was seen before."""
-    assert settled([asleep()], [device(used=5)], a=70).headroom_bytes == {"chat": 10 * GIB}
-
-
-# --- the highest use since the start ---
-
-
-def follow(
-    marks: dict[Uuid, HighWater], used: int, *, now: float, epoch: int = 1, peak: int | None = None
-) -> dict[Uuid, HighWater]:
-    return follow_high_water(
-        marks, [device(used=used, peak=peak)], [tenant(target(), epoch)], now=now, peak_window=60.0
-    )
-
-
-def test_the_highest_use_is_kept_until_the_server_starts_anew() -> None:
-    marks = follow({}, 62, now=0)
-    marks = follow(marks, 70, now=15)
-    marks = follow(marks, 64, now=30)
-    assert marks[A].used_bytes == 70 * GIB
-
-    marks = follow(marks, 20, now=45, epoch=2)
-
-    assert marks[A].used_bytes == 20 * GIB
-
-
-def test_a_peak_of_the_server_before_does_not_count_for_the_one_after() -> None:
-    marks = follow({}, 20, now=0)
-    marks = follow(marks, 21, now=15, peak=75)
-    assert marks[A].used_bytes == 21 * GIB
-
-    marks = follow(marks, 21, now=60, peak=30)
-
-    assert marks[A].used_bytes == 30 * GIB
-
-
-def test_a_gpu_that_cannot_be_read_for_a_while_keeps_its_mark() -> None:
-    marks = follow({}, 62, now=0)
-
-    lost = dataclasses.replace(device(), used_bytes=None)
-    marks = follow_high_water(marks, [lost], [tenant(target())], now=15, peak_window=60.0)
-
-    assert marks[A].used_bytes == 62 * GIB
+    """Asleep with 5 of 80 GiB in use and a plan of 70: 65 are still to come."""
+    assert settled([asleep()], [device(used=5)]).headroom_bytes == {"chat": 10 * GIB}
 
 
 # --- errors ---
