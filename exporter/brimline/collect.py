@@ -652,6 +652,8 @@ class TargetReader:
         detected = self._detected
         if detected is None or detected.adapter.predictor is None or not reading.ranks:
             return None
+        if snapshot.has_problem("gpu_count"):
+            return None  # whether the list or the settings are wrong is not known
         if len(reading.by_model()) > 1:
             notes.append("its memory is not predicted: it serves several models")
             return None
@@ -659,9 +661,7 @@ class TargetReader:
         if path is None:
             notes.append("its memory is not predicted: name the folder of its model in `model`")
             return None
-        adapter = detected.adapter
-        is_known = detected.launch_known or adapter.states_launch(reading.settings) or self._has_one_gpu()
-        if not is_known:
+        if not self.is_launch_known(snapshot) and not self._has_one_gpu():
             notes.append("its memory is not predicted without launch settings; give launch or launch_command")
             return None
         mine = {uuid for uuid, _ in snapshot.gpus}
@@ -676,7 +676,7 @@ class TargetReader:
         )
 
     async def _assign(self, gpu: GpuReading, targets: int, snapshot: TargetSnapshot) -> TargetSnapshot:
-        world_size = self.world_size(snapshot)
+        world_size = self._world_size(snapshot)
 
         def assigned() -> tuple[Assigned, tuple[Problem, ...]]:
             return assign_gpus(
@@ -710,12 +710,18 @@ class TargetReader:
             self._gpu_known = (now, result)
         return result
 
-    def world_size(self, snapshot: TargetSnapshot) -> int | None:
-        """GPUs that the server uses by its launch settings; None where they are not known."""
+    def is_launch_known(self, snapshot: TargetSnapshot) -> bool:
+        """True where no launch setting is silently a default: all are declared, or the live server states them."""
         detected = self._detected
-        if detected is None or not detected.launch_known:
+        if detected is None or snapshot.reading is None:
+            return False
+        return detected.launch_known or detected.adapter.states_launch(snapshot.reading.settings)
+
+    def _world_size(self, snapshot: TargetSnapshot) -> int | None:
+        """GPUs that the server uses by its settings; None where they are not known."""
+        if self._detected is None or not self.is_launch_known(snapshot):
             return None
-        return detected.adapter.world_size(snapshot.settings)
+        return self._detected.adapter.world_size(snapshot.settings)
 
 
 def _family_of(port: int, known: _Family | None) -> _Family | None:

@@ -34,11 +34,12 @@ TARGET_REASONS: dict[str, str] = {
     "credentials": "the file with the token or password cannot be read",
     "config_endpoint": "an endpoint with the server's settings could not be read",
     "launch_command": "the launch command could not be read",
-    "model": "the model's files could not be read",
+    "model": "the model's files could not be read, or the server cannot be running that model",
     "prediction": "the server's memory could not be predicted from its model and settings",
     "calibration": "the calibration file could not be read",
     "gpu_unassigned": "which GPUs belong to the server is not known",
     "gpu_unknown": "a configured GPU is not visible",
+    "gpu_count": "the server's GPUs are not as many as its settings say that it uses",
     "bad_values": "the page holds impossible values, which were dropped",
     "too_many_series": "the page holds more models, ranks or histogram buckets than are read",
     "internal": "a defect in Brimline itself",
@@ -427,6 +428,10 @@ class TargetSnapshot:
     footprint: Footprint | None = None
     memory_notes: tuple[str, ...] = ()
     process: ProcessReading | None = None
+
+    def has_problem(self, reason: str) -> bool:
+        """True while there is a problem of that word of TARGET_REASONS."""
+        return any(problem.reason == reason for problem in self.problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

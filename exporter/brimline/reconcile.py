@@ -108,7 +108,8 @@ def _reading_of_one_model(target: TargetSnapshot) -> dict[str, RankReading] | No
 
 def _parts_of(target: TargetSnapshot, devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
     ranks = _reading_of_one_model(target)
-    if ranks is None:
+    # Where settings and GPUs contradict each other, some of the GPUs may not be its own.
+    if ranks is None or target.has_problem("gpu_count"):
         return
     stages = {} if target.footprint is None else stages_of_gpus(target.gpus, target.footprint)
     for gpu, rank_name in target.gpus:

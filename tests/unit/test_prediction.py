@@ -249,7 +249,17 @@ def test_a_server_that_is_down_has_no_prediction_and_no_headroom() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason", "said"),
     [
-        ({"launch": {"tensor_parallel_size": 3}}, "prediction", "does not fit 8 K/V heads"),
+        (
+            {"launch": {"tensor_parallel_size": 3}, "gpus": [0, 1, 2]},
+            "prediction",
+            "does not fit 8 K/V heads",
+        ),
+        (
+            {"launch": {"tensor_parallel_size": 2}},
+            "gpu_count",
+            "gives the server 1 GPU(s), and by its settings it uses 2; correct `gpus`",
+        ),
+        ({"gpus": [0, 1, 2]}, "gpu_count", "gives the server 3 GPU(s), and by its settings it uses 1"),
         ({"model": "/nowhere/llama"}, "model", "/nowhere/llama does not exist"),
         ({"calibration": "/nowhere/calib.yaml"}, "calibration", "cannot be read"),
     ],
@@ -258,13 +268,14 @@ def test_what_hinders_a_prediction_is_a_problem_of_a_target_that_is_up(
     settings: dict[str, Any], reason: str, said: str
 ) -> None:
     with FakeServer(FakeVllm().routes()) as server:
-        [snapshot] = scraped(target_of(server, **settings), Gpus(60))
+        [snapshot] = scraped(target_of(server, **settings), Gpus(60, 60, 60))
 
     state = only(snapshot)
     assert state.up
     assert state.footprint is None
     assert [problem.reason for problem in state.problems] == [reason]
     assert said in state.problems[0].detail
+    assert (snapshot.memory.parts, snapshot.memory.headroom_bytes) == ((), {})
 
 
 @pytest.mark.parametrize(

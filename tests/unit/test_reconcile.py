@@ -14,6 +14,7 @@ from brimline.readings import (
     GpuReading,
     KvCacheFootprint,
     MemoryAccount,
+    Problem,
     ProcessReading,
     RankFootprint,
     RankReading,
@@ -174,6 +175,14 @@ def asleep() -> TargetSnapshot:
     awake = target()
     assert awake.reading is not None
     return dataclasses.replace(awake, reading=dataclasses.replace(awake.reading, sleeping=True))
+
+
+def test_gpus_that_contradict_the_settings_are_given_no_parts_of_the_server() -> None:
+    state = dataclasses.replace(target(), footprint=None, problems=(Problem("gpu_count", "2 and not 1"),))
+
+    memory = settled([state], [device()])
+
+    assert (memory.parts, memory.headroom_bytes) == ((), {})
 
 
 # --- which GPU holds which part ---
