@@ -39,7 +39,15 @@ from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
-from brimline.prediction import CalibrationError, ModelError, Prediction, Question, smallest_card
+from brimline.prediction import (
+    CalibrationError,
+    ModelError,
+    Prediction,
+    Question,
+    is_readable,
+    is_same,
+    smallest_card,
+)
 from brimline.processes import (
     cgroup_memory,
     command_line,
@@ -60,9 +68,8 @@ from brimline.readings import (
     RankReading,
     Snapshot,
     TargetSnapshot,
-    Uuid,
 )
-from brimline.reconcile import Tenant, account
+from brimline.reconcile import Tenant, account, beyond_card
 from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -178,6 +185,10 @@ class TargetReader:
         self._family_future: asyncio.Future[_Family | None] | None = None
         self._family: _Family | None = None
         self._family_read_at: float | None = None
+        self._readable_model: Path | None = None
+        self._looked_at_model: tuple[Path | None, float] = (None, 0.0)
+        self._model_look: asyncio.Future[tuple[Path, bool, bool]] | None = None
+        self._is_model_another = False
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
@@ -563,11 +574,40 @@ class TargetReader:
         )
 
     def model_path(self, reading: EngineReading) -> Path | None:
-        """The configured model, else the path that a server on this machine says it loaded."""
-        if self.target.model is not None:
-            return Path(self.target.model)
+        """The path that a server on this machine says it loaded, else the configured model.
+
+        With a configured model the server's path counts where it could be read here: it may be one of another
+        file system.
+        """
+        named = self._named_model(reading)
+        if self.target.model is None or (named is not None and self._readable_model == named):
+            return named
+        return Path(self.target.model)
+
+    def _named_model(self, reading: EngineReading) -> Path | None:
         root = reading.served_root
         return Path(root) if root is not None and root.startswith("/") and self.target.is_loopback else None
+
+    async def _look_at_named_model(self, reading: EngineReading) -> None:
+        """Find out whether the model that the server names can be read here, where one is configured too."""
+        named, configured = self._named_model(reading), self.target.model
+        if named is None or configured is None or named == self._readable_model:
+            return
+        now = self._monotonic()
+        if self._model_look is None:
+            if self._looked_at_model[0] == named and now - self._looked_at_model[1] < RETRY_AFTER:
+                return
+            self._looked_at_model = (named, now)
+            self._model_look = in_daemon_thread(
+                lambda: (named, is_readable(named), is_same(named, Path(configured))), "model"
+            )
+            await asyncio.wait([self._model_look], timeout=MODEL_PATIENCE)
+        # A file system that hangs says nothing, and is not asked a second time.
+        if self._model_look.done():
+            looked_at, readable, same = self._model_look.result()
+            self._model_look = None
+            self._readable_model = looked_at if readable else None
+            self._is_model_another = readable and not same
 
     # --- the prediction ---
 
@@ -621,6 +661,7 @@ class TargetReader:
     ) -> TargetSnapshot:
         problems = list(snapshot.problems)
         notes: list[str] = []
+        await self._look_at_named_model(reading)
         question = self._question(gpu, snapshot, reading, notes)
         footprint = None
         if question is not None:
@@ -634,6 +675,12 @@ class TargetReader:
                     notes.append(f"its memory is not predicted: {error}")
                 elif not any(problem.reason == reason for problem in problems):
                     problems.append(Problem(reason, str(error)))
+        if question is not None and footprint is not None and question.card is not None:
+            with_bytes, _ = _with_kv_bytes(reading, footprint)
+            why = beyond_card(with_bytes, footprint, question.card.visible_bytes)
+            if why is not None:
+                problems.append(self._wrong_model(question, why))
+                footprint = None
         self._footprint = footprint
         reading, source = _with_kv_bytes(reading, footprint)
         return dataclasses.replace(
@@ -644,6 +691,14 @@ class TargetReader:
             problems=tuple(problems),
             memory_notes=tuple(notes),
         )
+
+    def _wrong_model(self, question: Question, why: str) -> Problem:
+        """What to say where a server that runs cannot be what was predicted, as it would not fit."""
+        if self.target.model is not None and question.model == Path(self.target.model):
+            said = f"the server cannot be running {question.model} with these settings: {why}"
+            return Problem("model", f"{said}; correct `model`, or `launch` where it is split over more GPUs")
+        said = f"the server cannot be running with these settings: {why}"
+        return Problem("prediction", f"{said}; correct `launch` or `launch_command`")
 
     def _question(
         self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading, notes: list[str]
@@ -661,6 +716,11 @@ class TargetReader:
         if path is None:
             notes.append("its memory is not predicted: name the folder of its model in `model`")
             return None
+        if self.target.model is not None and path != Path(self.target.model) and self._is_model_another:
+            notes.append(
+                f"the server says that it loaded {path}, which is what is predicted; `model` names "
+                f"{self.target.model}: correct or remove it"
+            )
         if not self.is_launch_known(snapshot) and not self._has_one_gpu():
             notes.append("its memory is not predicted without launch settings; give launch or launch_command")
             return None
@@ -711,7 +771,7 @@ class TargetReader:
         return result
 
     def is_launch_known(self, snapshot: TargetSnapshot) -> bool:
-        """True where no launch setting is silently a default: all are declared, or the live server states them."""
+        """True where no launch setting is silently a default: all are declared, or the server states them."""
         detected = self._detected
         if detected is None or snapshot.reading is None:
             return False

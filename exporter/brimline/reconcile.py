@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from brimline import units
 from brimline.readings import (
     COMPONENTS,
     OTHER,
     UNKNOWN,
     DeviceReading,
+    EngineReading,
     Footprint,
     MemoryAccount,
     MemoryPart,
@@ -168,6 +170,26 @@ def _kv_share(stage: RankFootprint, footprint: Footprint) -> float:
     mine = stage.components.get("kv_cache")
     whole = sum(pools)
     return mine.expected / whole if mine is not None and whole else 1.0
+
+
+def beyond_card(reading: EngineReading, footprint: Footprint, visible_bytes: int) -> str | None:
+    """Why a server with this KV cache cannot be the predicted one; None where it can.
+
+    Its weights and the cache that it has, in this model's bytes, must lie on GPUs of which CUDA shows
+    visible_bytes each: a server that answers has loaded them.
+    """
+    if any("kv_cache" in rank.host for rank in footprint.ranks):
+        return None
+    capacity = max((rank.kv_cache_capacity_bytes or 0.0 for rank in reading.ranks), default=0.0)
+    for stage in footprint.ranks:
+        weights = stage.components["weights"].low if "weights" in stage.components else 0
+        pool = int(capacity * _kv_share(stage, footprint))
+        if weights + pool > visible_bytes:
+            sizes = f"{units.format_bytes(weights)} of weights"
+            if pool:
+                sizes += f" and {units.format_bytes(pool)} for the KV cache that the server has"
+            return f"{sizes} are more than the {units.format_bytes(visible_bytes)} that CUDA shows of a GPU"
+    return None
 
 
 def _process_owners(device: DeviceReading, targets: Sequence[TargetSnapshot]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from brimline.readings import (
     TargetSnapshot,
     Uuid,
 )
-from brimline.reconcile import Tenant, account, comparisons, stages_of_gpus
+from brimline.reconcile import Tenant, account, beyond_card, comparisons, stages_of_gpus
 
 GIB = 1 << 30
 A, B, C, D = (Uuid(f"GPU-{letter}") for letter in "abcd")
@@ -183,6 +183,42 @@ def test_gpus_that_contradict_the_settings_are_given_no_parts_of_the_server() ->
     memory = settled([state], [device()])
 
     assert (memory.parts, memory.headroom_bytes) == ((), {})
+
+
+# --- a server that cannot be the predicted one ---
+
+
+def reading_of(capacity_gib: float | None) -> EngineReading:
+    capacity = None if capacity_gib is None else capacity_gib * GIB
+    return EngineReading(engine="vllm", ranks=(RankReading(model="m", kv_cache_capacity_bytes=capacity),))
+
+
+@pytest.mark.parametrize(("pool", "is_beyond"), [(None, False), (38.0, False), (64.0, False), (65.0, True)])
+def test_weights_and_the_cache_that_a_server_has_lie_on_its_gpu(pool: float | None, is_beyond: bool) -> None:
+    """16 GiB of weights on a GPU of 80."""
+    assert (beyond_card(reading_of(pool), footprint(), 80 * GIB) is not None) is is_beyond
+
+
+def test_weights_alone_that_no_gpu_holds_are_not_those_of_a_server_that_answers() -> None:
+    huge = footprint(rank_footprint(weights=141))
+
+    assert beyond_card(reading_of(None), huge, 80 * GIB) == (
+        "141.00 GiB of weights are more than the 80.00 GiB that CUDA shows of a GPU"
+    )
+
+
+def test_a_cache_without_blocks_lies_on_all_gpus_together() -> None:
+    cache = KvCacheFootprint(bytes_per_token=1.0, max_model_len_tokens=1, full_request_bytes=1)
+    two = (rank_footprint(0, weights=20, kv_cache=50), rank_footprint(1, weights=20, kv_cache=50))
+
+    assert beyond_card(reading_of(100.0), footprint(*two, kv_cache=cache), 80 * GIB) is None
+    assert beyond_card(reading_of(130.0), footprint(*two, kv_cache=cache), 80 * GIB) is not None
+
+
+def test_a_cache_in_main_memory_fits_no_gpu_and_need_not() -> None:
+    rank = dataclasses.replace(rank_footprint(weights=16), host={"kv_cache": exact(100 * GIB, "test")})
+
+    assert beyond_card(reading_of(100.0), footprint(rank), 80 * GIB) is None
 
 
 # --- which GPU holds which part ---

@@ -314,9 +314,7 @@ def _world_size(settings: Mapping[str, str]) -> int | None:
     """
     if settings.get("nnodes", "1") != "1" or settings.get("distributed_executor_backend") == "ray":
         return None
-    sizes = [
-        settings.get(f"{kind}_parallel_size", "1") for kind in ("tensor", "pipeline", "prefill_context")
-    ]
+    sizes = [settings.get(f"{kind}_parallel_size", "1") for kind in ("tensor", "pipeline", "prefill_context")]
     if "data_parallel_rank" not in settings:
         replicas = settings.get("data_parallel_size", "1")
         sizes.append(settings.get("data_parallel_size_local", replicas))
