@@ -681,7 +681,8 @@ METRICS: tuple[Family, ...] = (
         "gauge",
         "What the memory in use on a GPU is used for. basis: measured (by the engine or NVML) or predicted. "
         f"component: {', '.join(PARTS)}. All parts of a GPU add up to gpu_memory_used_bytes; target is empty "
-        "for what belongs to none, and unaccounted may be negative, where less is used than predicted. "
+        "for what belongs to none. unaccounted is the remainder: negative where less is used than predicted, "
+        "and measured only where all other parts of the GPU are, as else it holds the prediction's error. "
         "Absent where the GPU belongs to no server, and while it cannot be read.",
         ("gpu", "target", "component", "basis"),
         _memory_parts,

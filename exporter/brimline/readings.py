@@ -353,7 +353,8 @@ class MemoryPart:
     """A part of one GPU's memory in use.
 
     target: empty for what belongs to none. component: a word of PARTS. basis: whether the size was measured,
-    or is what the prediction says; the remainder (`unaccounted`) is measured less both, and may be negative.
+    or is what the prediction says. The remainder (`unaccounted`) may be negative, and is measured only where
+    all other parts of its GPU are: else it holds the prediction's error.
     """
 
     gpu: Uuid

@@ -225,8 +225,12 @@ def _strangers(
 
 
 def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
-    """What no target accounts for on each GPU that a target holds; negative where less is used than said."""
+    """What no target accounts for on each GPU that a target holds; negative where less is used than said.
+
+    Measured less measured is measured; a remainder that holds the error of a prediction is not.
+    """
     accounted: dict[Uuid, int] = {}
+    estimated = {part.gpu for part in parts if part.basis == "predicted"}
     for part in parts:
         accounted[part.gpu] = accounted.get(part.gpu, 0) + part.size_bytes
     for gpu in dict.fromkeys(part.gpu for part in parts if part.target):
@@ -236,7 +240,7 @@ def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReadin
                 gpu=gpu,
                 target="",
                 component="unaccounted",
-                basis="measured",
+                basis="predicted" if gpu in estimated else "measured",
                 size_bytes=device.used_bytes - accounted[gpu],
             )
 

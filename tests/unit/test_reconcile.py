@@ -114,7 +114,7 @@ def test_all_parts_of_a_gpu_add_up_to_what_is_used_and_say_their_basis() -> None
         ("chat", "weights", "predicted"): 16,
         ("chat", "activations", "predicted"): 4,
         ("chat", "runtime", "predicted"): 2,
-        ("", "unaccounted", "measured"): 2,
+        ("", "unaccounted", "predicted"): 2,
     }
     assert sum(part.size_bytes for part in memory.parts) == 62 * GIB
 
@@ -122,7 +122,7 @@ def test_all_parts_of_a_gpu_add_up_to_what_is_used_and_say_their_basis() -> None
 def test_less_used_than_said_is_a_negative_remainder() -> None:
     memory = settled([target()], [device(used=58)])
 
-    assert in_gib(memory)["", "unaccounted", "measured"] == -2
+    assert in_gib(memory)["", "unaccounted", "predicted"] == -2
 
 
 def test_two_servers_on_one_gpu_are_both_accounted_for() -> None:
@@ -137,7 +137,16 @@ def test_two_servers_on_one_gpu_are_both_accounted_for() -> None:
     memory = settled([target(), other], [device(used=72)])
 
     assert sum(part.size_bytes for part in memory.parts) == 72 * GIB
-    assert in_gib(memory)["", "unaccounted", "measured"] == 72 - 60 - 9
+    assert in_gib(memory)["", "unaccounted", "predicted"] == 72 - 60 - 9
+
+
+def test_a_remainder_is_measured_only_beside_parts_that_are_all_measured() -> None:
+    bare = dataclasses.replace(target("bare", ((B, "0"),)), footprint=None)
+
+    memory = settled([target(), bare], [device(A), device(B)])
+
+    remainders = {part.gpu: part.basis for part in memory.parts if part.component == "unaccounted"}
+    assert remainders == {A: "predicted", B: "measured"}
 
 
 def test_what_the_engine_measured_stands_in_place_of_what_was_predicted() -> None:
@@ -448,7 +457,7 @@ def test_a_process_of_no_target_is_a_stranger_and_taken_off_the_remainder() -> N
 
     assert memory.process_bytes == {A: {"chat": 60 * GIB, "other": 8 * GIB}}
     assert in_gib(memory)["", "other_processes", "measured"] == 8
-    assert in_gib(memory)["", "unaccounted", "measured"] == 72 - 60 - 8
+    assert in_gib(memory)["", "unaccounted", "predicted"] == 72 - 60 - 8
 
 
 def test_where_a_targets_processes_are_not_visible_nobody_is_called_a_stranger() -> None:
