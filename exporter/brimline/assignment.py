@@ -69,10 +69,44 @@ def assign_gpus(
 
     Without `gpus` they are known only when this is the one target and its world size equals the visible GPUs:
     anything else would be a guess, and would count a GPU twice where two exporters guess alike.
+    Where `gpus` names another number than the settings, the two contradict each other, which is a problem.
     world_size: None where the launch settings do not say. Reads files and /proc where `gpus` asks for it.
     """
     if not devices:
         return (), ()
+    if target.gpus is None:
+        return _assign_all(devices, ranks, world_size, targets)
+    assigned, problems = _assign_named(target, devices, ranks, find_listener, find_descendants)
+    if assigned and not problems and world_size is not None and world_size != len(assigned):
+        why = (
+            f"`gpus` gives the server {len(assigned)} GPU(s), and by its settings it uses {world_size}; "
+            "correct `gpus`, or the parallel sizes in `launch`"
+        )
+        problems = (Problem("gpu_count", why),)
+    return assigned, problems
+
+
+def _assign_all(
+    devices: Sequence[DeviceReading], ranks: Sequence[str], world_size: int | None, targets: int
+) -> tuple[Assigned, tuple[Problem, ...]]:
+    if targets == 1 and world_size == len(devices):
+        return _ranked(devices, ranks), ()
+    if targets > 1:
+        why = f"there are {targets} targets"
+    elif world_size is None:
+        why = "the server's launch settings, and with them how many GPUs it uses, are not known"
+    else:
+        why = f"the server uses {world_size} GPU(s) and {len(devices)} are visible"
+    return (), (Problem("gpu_unassigned", f"{why}; list the target's `gpus`"),)
+
+
+def _assign_named(
+    target: Target,
+    devices: Sequence[DeviceReading],
+    ranks: Sequence[str],
+    find_listener: Callable[[int], int | None],
+    find_descendants: Callable[[int], frozenset[int]],
+) -> tuple[Assigned, tuple[Problem, ...]]:
     source = target.gpus
     if isinstance(source, list):
         return _assign_listed(source, devices, ranks)
@@ -91,17 +125,7 @@ def assign_gpus(
                 Problem("gpu_unassigned", f"{source.file} names no GPU UUID; write `nvidia-smi -L` into it"),
             )
         return _assign_listed(listed, devices, ranks)
-    if isinstance(source, GpuSource):
-        return _assign_listener(target.port, devices, ranks, find_listener, find_descendants)
-    if targets == 1 and world_size == len(devices):
-        return _ranked(devices, ranks), ()
-    if targets > 1:
-        why = f"there are {targets} targets"
-    elif world_size is None:
-        why = "the server's launch settings, and with them how many GPUs it uses, are not known"
-    else:
-        why = f"the server uses {world_size} GPU(s) and {len(devices)} are visible"
-    return (), (Problem("gpu_unassigned", f"{why}; list the target's `gpus`"),)
+    return _assign_listener(target.port, devices, ranks, find_listener, find_descendants)
 
 
 def _assign_listed(

@@ -47,7 +47,7 @@ async def observe(
         if target is None or reader is None:
             raise FootprintError(f"the configuration names no target {name!r}")
         path = None if target.reading is None else reader.model_path(target.reading)
-        launch_known = reader.world_size(target) is not None
+        launch_known = reader.is_launch_known(target)
         port = reader.target.port if reader.target.is_loopback else None
     finally:
         await collector.close()

@@ -681,7 +681,8 @@ METRICS: tuple[Family, ...] = (
         "gauge",
         "What the memory in use on a GPU is used for. basis: measured (by the engine or NVML) or predicted. "
         f"component: {', '.join(PARTS)}. All parts of a GPU add up to gpu_memory_used_bytes; target is empty "
-        "for what belongs to none, and unaccounted may be negative, where less is used than predicted. "
+        "for what belongs to none. unaccounted is the remainder: negative where less is used than predicted, "
+        "and measured only where all other parts of the GPU are, as else it holds the prediction's error. "
         "Absent where the GPU belongs to no server, and while it cannot be read.",
         ("gpu", "target", "component", "basis"),
         _memory_parts,
@@ -691,9 +692,9 @@ METRICS: tuple[Family, ...] = (
         "memory_headroom_bytes",
         "gauge",
         "Memory that stays free on the target's fullest GPU once all servers on it have taken what they are "
-        "predicted to: free memory, less what of the prediction was not seen in use since they started, less "
-        "gpu.reserve_other. Negative: out of memory is to be expected. Absent where a prediction or the GPU "
-        "is missing.",
+        "predicted to: free memory, less what of the prediction is not in use now, less gpu.reserve_other. "
+        "Negative: out of memory is to be expected. Past peaks do not count: see gpu_memory_used_peak_bytes. "
+        "Absent where a prediction or the GPU is missing.",
         ("target",),
         lambda snapshot: (
             ((target,), float(left)) for target, left in snapshot.memory.headroom_bytes.items()

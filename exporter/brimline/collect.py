@@ -39,7 +39,15 @@ from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
-from brimline.prediction import CalibrationError, ModelError, Prediction, Question, smallest_card
+from brimline.prediction import (
+    CalibrationError,
+    ModelError,
+    Prediction,
+    Question,
+    is_readable,
+    is_same,
+    smallest_card,
+)
 from brimline.processes import (
     cgroup_memory,
     command_line,
@@ -60,9 +68,8 @@ from brimline.readings import (
     RankReading,
     Snapshot,
     TargetSnapshot,
-    Uuid,
 )
-from brimline.reconcile import HighWater, Tenant, account, follow_high_water
+from brimline.reconcile import Tenant, account, beyond_card
 from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -178,10 +185,12 @@ class TargetReader:
         self._family_future: asyncio.Future[_Family | None] | None = None
         self._family: _Family | None = None
         self._family_read_at: float | None = None
+        self._readable_model: Path | None = None
+        self._looked_at_model: tuple[Path | None, float] = (None, 0.0)
+        self._model_look: asyncio.Future[tuple[Path, bool, bool]] | None = None
+        self._is_model_another = False
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
-        self._sleeping = False
-        self._epoch = 0
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
@@ -259,8 +268,6 @@ class TargetReader:
         was in a hurry: that says nothing about the server.
         """
         if reason in ("not_found", "not_an_engine", "wrong_engine", "metrics_disabled", "connection", "dns"):
-            if self._detected is not None:
-                self._epoch += 1
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
         self._log_change(False, reason, detail)
@@ -379,14 +386,10 @@ class TargetReader:
         if detected.token_count is None:
             detected.start, detected.token_count = (reading.start_time, reading.start_token), tokens
             return False
-        is_another = (
-            reading.start_time,
-            reading.start_token,
-        ) != detected.start or tokens < detected.token_count
-        if is_another:
-            self._epoch += 1
-        restarted = is_another or (
-            reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE
+        restarted = (
+            (reading.start_time, reading.start_token) != detected.start
+            or tokens < detected.token_count
+            or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
         )
         detected.token_count = tokens
         detected.start = (reading.start_time, reading.start_token)
@@ -571,11 +574,40 @@ class TargetReader:
         )
 
     def model_path(self, reading: EngineReading) -> Path | None:
-        """The configured model, else the path that a server on this machine says it loaded."""
-        if self.target.model is not None:
-            return Path(self.target.model)
+        """The path that a server on this machine says it loaded, else the configured model.
+
+        With a configured model the server's path counts where it could be read here: it may be one of another
+        file system.
+        """
+        named = self._named_model(reading)
+        if self.target.model is None or (named is not None and self._readable_model == named):
+            return named
+        return Path(self.target.model)
+
+    def _named_model(self, reading: EngineReading) -> Path | None:
         root = reading.served_root
         return Path(root) if root is not None and root.startswith("/") and self.target.is_loopback else None
+
+    async def _look_at_named_model(self, reading: EngineReading) -> None:
+        """Find out whether the model that the server names can be read here, where one is configured too."""
+        named, configured = self._named_model(reading), self.target.model
+        if named is None or configured is None or named == self._readable_model:
+            return
+        now = self._monotonic()
+        if self._model_look is None:
+            if self._looked_at_model[0] == named and now - self._looked_at_model[1] < RETRY_AFTER:
+                return
+            self._looked_at_model = (named, now)
+            self._model_look = in_daemon_thread(
+                lambda: (named, is_readable(named), is_same(named, Path(configured))), "model"
+            )
+            await asyncio.wait([self._model_look], timeout=MODEL_PATIENCE)
+        # A file system that hangs says nothing, and is not asked a second time.
+        if self._model_look.done():
+            looked_at, readable, same = self._model_look.result()
+            self._model_look = None
+            self._readable_model = looked_at if readable else None
+            self._is_model_another = readable and not same
 
     # --- the prediction ---
 
@@ -585,7 +617,6 @@ class TargetReader:
         self._gpus = snapshot.gpus
         if snapshot.reading is None:
             return snapshot
-        self._sleeping = snapshot.reading.sleeping or False
         reading = snapshot.reading
         snapshot = dataclasses.replace(snapshot, process=await self._process())
         return await self._predict(gpu, snapshot, reading)
@@ -623,19 +654,14 @@ class TargetReader:
 
     def tenant(self) -> Tenant:
         """The target as its GPUs know it."""
-        return Tenant(
-            name=self.target.name,
-            gpus=self._gpus,
-            footprint=self._footprint,
-            epoch=self._epoch,
-            sleeping=self._sleeping,
-        )
+        return Tenant(name=self.target.name, gpus=self._gpus, footprint=self._footprint)
 
     async def _predict(
         self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading
     ) -> TargetSnapshot:
         problems = list(snapshot.problems)
         notes: list[str] = []
+        await self._look_at_named_model(reading)
         question = self._question(gpu, snapshot, reading, notes)
         footprint = None
         if question is not None:
@@ -649,6 +675,12 @@ class TargetReader:
                     notes.append(f"its memory is not predicted: {error}")
                 elif not any(problem.reason == reason for problem in problems):
                     problems.append(Problem(reason, str(error)))
+        if question is not None and footprint is not None and question.card is not None:
+            with_bytes, _ = _with_kv_bytes(reading, footprint)
+            why = beyond_card(with_bytes, footprint, question.card.visible_bytes)
+            if why is not None:
+                problems.append(self._wrong_model(question, why))
+                footprint = None
         self._footprint = footprint
         reading, source = _with_kv_bytes(reading, footprint)
         return dataclasses.replace(
@@ -660,6 +692,14 @@ class TargetReader:
             memory_notes=tuple(notes),
         )
 
+    def _wrong_model(self, question: Question, why: str) -> Problem:
+        """What to say where a server that runs cannot be what was predicted, as it would not fit."""
+        if self.target.model is not None and question.model == Path(self.target.model):
+            said = f"the server cannot be running {question.model} with these settings: {why}"
+            return Problem("model", f"{said}; correct `model`, or `launch` where it is split over more GPUs")
+        said = f"the server cannot be running with these settings: {why}"
+        return Problem("prediction", f"{said}; correct `launch` or `launch_command`")
+
     def _question(
         self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading, notes: list[str]
     ) -> Question | None:
@@ -667,6 +707,8 @@ class TargetReader:
         detected = self._detected
         if detected is None or detected.adapter.predictor is None or not reading.ranks:
             return None
+        if snapshot.has_problem("gpu_count"):
+            return None  # whether the list or the settings are wrong is not known
         if len(reading.by_model()) > 1:
             notes.append("its memory is not predicted: it serves several models")
             return None
@@ -674,9 +716,12 @@ class TargetReader:
         if path is None:
             notes.append("its memory is not predicted: name the folder of its model in `model`")
             return None
-        adapter = detected.adapter
-        is_known = detected.launch_known or adapter.states_launch(reading.settings) or self._has_one_gpu()
-        if not is_known:
+        if self.target.model is not None and path != Path(self.target.model) and self._is_model_another:
+            notes.append(
+                f"the server says that it loaded {path}, which is what is predicted; `model` names "
+                f"{self.target.model}: correct or remove it"
+            )
+        if not self.is_launch_known(snapshot) and not self._has_one_gpu():
             notes.append("its memory is not predicted without launch settings; give launch or launch_command")
             return None
         mine = {uuid for uuid, _ in snapshot.gpus}
@@ -691,7 +736,7 @@ class TargetReader:
         )
 
     async def _assign(self, gpu: GpuReading, targets: int, snapshot: TargetSnapshot) -> TargetSnapshot:
-        world_size = self.world_size(snapshot)
+        world_size = self._world_size(snapshot)
 
         def assigned() -> tuple[Assigned, tuple[Problem, ...]]:
             return assign_gpus(
@@ -725,12 +770,18 @@ class TargetReader:
             self._gpu_known = (now, result)
         return result
 
-    def world_size(self, snapshot: TargetSnapshot) -> int | None:
-        """GPUs that the server uses by its launch settings; None where they are not known."""
+    def is_launch_known(self, snapshot: TargetSnapshot) -> bool:
+        """True where no launch setting is silently a default: all are declared, or the server states them."""
         detected = self._detected
-        if detected is None or not detected.launch_known:
+        if detected is None or snapshot.reading is None:
+            return False
+        return detected.launch_known or detected.adapter.states_launch(snapshot.reading.settings)
+
+    def _world_size(self, snapshot: TargetSnapshot) -> int | None:
+        """GPUs that the server uses by its settings; None where they are not known."""
+        if self._detected is None or not self.is_launch_known(snapshot):
             return None
-        return detected.adapter.world_size(snapshot.settings)
+        return self._detected.adapter.world_size(snapshot.settings)
 
 
 def _family_of(port: int, known: _Family | None) -> _Family | None:
@@ -853,7 +904,6 @@ class Collector:
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
         self._rounds: list[_Round] = []
-        self._high_water: dict[Uuid, HighWater] = {}
         self.reload_successful = True
         self.reload_problem: str | None = None
         self.reload_success_time: float | None = None
@@ -958,19 +1008,10 @@ class Collector:
     def _account(
         self, targets: Sequence[TargetSnapshot], readers: Sequence[TargetReader], gpu: GpuReading
     ) -> MemoryAccount:
-        tenants = [reader.tenant() for reader in readers]
-        self._high_water = follow_high_water(
-            self._high_water,
-            gpu.devices,
-            tenants,
-            now=self._monotonic(),
-            peak_window=self._config.peak_window,
-        )
         return account(
             targets,
-            tenants,
+            [reader.tenant() for reader in readers],
             gpu.devices,
-            self._high_water,
             reserve_other_bytes=self._config.gpu.reserve_other,
         )
 

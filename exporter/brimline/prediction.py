@@ -7,12 +7,14 @@ stays small.
 from __future__ import annotations
 
 import asyncio
+import filecmp
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from brimline.errors import FootprintError
+from brimline.files import NotARegularFile, open_regular
 from brimline.readings import DeviceReading, Footprint
 from brimline.threads import in_daemon_thread
 
@@ -41,6 +43,11 @@ class Card:
     total_bytes: int
     reserved_bytes: int | None
 
+    @property
+    def visible_bytes(self) -> int:
+        """What CUDA shows of it; with memory API v1 no less than that."""
+        return self.total_bytes - (self.reserved_bytes or 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -66,11 +73,36 @@ def smallest_card(devices: list[DeviceReading]) -> Card | None:
         for device in devices
         if device.total_bytes is not None
     ]
-    return min(cards, key=lambda card: card.total_bytes - (card.reserved_bytes or 0), default=None)
+    return min(cards, key=lambda card: card.visible_bytes, default=None)
 
 
 def _rounded(reserved_bytes: int) -> int:
     return -(-reserved_bytes // _RESERVED_STEP) * _RESERVED_STEP
+
+
+def is_readable(model: Path) -> bool:
+    """True where a model's files can be read here. Reads files: not for the event loop."""
+    try:
+        with open_regular(_description(model)):
+            return True
+    except (OSError, NotARegularFile):
+        return False
+
+
+def is_same(model: Path, other: Path) -> bool:
+    """True where two models, both readable or not, are described by the same file or by copies of it."""
+    first, second = _description(model), _description(other)
+    try:
+        if first.samefile(second):
+            return True
+        return first.name.endswith(".json") and filecmp.cmp(first, second, shallow=False)
+    except OSError:
+        return False
+
+
+def _description(model: Path) -> Path:
+    """The file that describes a model."""
+    return model / "config.json" if model.is_dir() else model
 
 
 def answer(question: Question) -> Footprint:

@@ -34,11 +34,12 @@ TARGET_REASONS: dict[str, str] = {
     "credentials": "the file with the token or password cannot be read",
     "config_endpoint": "an endpoint with the server's settings could not be read",
     "launch_command": "the launch command could not be read",
-    "model": "the model's files could not be read",
+    "model": "the model's files could not be read, or the server cannot be running that model",
     "prediction": "the server's memory could not be predicted from its model and settings",
     "calibration": "the calibration file could not be read",
     "gpu_unassigned": "which GPUs belong to the server is not known",
     "gpu_unknown": "a configured GPU is not visible",
+    "gpu_count": "the server's GPUs are not as many as its settings say that it uses",
     "bad_values": "the page holds impossible values, which were dropped",
     "too_many_series": "the page holds more models, ranks or histogram buckets than are read",
     "internal": "a defect in Brimline itself",
@@ -352,7 +353,8 @@ class MemoryPart:
     """A part of one GPU's memory in use.
 
     target: empty for what belongs to none. component: a word of PARTS. basis: whether the size was measured,
-    or is what the prediction says; the remainder (`unaccounted`) is measured less both, and may be negative.
+    or is what the prediction says. The remainder (`unaccounted`) may be negative, and is measured only where
+    all other parts of its GPU are: else it holds the prediction's error.
     """
 
     gpu: Uuid
@@ -427,6 +429,10 @@ class TargetSnapshot:
     footprint: Footprint | None = None
     memory_notes: tuple[str, ...] = ()
     process: ProcessReading | None = None
+
+    def has_problem(self, reason: str) -> bool:
+        """True while there is a problem of that word of TARGET_REASONS."""
+        return any(problem.reason == reason for problem in self.problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

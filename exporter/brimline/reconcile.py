@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from brimline import units
 from brimline.readings import (
     COMPONENTS,
     OTHER,
     UNKNOWN,
     DeviceReading,
+    EngineReading,
     Footprint,
     MemoryAccount,
     MemoryPart,
@@ -25,64 +27,16 @@ from brimline.readings import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HighWater:
-    """Most memory in use on a GPU since the servers on it started.
-
-    epoch: tells one start from the next. since: when the count began, on the same clock as `now`.
-    """
-
-    epoch: tuple[object, ...]
-    since: float
-    used_bytes: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """A target as its GPUs know it, whether it can be read at this moment or not.
 
-    footprint: the last one known, since a server that is down will need its memory again. epoch: changes
-    whenever the server starts anew, or is gone.
+    footprint: the last one known, since a server that is down will need its memory again.
     """
 
     name: str
     gpus: tuple[tuple[Uuid, str], ...]
     footprint: Footprint | None
-    epoch: object
-    sleeping: bool = False
-
-
-def follow_high_water(
-    marks: Mapping[Uuid, HighWater],
-    devices: Sequence[DeviceReading],
-    tenants: Sequence[Tenant],
-    *,
-    now: float,
-    peak_window: float,
-) -> dict[Uuid, HighWater]:
-    """The marks after one more reading; a GPU that cannot be read keeps its mark.
-
-    A peak of the peak window counts only where the whole window lies behind the start, since it may be of the
-    server before.
-    """
-    followed = dict(marks)
-    for device in devices:
-        if device.used_bytes is None:
-            continue
-        epoch = tuple(
-            (tenant.name, tenant.epoch)
-            for tenant in tenants
-            if any(gpu == device.uuid for gpu, _ in tenant.gpus)
-        )
-        mark = followed.get(device.uuid)
-        if mark is None or mark.epoch != epoch:
-            followed[device.uuid] = HighWater(epoch, now, device.used_bytes)
-            continue
-        highest = max(mark.used_bytes, device.used_bytes)
-        if device.used_peak_bytes is not None and now - mark.since >= peak_window:
-            highest = max(highest, device.used_peak_bytes)
-        followed[device.uuid] = HighWater(epoch, mark.since, highest)
-    return followed
 
 
 def stages_of_gpus(gpus: Sequence[tuple[Uuid, str]], footprint: Footprint) -> dict[Uuid, RankFootprint]:
@@ -107,7 +61,6 @@ def account(
     targets: Sequence[TargetSnapshot],
     tenants: Sequence[Tenant],
     devices: Sequence[DeviceReading],
-    marks: Mapping[Uuid, HighWater],
     *,
     reserve_other_bytes: int = 0,
 ) -> MemoryAccount:
@@ -123,7 +76,7 @@ def account(
     headroom = {}
     for tenant in tenants:
         if tenant.name in is_read:
-            left = _headroom(tenant, tenants, by_uuid, marks, reserve_other_bytes)
+            left = _headroom(tenant, tenants, by_uuid, reserve_other_bytes)
             if left is not None:
                 headroom[tenant.name] = left
     errors: dict[tuple[str, str], float] = {}
@@ -157,7 +110,8 @@ def _reading_of_one_model(target: TargetSnapshot) -> dict[str, RankReading] | No
 
 def _parts_of(target: TargetSnapshot, devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
     ranks = _reading_of_one_model(target)
-    if ranks is None:
+    # Where settings and GPUs contradict each other, some of the GPUs may not be its own.
+    if ranks is None or target.has_problem("gpu_count"):
         return
     stages = {} if target.footprint is None else stages_of_gpus(target.gpus, target.footprint)
     for gpu, rank_name in target.gpus:
@@ -218,6 +172,26 @@ def _kv_share(stage: RankFootprint, footprint: Footprint) -> float:
     return mine.expected / whole if mine is not None and whole else 1.0
 
 
+def beyond_card(reading: EngineReading, footprint: Footprint, visible_bytes: int) -> str | None:
+    """Why a server with this KV cache cannot be the predicted one; None where it can.
+
+    Its weights and the cache that it has, in this model's bytes, must lie on GPUs of which CUDA shows
+    visible_bytes each: a server that answers has loaded them.
+    """
+    if any("kv_cache" in rank.host for rank in footprint.ranks):
+        return None
+    capacity = max((rank.kv_cache_capacity_bytes or 0.0 for rank in reading.ranks), default=0.0)
+    for stage in footprint.ranks:
+        weights = stage.components["weights"].low if "weights" in stage.components else 0
+        pool = int(capacity * _kv_share(stage, footprint))
+        if weights + pool > visible_bytes:
+            sizes = f"{units.format_bytes(weights)} of weights"
+            if pool:
+                sizes += f" and {units.format_bytes(pool)} for the KV cache that the server has"
+            return f"{sizes} are more than the {units.format_bytes(visible_bytes)} that CUDA shows of a GPU"
+    return None
+
+
 def _process_owners(device: DeviceReading, targets: Sequence[TargetSnapshot]) -> dict[str, int]:
     """Bytes of a GPU's processes by owner; empty where they are not listed or the driver does not tell.
 
@@ -251,8 +225,12 @@ def _strangers(
 
 
 def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
-    """What no target accounts for on each GPU that a target holds; negative where less is used than said."""
+    """What no target accounts for on each GPU that a target holds; negative where less is used than said.
+
+    Measured less measured is measured; a remainder that holds the error of a prediction is not.
+    """
     accounted: dict[Uuid, int] = {}
+    estimated = {part.gpu for part in parts if part.basis == "predicted"}
     for part in parts:
         accounted[part.gpu] = accounted.get(part.gpu, 0) + part.size_bytes
     for gpu in dict.fromkeys(part.gpu for part in parts if part.target):
@@ -262,7 +240,7 @@ def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReadin
                 gpu=gpu,
                 target="",
                 component="unaccounted",
-                basis="measured",
+                basis="predicted" if gpu in estimated else "measured",
                 size_bytes=device.used_bytes - accounted[gpu],
             )
 
@@ -278,33 +256,29 @@ def _headroom(
     tenant: Tenant,
     tenants: Sequence[Tenant],
     devices: Mapping[Uuid, DeviceReading],
-    marks: Mapping[Uuid, HighWater],
     reserve_other_bytes: int,
 ) -> int | None:
-    """Least over the target's GPUs of free - max(0, planned - highest used since start) - reserve.
+    """Least over the target's GPUs of free - max(0, planned - used) - reserve.
 
-    None where one of its GPUs cannot be read or a target on them has no prediction: half a plan would promise
-    room that is not there. While a target sleeps its memory is not in use and will be wanted again, so that
-    what is used now stands for the highest.
+    What was in use once and given back is wanted again, as is the memory of a server that sleeps: the plan
+    counts against what is used now. None where one of its GPUs cannot be read or a target on them has no
+    prediction: half a plan would promise room that is not there.
     """
     if not tenant.gpus:
         return None
     left = []
     for gpu, _ in tenant.gpus:
         device = devices.get(gpu)
-        mark = marks.get(gpu)
-        if device is None or device.free_bytes is None or device.used_bytes is None or mark is None:
+        if device is None or device.free_bytes is None or device.used_bytes is None:
             return None
-        planned, asleep = 0, False
+        planned = 0
         for other in tenants:
             if all(gpu != mine for mine, _ in other.gpus):
                 continue
             if other.footprint is None:
                 return None
             planned += _planned_bytes(stages_of_gpus(other.gpus, other.footprint)[gpu], other.footprint)
-            asleep = asleep or other.sleeping
-        highest = device.used_bytes if asleep else mark.used_bytes
-        left.append(device.free_bytes - max(0, planned - highest) - reserve_other_bytes)
+        left.append(device.free_bytes - max(0, planned - device.used_bytes) - reserve_other_bytes)
     return min(left)
 
 

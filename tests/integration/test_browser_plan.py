@@ -179,6 +179,7 @@ def test_the_page_says_what_the_command_says(tmp_path: Path) -> None:
             await page.shown()
 
             assert await page.tab.evaluate("document.getElementById('gpu').value") == "name:H100 SXM"
+            assert await page.tab.text("#gpu-said") == "80 GiB, 3.35 TB/s"
             assert await page.verdict() == {True: "Fits", False: "Does not fit"}[said["fits"]]
             for component, estimate in said["per_gpu"]["components"].items():
                 size, unit = (await page.size(component)).split()

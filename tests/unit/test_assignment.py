@@ -98,6 +98,27 @@ def test_a_listed_gpu_that_is_not_visible_is_named_and_the_others_are_kept() -> 
     )
 
 
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_listed_gpus_that_are_not_as_many_as_the_server_uses_are_a_contradiction(world_size: int) -> None:
+    """They are kept, as what the server holds on them is not the neighbours' to plan with."""
+    assigned, [problem] = assign([0, 1], devices(A, B, C), world_size=world_size)
+
+    assert assigned == ((A, "0"), (B, "0"))
+    assert problem.reason == "gpu_count"
+    assert f"gives the server 2 GPU(s), and by its settings it uses {world_size}" in problem.detail
+
+
+@pytest.mark.parametrize("world_size", [2, None])
+def test_listed_gpus_are_enough_where_the_settings_name_as_many_or_none(world_size: int | None) -> None:
+    assert assign([0, 1], devices(A, B, C), world_size=world_size) == (((A, "0"), (B, "0")), ())
+
+
+def test_a_gpu_that_is_not_visible_is_the_one_problem_of_a_list_that_is_long_enough() -> None:
+    _, problems = assign([0, "GPU-gone"], devices(A, B), world_size=2)
+
+    assert [problem.reason for problem in problems] == ["gpu_unknown"]
+
+
 def test_gpus_are_shared_out_among_the_ranks_in_order() -> None:
     assigned, problems = assign([0, 1, 2, 3], devices(A, B, C, D), ranks=("0", "1"))
 

@@ -20,7 +20,7 @@ from brimline.footprint.gpus import find_gpu
 from brimline.footprint.predict import predict, read_model
 from brimline.prediction import Card, release, smallest_card
 from brimline.readings import DeviceReading, Footprint, GpuReading, Snapshot, TargetSnapshot, Uuid
-from fake_servers import FakeServer, FakeVllm
+from fake_servers import FakeServer, FakeVllm, json_answer
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -169,7 +169,7 @@ def test_what_is_used_is_split_and_the_split_adds_up() -> None:
     assert round(parts["weights"].size_bytes / 1e9, 1) == 16.1
 
 
-def test_headroom_falls_by_what_the_plan_has_not_seen_and_by_the_reserve() -> None:
+def test_headroom_falls_by_what_of_the_plan_is_not_in_use_and_by_the_reserve() -> None:
     with FakeServer(FakeVllm().routes()) as server:
         [plain] = scraped(target_of(server), Gpus(60))
         [reserved] = scraped(target_of(server), Gpus(60), reserve=2 * GIB)
@@ -214,21 +214,20 @@ def test_a_restart_with_other_settings_is_predicted_anew() -> None:
     assert footprint_of(after).kv_cache.max_model_len_tokens == 8192
 
 
-def test_the_highest_use_is_forgotten_when_the_server_starts_anew() -> None:
-    vllm, gpus = FakeVllm(), Gpus(75)
+def test_a_spike_leaves_no_trace_in_the_headroom() -> None:
+    gpus = Gpus(60)
 
-    async def restart(number: int) -> None:
-        if number == 1:
-            gpus.used = [20 * GIB]
-        if number == 2:
-            vllm.start_time += 100
+    async def spike(number: int) -> None:
+        gpus.used = [round((60, 77.65, 60)[number] * GIB)]
 
-    with FakeServer(vllm.routes()) as server:
-        _, lull, anew = scraped(target_of(server), gpus, restart, scrapes=3)
+    with FakeServer(FakeVllm().routes()) as server:
+        before, during, after = (
+            snapshot.memory.headroom_bytes["chat"]
+            for snapshot in scraped(target_of(server), gpus, spike, scrapes=3)
+        )
 
-    free = TOTAL - RESERVED - 20 * GIB
-    assert lull.memory.headroom_bytes["chat"] == free  # it was all seen in use
-    assert anew.memory.headroom_bytes["chat"] == free - (footprint_of(anew).fullest.total.high - 20 * GIB)
+    assert during == TOTAL - RESERVED - round(77.65 * GIB)
+    assert during < before == after
 
 
 def test_a_server_that_is_down_has_no_prediction_and_no_headroom() -> None:
@@ -250,7 +249,17 @@ def test_a_server_that_is_down_has_no_prediction_and_no_headroom() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason", "said"),
     [
-        ({"launch": {"tensor_parallel_size": 3}}, "prediction", "does not fit 8 K/V heads"),
+        (
+            {"launch": {"tensor_parallel_size": 3}, "gpus": [0, 1, 2]},
+            "prediction",
+            "does not fit 8 K/V heads",
+        ),
+        (
+            {"launch": {"tensor_parallel_size": 2}},
+            "gpu_count",
+            "gives the server 1 GPU(s), and by its settings it uses 2; correct `gpus`",
+        ),
+        ({"gpus": [0, 1, 2]}, "gpu_count", "gives the server 3 GPU(s), and by its settings it uses 1"),
         ({"model": "/nowhere/llama"}, "model", "/nowhere/llama does not exist"),
         ({"calibration": "/nowhere/calib.yaml"}, "calibration", "cannot be read"),
     ],
@@ -259,13 +268,112 @@ def test_what_hinders_a_prediction_is_a_problem_of_a_target_that_is_up(
     settings: dict[str, Any], reason: str, said: str
 ) -> None:
     with FakeServer(FakeVllm().routes()) as server:
-        [snapshot] = scraped(target_of(server, **settings), Gpus(60))
+        [snapshot] = scraped(target_of(server, **settings), Gpus(60, 60, 60))
 
     state = only(snapshot)
     assert state.up
     assert state.footprint is None
     assert [problem.reason for problem in state.problems] == [reason]
     assert said in state.problems[0].detail
+    assert (snapshot.memory.parts, snapshot.memory.headroom_bytes) == ((), {})
+
+
+# Of Llama 3.1 70B where it differs from the 8B.
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+}
+
+
+def folder_of(path: Path, **changes: Any) -> Path:
+    """A folder with the 8B model's config.json, changed."""
+    path.mkdir()
+    config = json.loads((LLAMA_8B / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+    return path
+
+
+def loaded(vllm: FakeVllm, root: Path | str) -> dict[str, Any]:
+    """Routes of a server that says it loaded this model."""
+    entry = {"id": "demo-model", "owned_by": "vllm", "root": str(root), "max_model_len": 4096}
+    return vllm.routes() | {"/v1/models": json_answer({"object": "list", "data": [entry]})}
+
+
+def test_a_model_that_the_server_cannot_be_running_gives_no_bytes_and_says_so(tmp_path: Path) -> None:
+    """29,751 blocks of 16 tokens, an 8B model's on an H100: 58 GiB of its bytes, 145 of the 70B model's."""
+    large = folder_of(tmp_path / "llama-70b", **LLAMA_70B)
+
+    with FakeServer(FakeVllm(blocks=29_751).routes()) as server:
+        [wrong] = scraped(target_of(server, model=str(large)), Gpus(73))
+        [right] = scraped(target_of(server), Gpus(73))
+
+    state = only(wrong)
+    assert state.reading is not None
+    assert state.reading.ranks[0].kv_cache_blocks == 29_751
+    assert state.reading.ranks[0].kv_cache_capacity_bytes is None
+    assert (state.footprint, state.kv_bytes_source) == (None, None)
+    assert (wrong.memory.parts, wrong.memory.headroom_bytes, wrong.memory.error_ratio) == ((), {}, {})
+    [problem] = state.problems
+    assert problem.reason == "model"
+    assert f"the server cannot be running {large} with these settings" in problem.detail
+    assert "145.27 GiB for the KV cache that the server has" in problem.detail
+    assert problem.detail.endswith("correct `model`, or `launch` where it is split over more GPUs")
+    assert only(right).problems == ()
+
+
+def test_settings_that_the_server_cannot_be_running_with_are_a_problem_of_the_prediction(
+    tmp_path: Path,
+) -> None:
+    """The server names the model itself, so that it can only be split otherwise than declared."""
+    large = folder_of(tmp_path / "llama-70b", **LLAMA_70B)
+
+    with FakeServer(loaded(FakeVllm(), large)) as server:
+        [snapshot] = scraped(target_of(server, model=None), Gpus(73))
+
+    [problem] = only(snapshot).problems
+    assert problem.reason == "prediction"
+    assert problem.detail.endswith("correct `launch` or `launch_command`")
+    assert only(snapshot).footprint is None
+
+
+def test_the_model_that_the_server_loaded_comes_before_the_configured_one(tmp_path: Path) -> None:
+    large = folder_of(tmp_path / "llama-70b", **LLAMA_70B)
+
+    with FakeServer(loaded(FakeVllm(), LLAMA_8B)) as server:
+        [snapshot] = scraped(target_of(server, model=str(large)), Gpus(60))
+
+    assert only(snapshot).kv_bytes_source == str(LLAMA_8B / "config.json")
+    assert only(snapshot).problems == ()
+    [note] = only(snapshot).memory_notes
+    assert note == (
+        f"the server says that it loaded {LLAMA_8B}, which is what is predicted; `model` names {large}: "
+        "correct or remove it"
+    )
+
+
+@pytest.mark.parametrize("root", ["meta-llama/Llama-3.1-8B", "/nowhere/llama-8b", "/dev"])
+def test_a_model_that_is_not_readable_here_gives_way_to_the_configured_one(root: str) -> None:
+    with FakeServer(loaded(FakeVllm(), root)) as server:
+        [snapshot] = scraped(target_of(server), Gpus(60))
+
+    assert footprint_of(snapshot).model_source == str(LLAMA_8B / "config.json")
+    assert only(snapshot).memory_notes == ()
+
+
+def test_a_copy_of_the_servers_model_is_the_same_model(tmp_path: Path) -> None:
+    copy = folder_of(tmp_path / "copy")
+    link = tmp_path / "link"
+    link.symlink_to(copy)
+
+    with FakeServer(loaded(FakeVllm(), copy)) as server:
+        [linked] = scraped(target_of(server, model=str(link / "config.json")), Gpus(60))
+    shutil.copy(copy / "config.json", tmp_path / "llama.json")
+    with FakeServer(loaded(FakeVllm(), copy)) as server:
+        [copied] = scraped(target_of(server, model=str(tmp_path / "llama.json")), Gpus(60))
+
+    assert only(linked).memory_notes == only(copied).memory_notes == ()
 
 
 @pytest.mark.parametrize(

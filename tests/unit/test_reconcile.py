@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from brimline.estimate import Estimate, exact
 from brimline.readings import (
     DeviceReading,
@@ -12,6 +14,7 @@ from brimline.readings import (
     GpuReading,
     KvCacheFootprint,
     MemoryAccount,
+    Problem,
     ProcessReading,
     RankFootprint,
     RankReading,
@@ -19,14 +22,7 @@ from brimline.readings import (
     TargetSnapshot,
     Uuid,
 )
-from brimline.reconcile import (
-    HighWater,
-    Tenant,
-    account,
-    comparisons,
-    follow_high_water,
-    stages_of_gpus,
-)
+from brimline.reconcile import Tenant, account, beyond_card, comparisons, stages_of_gpus
 
 GIB = 1 << 30
 A, B, C, D = (Uuid(f"GPU-{letter}") for letter in "abcd")
@@ -88,20 +84,14 @@ def device(uuid: Uuid = A, *, used: int = 62, total: int = 80, peak: int | None 
     )
 
 
-def tenant(of: TargetSnapshot, epoch: object = 1) -> Tenant:
-    sleeping = of.reading is not None and bool(of.reading.sleeping)
-    return Tenant(name=of.name, gpus=of.gpus, footprint=of.footprint, epoch=epoch, sleeping=sleeping)
+def tenant(of: TargetSnapshot) -> Tenant:
+    return Tenant(name=of.name, gpus=of.gpus, footprint=of.footprint)
 
 
 def settled(
-    targets: list[TargetSnapshot], devices: list[DeviceReading], *, reserve: int = 0, **highest: int
+    targets: list[TargetSnapshot], devices: list[DeviceReading], *, reserve: int = 0
 ) -> MemoryAccount:
-    tenants = [tenant(one) for one in targets]
-    marks = follow_high_water({}, devices, tenants, now=0.0, peak_window=60.0)
-    for uuid, mark in list(marks.items()):
-        if (seen := highest.get(uuid.removeprefix("GPU-"))) is not None:
-            marks[uuid] = dataclasses.replace(mark, used_bytes=seen * GIB)
-    return account(targets, tenants, devices, marks, reserve_other_bytes=reserve * GIB)
+    return account(targets, [tenant(one) for one in targets], devices, reserve_other_bytes=reserve * GIB)
 
 
 def in_gib(memory: MemoryAccount, gpu: Uuid = A) -> dict[tuple[str, str, str], float]:
@@ -124,7 +114,7 @@ def test_all_parts_of_a_gpu_add_up_to_what_is_used_and_say_their_basis() -> None
         ("chat", "weights", "predicted"): 16,
         ("chat", "activations", "predicted"): 4,
         ("chat", "runtime", "predicted"): 2,
-        ("", "unaccounted", "measured"): 2,
+        ("", "unaccounted", "predicted"): 2,
     }
     assert sum(part.size_bytes for part in memory.parts) == 62 * GIB
 
@@ -132,7 +122,7 @@ def test_all_parts_of_a_gpu_add_up_to_what_is_used_and_say_their_basis() -> None
 def test_less_used_than_said_is_a_negative_remainder() -> None:
     memory = settled([target()], [device(used=58)])
 
-    assert in_gib(memory)["", "unaccounted", "measured"] == -2
+    assert in_gib(memory)["", "unaccounted", "predicted"] == -2
 
 
 def test_two_servers_on_one_gpu_are_both_accounted_for() -> None:
@@ -147,7 +137,16 @@ def test_two_servers_on_one_gpu_are_both_accounted_for() -> None:
     memory = settled([target(), other], [device(used=72)])
 
     assert sum(part.size_bytes for part in memory.parts) == 72 * GIB
-    assert in_gib(memory)["", "unaccounted", "measured"] == 72 - 60 - 9
+    assert in_gib(memory)["", "unaccounted", "predicted"] == 72 - 60 - 9
+
+
+def test_a_remainder_is_measured_only_beside_parts_that_are_all_measured() -> None:
+    bare = dataclasses.replace(target("bare", ((B, "0"),)), footprint=None)
+
+    memory = settled([target(), bare], [device(A), device(B)])
+
+    remainders = {part.gpu: part.basis for part in memory.parts if part.component == "unaccounted"}
+    assert remainders == {A: "predicted", B: "measured"}
 
 
 def test_what_the_engine_measured_stands_in_place_of_what_was_predicted() -> None:
@@ -185,6 +184,50 @@ def asleep() -> TargetSnapshot:
     awake = target()
     assert awake.reading is not None
     return dataclasses.replace(awake, reading=dataclasses.replace(awake.reading, sleeping=True))
+
+
+def test_gpus_that_contradict_the_settings_are_given_no_parts_of_the_server() -> None:
+    state = dataclasses.replace(target(), footprint=None, problems=(Problem("gpu_count", "2 and not 1"),))
+
+    memory = settled([state], [device()])
+
+    assert (memory.parts, memory.headroom_bytes) == ((), {})
+
+
+# --- a server that cannot be the predicted one ---
+
+
+def reading_of(capacity_gib: float | None) -> EngineReading:
+    capacity = None if capacity_gib is None else capacity_gib * GIB
+    return EngineReading(engine="vllm", ranks=(RankReading(model="m", kv_cache_capacity_bytes=capacity),))
+
+
+@pytest.mark.parametrize(("pool", "is_beyond"), [(None, False), (38.0, False), (64.0, False), (65.0, True)])
+def test_weights_and_the_cache_that_a_server_has_lie_on_its_gpu(pool: float | None, is_beyond: bool) -> None:
+    """16 GiB of weights on a GPU of 80."""
+    assert (beyond_card(reading_of(pool), footprint(), 80 * GIB) is not None) is is_beyond
+
+
+def test_weights_alone_that_no_gpu_holds_are_not_those_of_a_server_that_answers() -> None:
+    huge = footprint(rank_footprint(weights=141))
+
+    assert beyond_card(reading_of(None), huge, 80 * GIB) == (
+        "141.00 GiB of weights are more than the 80.00 GiB that CUDA shows of a GPU"
+    )
+
+
+def test_a_cache_without_blocks_lies_on_all_gpus_together() -> None:
+    cache = KvCacheFootprint(bytes_per_token=1.0, max_model_len_tokens=1, full_request_bytes=1)
+    two = (rank_footprint(0, weights=20, kv_cache=50), rank_footprint(1, weights=20, kv_cache=50))
+
+    assert beyond_card(reading_of(100.0), footprint(*two, kv_cache=cache), 80 * GIB) is None
+    assert beyond_card(reading_of(130.0), footprint(*two, kv_cache=cache), 80 * GIB) is not None
+
+
+def test_a_cache_in_main_memory_fits_no_gpu_and_need_not() -> None:
+    rank = dataclasses.replace(rank_footprint(weights=16), host={"kv_cache": exact(100 * GIB, "test")})
+
+    assert beyond_card(reading_of(100.0), footprint(rank), 80 * GIB) is None
 
 
 # --- which GPU holds which part ---
@@ -236,8 +279,8 @@ def test_a_stage_with_fewer_layers_holds_less_of_the_cache() -> None:
 # --- headroom ---
 
 
-def test_headroom_is_what_is_free_less_what_of_the_plan_was_not_seen_yet() -> None:
-    """free 18, planned 70 by the high bound, highest seen 62: 8 are still to come."""
+def test_headroom_is_what_is_free_less_what_of_the_plan_is_not_in_use() -> None:
+    """free 18, planned 70 by the high bound, in use 62: 8 are still to come."""
     assert settled([target()], [device(used=62)]).headroom_bytes == {"chat": 10 * GIB}
 
 
@@ -249,8 +292,15 @@ def test_a_calibrated_plan_counts_as_expected_not_at_its_high_bound() -> None:
     assert memory.headroom_bytes == {"chat": (20 - 2) * GIB}
 
 
-def test_what_was_once_in_use_since_the_start_is_not_waited_for_again() -> None:
-    assert settled([target()], [device(used=62)], a=70).headroom_bytes == {"chat": 18 * GIB}
+def test_what_was_once_in_use_and_given_back_is_wanted_again() -> None:
+    """A spike to 75 leaves 5 while it lasts, and afterwards what was left before it."""
+    assert settled([target()], [device(used=75, peak=75)]).headroom_bytes == {"chat": 5 * GIB}
+    assert settled([target()], [device(used=62, peak=75)]).headroom_bytes == {"chat": 10 * GIB}
+
+
+@pytest.mark.parametrize("used", [0, 5, 40, 62, 70])
+def test_below_the_plan_headroom_is_the_card_less_the_plan_however_much_is_in_use(used: int) -> None:
+    assert settled([target()], [device(used=used)]).headroom_bytes == {"chat": (80 - 70) * GIB}
 
 
 def test_more_in_use_than_planned_takes_nothing_off_twice() -> None:
@@ -286,11 +336,8 @@ def test_a_neighbour_that_is_down_still_counts_with_its_plan() -> None:
     small = footprint(rank_footprint(weights=2, kv_cache=3, high=8))
     other = target("embed", ((A, "0"),), small)
     down = dataclasses.replace(other, up=False, reading=None, footprint=None)
-    tenants = [tenant(target()), tenant(other)]
-    devices = [device(used=62)]
-    marks = follow_high_water({}, devices, tenants, now=0.0, peak_window=60.0)
 
-    memory = account([target(), down], tenants, devices, marks)
+    memory = account([target(), down], [tenant(target()), tenant(other)], [device(used=62)])
 
     assert memory.headroom_bytes == {"chat": (18 - (78 - 62)) * GIB}
 
@@ -306,49 +353,8 @@ def test_half_a_plan_gives_no_headroom() -> None:
 
 
 def test_a_sleeping_server_will_want_its_memory_back() -> None:
-    """Asleep with 5 of 80 GiB in use and a plan of 70: 65 are still to come, whatever was seen before."""
-    assert settled([asleep()], [device(used=5)], a=70).headroom_bytes == {"chat": 10 * GIB}
-
-
-# --- the highest use since the start ---
-
-
-def follow(
-    marks: dict[Uuid, HighWater], used: int, *, now: float, epoch: int = 1, peak: int | None = None
-) -> dict[Uuid, HighWater]:
-    return follow_high_water(
-        marks, [device(used=used, peak=peak)], [tenant(target(), epoch)], now=now, peak_window=60.0
-    )
-
-
-def test_the_highest_use_is_kept_until_the_server_starts_anew() -> None:
-    marks = follow({}, 62, now=0)
-    marks = follow(marks, 70, now=15)
-    marks = follow(marks, 64, now=30)
-    assert marks[A].used_bytes == 70 * GIB
-
-    marks = follow(marks, 20, now=45, epoch=2)
-
-    assert marks[A].used_bytes == 20 * GIB
-
-
-def test_a_peak_of_the_server_before_does_not_count_for_the_one_after() -> None:
-    marks = follow({}, 20, now=0)
-    marks = follow(marks, 21, now=15, peak=75)
-    assert marks[A].used_bytes == 21 * GIB
-
-    marks = follow(marks, 21, now=60, peak=30)
-
-    assert marks[A].used_bytes == 30 * GIB
-
-
-def test_a_gpu_that_cannot_be_read_for_a_while_keeps_its_mark() -> None:
-    marks = follow({}, 62, now=0)
-
-    lost = dataclasses.replace(device(), used_bytes=None)
-    marks = follow_high_water(marks, [lost], [tenant(target())], now=15, peak_window=60.0)
-
-    assert marks[A].used_bytes == 62 * GIB
+    """Asleep with 5 of 80 GiB in use and a plan of 70: 65 are still to come."""
+    assert settled([asleep()], [device(used=5)]).headroom_bytes == {"chat": 10 * GIB}
 
 
 # --- errors ---
@@ -451,7 +457,7 @@ def test_a_process_of_no_target_is_a_stranger_and_taken_off_the_remainder() -> N
 
     assert memory.process_bytes == {A: {"chat": 60 * GIB, "other": 8 * GIB}}
     assert in_gib(memory)["", "other_processes", "measured"] == 8
-    assert in_gib(memory)["", "unaccounted", "measured"] == 72 - 60 - 8
+    assert in_gib(memory)["", "unaccounted", "predicted"] == 72 - 60 - 8
 
 
 def test_where_a_targets_processes_are_not_visible_nobody_is_called_a_stranger() -> None:

@@ -82,7 +82,7 @@ class Adapter:
     launch_flags: short or other spellings of flags, to the engine's own long name with underscores.
     flags: long names of the flags that decide its memory or speed; no others are ever shown.
     launch_switches: flags that take no value.
-    world_size: how many GPUs the server uses by its settings; None where they do not say.
+    world_size: how many GPUs of one machine the server uses by its settings; None where they do not say.
     predictor: a key of brimline.footprint.predict.PREDICTORS; None where its memory is not predicted.
     states_launch: whether the live settings hold every launch setting, so that none need be declared.
     """

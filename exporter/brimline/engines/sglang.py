@@ -108,6 +108,7 @@ _SETTINGS = frozenset(
         "max_total_tokens",
         "mem_fraction_static",
         "model_path",
+        "nnodes",
         "page_size",
         "pp_size",
         "quantization",
@@ -246,6 +247,17 @@ def _is_program(words: Sequence[str]) -> bool:
     )
 
 
+def _world_size(settings: Mapping[str, str]) -> int | None:
+    """GPUs of all ranks: tensor × pipeline parallel.
+
+    None on several machines, and with data parallelism, whose ranks share the GPUs or have their own.
+    """
+    if settings.get("nnodes", "1") != "1" or settings.get("dp_size", "1") != "1":
+        return None
+    sizes = [settings.get("tp_size", "1"), settings.get("pp_size", "1")]
+    return math.prod(map(int, sizes)) if all(size.isascii() and size.isdigit() for size in sizes) else None
+
+
 # Names as server_args.py of 0.5 spells them.
 FLAGS = _SETTINGS - {"model_path"} | {
     "chunked_prefill_size",
@@ -306,6 +318,7 @@ ADAPTER = Adapter(
         {"disable_cuda_graph", "disable_hybrid_swa_memory", "enable_dp_attention", "trust_remote_code"}
     ),
     launch_model_flag="model_path",
+    world_size=_world_size,
     predictor="sglang",
     states_launch=lambda settings: "tp_size" in settings,
 )

@@ -307,11 +307,17 @@ def _is_program(words: Sequence[str]) -> bool:
 
 
 def _world_size(settings: Mapping[str, str]) -> int | None:
-    """GPUs of all ranks together: tensor × pipeline × data × prefill-context parallel."""
-    sizes = [
-        settings.get(f"{kind}_parallel_size", "1")
-        for kind in ("tensor", "pipeline", "data", "prefill_context")
-    ]
+    """GPUs of all ranks on this machine: tensor × pipeline × data × prefill-context parallel.
+
+    None where they are spread over machines, as Ray may do it too. A server that is one data-parallel rank of
+    many (data_parallel_rank) has that rank's alone.
+    """
+    if settings.get("nnodes", "1") != "1" or settings.get("distributed_executor_backend") == "ray":
+        return None
+    sizes = [settings.get(f"{kind}_parallel_size", "1") for kind in ("tensor", "pipeline", "prefill_context")]
+    if "data_parallel_rank" not in settings:
+        replicas = settings.get("data_parallel_size", "1")
+        sizes.append(settings.get("data_parallel_size_local", replicas))
     return math.prod(map(int, sizes)) if all(size.isascii() and size.isdigit() for size in sizes) else None
 
 
@@ -321,11 +327,13 @@ FLAGS = frozenset(
         "async_scheduling",
         "attention_backend",
         "compilation_config",
+        "data_parallel_rank",
         "data_parallel_size",
         "data_parallel_size_local",
         "decode_context_parallel_size",
         "disable_hybrid_kv_cache_manager",
         "disable_log_stats",
+        "distributed_executor_backend",
         "dtype",
         "enable_chunked_prefill",
         "enable_eplb",

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import jinja2
 
 from brimline import __version__, units
-from brimline.readings import DeviceReading, Snapshot, TargetSnapshot, combine_ranks
+from brimline.readings import PARTS, DeviceReading, MemoryPart, Snapshot, TargetSnapshot, combine_ranks
 from brimline.reconcile import Comparison, comparisons
 
 
@@ -34,6 +34,26 @@ class Bar:
         return "full" if self.ratio >= self.full else "high" if self.ratio >= self.high else "calm"
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a GPU's bar. ratio: of the whole GPU, 0 where less than nothing is left for it."""
+
+    component: str
+    label: str
+    text: str
+    ratio: float
+    is_predicted: bool
+
+
+# So many servers are shown with all that is known of them; of more, it is unfolded one by one.
+_UNFOLDED = 4
+
+
+def _component_name(component: str) -> str:
+    """A component as people read it."""
+    return component.replace("kv_cache", "KV cache").replace("cuda", "CUDA").replace("_", " ")
+
+
 @functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
@@ -46,6 +66,7 @@ def _template() -> jinja2.Template:
         duration=units.format_duration,
         difference=units.format_difference,
         amount=units.format_amount,
+        component=_component_name,
     )
     return environment.get_template("status.html")
 
@@ -107,6 +128,36 @@ def _gpu_bar(device: DeviceReading) -> Bar:
     return Bar("VRAM", text, used / total, peak, high=0.95, full=0.98)
 
 
+def _segments(device: DeviceReading, snapshot: Snapshot) -> list[Segment]:
+    """What the memory in use on the GPU is used for, server by server; empty where nothing of it is known."""
+    total = device.total_bytes
+    parts = [part for part in snapshot.memory.parts if part.gpu == device.uuid]
+    if not total or device.used_bytes is None or not parts:
+        return []
+    owners = list(dict.fromkeys(part.target for part in parts if part.target))
+
+    def place(part: MemoryPart) -> tuple[int, int]:
+        owner = owners.index(part.target) if part.target else len(owners)
+        return owner, PARTS.index(part.component)
+
+    segments = []
+    for part in sorted(parts, key=place):
+        name = _component_name(part.component)
+        if len(owners) > 1 and part.target:
+            name = f"{part.target} {name}"
+        if part.size_bytes or part.component == "unaccounted":
+            segments.append(
+                Segment(
+                    part.component,
+                    name,
+                    units.format_bytes(part.size_bytes),
+                    max(0.0, part.size_bytes / total),
+                    part.basis == "predicted" and part.component != "unaccounted",
+                )
+            )
+    return segments
+
+
 def status_page(snapshot: Snapshot) -> str:
     """The page as HTML."""
     owners: dict[str, list[str]] = {}
@@ -118,7 +169,11 @@ def status_page(snapshot: Snapshot) -> str:
         time=datetime.fromtimestamp(snapshot.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         targets=[(target, _kv_bars(target), _beside(target, snapshot)) for target in snapshot.targets],
         gpu=snapshot.gpu,
-        gpus=[(device, _gpu_bar(device), owners.get(device.uuid, [])) for device in snapshot.gpu.devices],
+        unfolded=sum(target.footprint is not None for target in snapshot.targets) <= _UNFOLDED,
+        gpus=[
+            (device, _gpu_bar(device), _segments(device, snapshot), owners.get(device.uuid, []))
+            for device in snapshot.gpu.devices
+        ],
         simulated=any(target.reading is not None and target.reading.simulated for target in snapshot.targets),
         reload_successful=snapshot.reload_successful,
         reload_problem=snapshot.reload_problem,

@@ -85,6 +85,7 @@
     turned: {},        // settings that were changed here
     base: {},          // those that a running server has
     answer: null,      // the last whole answer
+    card: null,        // of the server that is planned from
     moved: false,      // the GPU was picked by hand
   };
 
@@ -125,13 +126,10 @@
     select.replaceChildren();
     const own = make("optgroup", { label: "Here" });
     if (state.source && state.source.kind === "target") own.append(option("target", "the server's own"));
-    if (choices.machine) own.append(option("machine", `this machine's ${choices.machine}`));
+    if (choices.machine) own.append(option("machine", "this machine's"));
     if (own.children.length) select.append(own);
     const table = make("optgroup", { label: "Known cards" });
-    for (const gpu of choices.gpus) {
-      const bandwidth = (gpu.bandwidth_bytes_per_second / 1e12).toFixed(2);
-      table.append(option(`name:${gpu.name}`, `${gpu.name} · ${(gpu.memory_bytes / 2 ** 30).toFixed(0)} GiB · ${bandwidth} TB/s`));
-    }
+    for (const gpu of choices.gpus) table.append(option(`name:${gpu.name}`, gpu.name));
     select.append(table);
     const other = make("optgroup", { label: "Other" });
     other.append(option("described", "described below"), option("", "none: sizes only"));
@@ -139,7 +137,18 @@
     const wanted = [before, own.children.length ? own.children[0].value : null, "name:H100 SXM"].find(
       (value) => value !== null && Array.from(select.options).some((each) => each.value === value));
     select.value = wanted ?? "";
-    show("described", select.value === "described");
+    sayGpu();
+  }
+
+  // What is known of the chosen card stands below the list, which is too narrow for it.
+  function sayGpu() {
+    const value = byId("gpu").value;
+    const known = choices.gpus.find((gpu) => `name:${gpu.name}` === value);
+    const said = known ? `${(known.memory_bytes / 2 ** 30).toFixed(0)} GiB, ${(known.bandwidth_bytes_per_second / 1e12).toFixed(2)} TB/s`
+      : value === "target" ? state.card ?? "" : value === "machine" ? choices.machine : "";
+    byId("gpu-said").textContent = said;
+    show("gpu-said", said !== "");
+    show("described", value === "described");
   }
 
   function chosenGpu() {
@@ -450,8 +459,8 @@
     const title = state.source.kind === "target" ? engines.get(said.engine)?.title ?? said.engine : null;
     show("engine-said", title !== null);
     byId("engine-said").textContent = title === null ? "" : `${title} ${said.engine_version ?? ""}, with the settings it runs with`;
-    const own = Array.from(byId("gpu").options).find((each) => each.value === "target");
-    if (own) own.textContent = said.card ? `the server's own ${said.card}` : "the server's own (not known)";
+    if (state.source.kind === "target") state.card = said.card || "not known";
+    sayGpu();
   }
 
   function renderAdvice(answer) {
@@ -781,6 +790,7 @@
     state.base = {};
     state.moved = false;
     state.answer = null;
+    state.card = null;
     for (const id of ["shown", "error", "engine-said", "reset"]) show(id, false);
     show("waiting", true);
     show("engine-row", source.kind !== "target");
@@ -808,7 +818,7 @@
     byId("source").addEventListener("change", () => pick(state.sources[Number(byId("source").value)]));
     byId("engine").addEventListener("change", () => { state.turned = {}; ask(); });
     byId("version").addEventListener("change", () => ask());
-    byId("gpu").addEventListener("change", () => { state.moved = true; show("described", byId("gpu").value === "described"); ask(); });
+    byId("gpu").addEventListener("change", () => { state.moved = true; sayGpu(); ask(); });
     for (const id of ["gpu-memory", "gpu-bandwidth"]) byId(id).addEventListener("change", () => ask());
     byId("reset").addEventListener("click", () => { state.turned = {}; refreshControls(); ask(); });
     byId("take-longest").addEventListener("click", () => {

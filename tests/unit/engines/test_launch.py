@@ -265,10 +265,30 @@ def test_the_model_stands_behind_trtllm_serve(program: str) -> None:
         ("vllm serve m -tp 2 -pp 3 -dp 4", 24),
         ("vllm serve m -tp 2 -pcp 2", 4),
         ("vllm serve m -tp two", None),
+        ("vllm serve m -tp 2 -dp 8 -dpl 2", 4),
+        ("vllm serve m -tp 2 -dp 8 -dpn 3", 2),
+        ("vllm serve m -tp 8 -pp 2 --nnodes 2 --node-rank 0", None),
+        ("vllm serve m -tp 8 -pp 2 --distributed-executor-backend ray", None),
     ],
 )
 def test_a_vllm_server_uses_the_product_of_its_parallel_sizes(command: str, gpus: int | None) -> None:
     assert VLLM.world_size(vllm(command)) == gpus
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        ({}, 1),
+        ({"tp_size": "4", "pp_size": "2"}, 8),
+        ({"tp_size": "16", "nnodes": "2"}, None),
+        ({"tp_size": "8", "dp_size": "8"}, None),
+        ({"tp_size": "two"}, None),
+    ],
+)
+def test_an_sglang_server_uses_the_product_of_its_parallel_sizes(
+    settings: dict[str, str], gpus: int | None
+) -> None:
+    assert SGLANG.world_size(settings) == gpus
 
 
 def test_llama_cpp_spreads_over_what_it_sees_so_its_settings_do_not_say() -> None:
