@@ -208,7 +208,7 @@ def test_any_lines_are_read(lines: list[str]) -> None:
 
 @pytest.mark.parametrize("line", ["{" * 60_000, "non-default args: {" + "[{(" * 20_000, "model" * 12_000])
 def test_a_line_made_to_be_slow_is_not(line: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     read(line)
 
-    assert time.perf_counter() - start < 1.0
+    assert time.thread_time() - start < 1.0
