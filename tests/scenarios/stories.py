@@ -218,8 +218,9 @@ def _leak(server: Server, *, begin: float, seconds: float, uneven: OverTime, pla
     """Fill all the room of a GPU within so many seconds."""
     rate = _room(server) / seconds
 
-    def size(gpu: int, now: float, _age: float) -> float:
-        return rate * uneven(now - begin) if gpu == place and now > begin else 0.0
+    def size(gpu: int, now: float, age: float) -> float:
+        since = now - begin if server.lives == 0 else age - server.load_seconds
+        return rate * uneven(since) if gpu == place and since > 0 else 0.0
 
     server.beside_plan = size
 
@@ -246,7 +247,7 @@ def _fast_leak(draw: random.Random) -> World:
 
 
 def _leak_from_start(draw: random.Random) -> World:
-    server = _server(draw, _some_plan(draw), first_start=draw.uniform(3, 15) * MINUTE)
+    server = _server(draw, _some_plan(draw), first_start=draw.uniform(0, 30))
     onset = server.first_start + server.load_seconds
     least = 50 * MINUTE * _room(server) / _room_beyond_plan(server)
     seconds = _between(draw, least, 5 * HOUR)
@@ -328,7 +329,7 @@ def _lora_at_run_time(draw: random.Random) -> World:
     times = [onset + every * (place + draw.uniform(-0.2, 0.2)) for place in range(count)]
 
     def loaded(_gpu: int, now: float, _age: float) -> float:
-        return each * sum(1 for time in times if time <= now)
+        return each * sum(1 for time in times if time <= now) if server.lives == 0 else 0.0
 
     server.beside_plan = loaded
     return _world(draw, server, event="out_of_memory", onset=onset, duration=times[-1] + HOUR)
@@ -343,7 +344,7 @@ def _fragmentation(draw: random.Random) -> World:
 
     def reserved(_gpu: int, now: float, _age: float) -> float:
         # In steps, quick at first: each new peak takes segments that are never whole again.
-        share = max(0.0, (now - onset) / seconds)
+        share = max(0.0, (now - onset) / seconds) if server.lives == 0 else 0.0
         return room / steps * math.floor(steps * math.pow(share, bend))
 
     server.beside_plan = reserved
@@ -500,7 +501,7 @@ def _warm_up(draw: random.Random) -> World:
     server = _server(
         draw,
         launched,
-        first_start=draw.uniform(2, 15) * MINUTE,
+        first_start=draw.uniform(0, 30),
         beyond_expected_bytes=beyond,
         warm_bytes=draw.uniform(0.6, 2.0) * GIB,
         warm_seconds=draw.uniform(10, 60) * MINUTE,
