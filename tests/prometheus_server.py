@@ -8,7 +8,7 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +73,10 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(folder: Path, ports: list[int], *, interval: str = "1s") -> Iterator[Prometheus]:
-    """Prometheus that scrapes exporters on the ports as one job."""
+def running_prometheus(
+    folder: Path, ports: list[int], *, interval: str = "1s", flags: Sequence[str] = ()
+) -> Iterator[Prometheus]:
+    """Prometheus that scrapes exporters on the ports as one job. flags: more of its command line."""
     port = free_port()
     targets = ", ".join(f"'127.0.0.1:{exporter}'" for exporter in ports)
     config = folder / "prometheus.yml"
@@ -89,6 +91,7 @@ def running_prometheus(folder: Path, ports: list[int], *, interval: str = "1s") 
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'tsdb'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                *flags,
             ],
             stdout=log,
             stderr=log,
