@@ -84,12 +84,17 @@ def ordered(recordings: Iterable[Recording]) -> tuple[Recording, ...]:
 
 
 def read_rules(paths: Sequence[Path]) -> Rules:
-    """The rules of files. Raises ValueError for what cannot be evaluated here."""
+    """The rules of files; those in the forms of Kubernetes and Grafana repeat them and are passed over.
+
+    Raises ValueError for what cannot be evaluated here, and where there is no rule.
+    """
     recordings: list[Recording] = []
     alerts: list[Alert] = []
     for path in paths:
-        document: Any = yaml.safe_load(path.read_text())
-        for group in (document or {}).get("groups") or []:
+        document: Any = yaml.safe_load(path.read_text()) or {}
+        if "apiVersion" in document:
+            continue
+        for group in document.get("groups") or []:
             interval = seconds_of(group["interval"]) if "interval" in group else DEFAULT_INTERVAL
             for rule in group["rules"]:
                 labels = {name: str(value) for name, value in (rule.get("labels") or {}).items()}
@@ -113,15 +118,14 @@ def read_rules(paths: Sequence[Path]) -> Rules:
                             labels=labels,
                         )
                     )
+    if not recordings and not alerts:
+        raise ValueError(f"no rules in {', '.join(map(str, paths)) or 'no files'}")
     return Rules(ordered(recordings), tuple(alerts))
 
 
 def read_folder(folder: Path) -> Rules:
     """The rules of a folder's YAML files. Raises ValueError where it has none."""
-    paths = sorted((*folder.glob("*.yaml"), *folder.glob("*.yml")))
-    if not paths:
-        raise ValueError(f"{folder}: no rule files (*.yaml)")
-    return read_rules(paths)
+    return read_rules(sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,8 +105,16 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, rule: str, complain
 
 
 def test_a_folder_without_rules_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rule files"):
+    with pytest.raises(ValueError, match="no rules in no files"):
         read_folder(tmp_path)
+
+
+def test_other_forms_of_the_same_rules_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("groups: [{name: a, rules: [{alert: A, expr: x}]}]\n")
+    (tmp_path / "b.yaml").write_text("apiVersion: 1\ngroups: [{name: a, rules: [{uid: x}]}]\n")
+    (tmp_path / "c.yaml").write_text("apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\n")
+
+    assert [alert.name for alert in read_folder(tmp_path).alerts] == ["A"]
 
 
 def test_an_episode_is_open_while_it_lasts() -> None:
