@@ -23,7 +23,7 @@ from typing import Any
 from prometheus_server import running_prometheus
 from scenarios.remote_write import Samples, SampleTime, time_series, write
 from scenarios.rules import Alert, Recording, Rules, episodes
-from scenarios.series import JOB, Run, run_series
+from scenarios.series import JOB, LABELS, Run, run_series
 from scenarios.stories import Scenario
 
 # A Monday. All runs begin here, so that one query covers them.
@@ -118,8 +118,15 @@ def load(url: str, scenario: Scenario, seeds: Iterable[int]) -> list[Run]:
         write(
             url,
             (
-                time_series({"__name__": name, **dict(zip(names, values, strict=True)), **scraped}, samples)
-                for (name, names, values), samples in series.items()
+                time_series(
+                    {
+                        "__name__": name,
+                        **dict(zip(LABELS.get(name, ()), values, strict=True)),
+                        **scraped,
+                    },
+                    samples,
+                )
+                for (name, values), samples in series.items()
             ),
         )
         runs.append(run)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 # NaN with the bits by which Prometheus knows that a series ended (model/value/value.go, StaleNaN).
 _STALE = struct.pack("<Q", 0x7FF0000000000002)
-_DOUBLE = struct.Struct("<d")
+_double = struct.Struct("<d").pack
 
 
 def _varint(number: int) -> bytes:
@@ -51,7 +51,7 @@ class Samples:
 
     def add(self, time: SampleTime, value: float) -> None:
         """Append a sample."""
-        self.encoded += time.head + _DOUBLE.pack(value) + time.tail
+        self.encoded += time.head + _double(value) + time.tail
 
     def end(self, time: SampleTime) -> None:
         """Say that the series is no longer there."""

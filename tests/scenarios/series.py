@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brimline.catalog import METRICS, Family, Sums
@@ -47,18 +47,16 @@ def _is_constant(family: Family) -> bool:
 _STILL = tuple((family, family.full_name) for family in METRICS if _is_constant(family))
 _MOVING = tuple((family, family.full_name) for family in METRICS if not _is_constant(family))
 
-Key = tuple[str, tuple[str, ...], tuple[str, ...]]  # name, names of labels, their values
-
-
-def rows(snapshot: Snapshot, families: Sequence[tuple[Family, str]]) -> Iterator[tuple[Key, float]]:
-    """Every series of such families with its value."""
-    for family, name in families:
-        for labels, value in family.rows(snapshot):
-            if isinstance(value, Histogram | Sums):
-                yield (f"{name}_sum", family.labels, labels), value.sum
-                yield (f"{name}_count", family.labels, labels), value.count
-            else:
-                yield (name, family.labels, labels), value
+Key = tuple[str, tuple[str, ...]]  # a family's name with its suffix, values of its labels
+LABELS = {
+    full_name: family.labels
+    for family in METRICS
+    for full_name in (
+        (f"{family.full_name}_sum", f"{family.full_name}_count")
+        if family.kind == "histogram"
+        else (family.full_name,)
+    )
+}
 
 
 def _still(snapshot: Snapshot) -> tuple[object, ...]:
@@ -94,7 +92,7 @@ class Run:
 def run_series(scenario: str, seed: int, world: World, epoch: float) -> tuple[Run, dict[Key, Samples]]:
     """Play a run, and return its series with the exporter's instance and job not yet in their labels."""
     series: defaultdict[Key, Samples] = defaultdict(Samples)
-    up: Key = ("up", (), ())
+    up: Key = ("up", ())
     live: dict[bool, set[Key]] = {True: set(), False: set()}  # by whether they are the still ones
     was: tuple[object, ...] | None = None
     kept_at = 0
@@ -144,7 +142,17 @@ def _keep(
 ) -> set[Key]:
     """Append a scrape's samples of such families, and return which series they are of."""
     seen = set()
-    for key, value in rows(snapshot, families):
-        seen.add(key)
-        series[key].add(time, value)
+    for family, name in families:
+        for labels, value in family.rows(snapshot):
+            if isinstance(value, Histogram | Sums):
+                for key, number in (
+                    ((f"{name}_sum", labels), value.sum),
+                    ((f"{name}_count", labels), value.count),
+                ):
+                    series[key].add(time, number)
+                    seen.add(key)
+            else:
+                key = name, labels
+                series[key].add(time, value)
+                seen.add(key)
     return seen
