@@ -173,19 +173,20 @@ def fire(
     for labels_, held in times.items():
         named = dict(labels_)
         run = by_instance.get(named.get("instance", "")) or by_gpu.get(named.get("gpu", ""))
-        if run is None:
-            is_stray = True
-            continue
-        steps = int((run.end - start) / alert.interval) + 1
-        for episode in episodes(
+        steps = int(((end if run is None else run.end) - start) / alert.interval) + 1
+        fired = episodes(
             (place in held for place in range(steps)),
             start=start,
             interval=alert.interval,
             hold=alert.hold,
             keep=alert.keep,
-        ):
-            firing = Firing(alert.name, alert.severity, episode.start, episode.end)
-            found.setdefault(run.instance, []).append(firing)
+        )
+        if run is None:
+            is_stray = is_stray or bool(fired)
+            continue
+        found.setdefault(run.instance, []).extend(
+            Firing(alert.name, alert.severity, episode.start, episode.end) for episode in fired
+        )
     return found, is_stray
 
 
