@@ -8,7 +8,7 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +88,13 @@ def running_prometheus(
     more: Mapping[str, int] | None = None,
     rules: Mapping[str, str] | None = None,
     alertmanager_port: int | None = None,
+    flags: Sequence[str] = (),
 ) -> Iterator[Prometheus]:
     """Prometheus that scrapes exporters on the ports as one job.
 
     labels: what the scrape adds to the exporters' series. more: other jobs by name, with their ports; the
-    labels of their pages stand as they are. rules: files of rules by name.
+    labels of their pages stand as they are. rules: files of rules by name. flags: more
+    of its command line.
     """
     port = free_port()
     targets = [f"127.0.0.1:{exporter}" for exporter in ports]
@@ -126,6 +128,7 @@ def running_prometheus(
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'tsdb'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                *flags,
             ],
             stdout=log,
             stderr=log,
