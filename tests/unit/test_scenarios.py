@@ -86,39 +86,22 @@ def test_memory_adds_up(told: tuple[Scenario, World, list[Snapshot]]) -> None:
             assert not parts or sum(parts) == used
 
 
-def test_headroom_is_that_of_the_contract(told: tuple[Scenario, World, list[Snapshot]]) -> None:
-    """free - max(0, planned - highest use since the start), over a server alone on its GPUs.
-
-    The highest use lies between the highest of the scrapes and the highest of their peaks.
-    """
+def test_headroom_is_what_the_plan_leaves(told: tuple[Scenario, World, list[Snapshot]]) -> None:
+    """free - max(0, planned - used now), least over the GPUs of a server that is alone on them."""
     _, world, snapshots = told
-    if len(world.servers) > 1 or world.servers[0].naps:
+    if len(world.servers) > 1:
         return
-    seen: dict[str, int] = {}
-    peaks: dict[str, int] = {}
     for snapshot in snapshots:
         target = snapshot.targets[0]
         left = snapshot.memory.headroom_bytes.get(target.name)
         assert (left is not None) == target.up
-        if left is None and target.problems[0].reason == "connection":
-            # Of a server that just died a GPU may hold memory a moment longer, which then counts as seen.
-            peaks = {} if seen else peaks
-            for device in snapshot.gpu.devices:
-                peaks[device.uuid] = max(peaks.get(device.uuid, 0), device.used_bytes or 0)
-            seen = {}
-            continue
-        least, most = [], []
-        for device in snapshot.gpu.devices:
-            used, free = device.used_bytes or 0, device.free_bytes or 0
-            seen[device.uuid] = max(seen.get(device.uuid, 0), used)
-            peaks[device.uuid] = max(peaks.get(device.uuid, 0), device.used_peak_bytes or 0)
-            if target.footprint is not None:
-                total = target.footprint.fullest.total
-                planned = total.expected if target.footprint.calibrated else total.high
-                least.append(free - max(0, planned - seen[device.uuid]))
-                most.append(free - max(0, planned - peaks[device.uuid]))
-        if left is not None and not world.exporter_down:
-            assert min(least) <= left <= min(most)
+        if left is not None and target.footprint is not None:
+            total = target.footprint.fullest.total
+            planned = total.expected if target.footprint.calibrated else total.high
+            assert left == min(
+                (device.free_bytes or 0) - max(0, planned - (device.used_bytes or 0))
+                for device in snapshot.gpu.devices
+            )
 
 
 def test_counters_fall_only_at_a_start(told: tuple[Scenario, World, list[Snapshot]]) -> None:
