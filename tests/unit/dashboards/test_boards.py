@@ -14,12 +14,10 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from brimline.catalog import BY_NAME
-from brimline_dashboards.boards import exporter, fleet, gpu, server
+from brimline_dashboards import boards
 from brimline_dashboards.panels import COLUMNS, board_json
 
-BOARDS = {
-    board.uid: board_json(board) for board in (fleet.board(), server.board(), gpu.board(), exporter.board())
-}
+BOARDS = {uid: board_json(board()) for uid, board in boards.BOARDS.items()}
 EACH = pytest.mark.parametrize("uid", BOARDS)
 plugins.register_default_plugins()
 
