@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from brimline_dashboards.boards import exporter, fleet, gpu, server
-from brimline_dashboards.boards.common import EXPORTER, FLEET, GPU, SERVER
+from brimline_dashboards.boards import ab, exporter, fleet, gpu, server
+from brimline_dashboards.boards.common import AB, EXPORTER, FLEET, GPU, SERVER
 from brimline_dashboards.panels import Board
 
 # In the order in which a person meets them.
@@ -13,5 +13,6 @@ BOARDS: dict[str, Callable[[], Board]] = {
     FLEET: fleet.board,
     SERVER: server.board,
     GPU: gpu.board,
+    AB: ab.board,
     EXPORTER: exporter.board,
 }
