@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from brimline import units
+from brimline import thresholds, units
 from brimline.errors import ConfigError
 from brimline.files import NotARegularFile, open_regular
 
@@ -28,7 +28,6 @@ SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
 # Keys of the published format whose feature is not in this version. Accepting them would promise what does
 # not happen.
 NOT_YET = {
-    "alerts": "thresholds of alert rules",
     "targets_files": "targets from further files",
 }
 
@@ -149,6 +148,7 @@ class Config(_Struct, frozen=True):
     peak_window: Seconds = Seconds(60.0)
     gpu: GpuConfig = GpuConfig()
     models: dict[str, str] = {}
+    alerts: dict[str, dict[str, bool | int | float | str]] = {}
     targets: list[Target] = []
 
     def timeout_of(self, target: Target) -> float:
@@ -543,6 +543,16 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
             raise source.error(
                 ("models", label),
                 f"model name {label!r} is no plain name; use letters, digits and . _ : / - (at most 128)",
+            )
+    for alert, keys in config.alerts.items():
+        for key, value in keys.items():
+            try:
+                thresholds.checked(alert, key, value)
+            except ValueError as error:
+                raise source.error(("alerts", alert, key), f"alerts.{alert}.{key}: {error}") from None
+        if alert not in thresholds.ALERTS:
+            raise source.error(
+                ("alerts", alert), f"unknown alert {alert!r}; known: {', '.join(thresholds.ALERTS)}"
             )
     seen: dict[str, int] = {}
     for index, target in enumerate(config.targets):

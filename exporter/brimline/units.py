@@ -58,6 +58,25 @@ def parse_count(text: str) -> int:
     return int(value)
 
 
+def write_duration(seconds: float) -> str:
+    """`1h30m` for 5400: whole seconds as parse_duration and PromQL read them; fractions are dropped."""
+    rest = int(seconds)
+    written = ""
+    for unit in ("d", "h", "m", "s"):
+        count, rest = divmod(rest, int(_SECONDS[unit]))
+        written += f"{count}{unit}" if count else ""
+    return written or "0s"
+
+
+def write_bytes(count: float) -> str:
+    """`512MiB` for 536870912: as parse_bytes reads it, in the largest unit that is exact."""
+    whole = int(count)
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if whole and whole % _BYTE_UNITS[unit] == 0:
+            return f"{whole // _BYTE_UNITS[unit]}{unit}"
+    return str(whole)
+
+
 def format_bytes(count: float | None) -> str:
     """`1.50 GiB` for 1610612736; `–` where nothing is known."""
     if count is None:

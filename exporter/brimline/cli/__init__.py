@@ -19,6 +19,7 @@ COMMANDS = {
     "calibrate": "calibrating",
     "estimate": "estimating",
     "dashboards": "boards",
+    "rules": "ruling",
     "demo": "serving",
 }
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from brimline.config import Config
+    from brimline.demo.gpu_recording import Scenario
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +149,24 @@ async def _discovered(config: Config, discover_ports: str | None) -> Config:
 
 
 @click.command()
-def demo() -> None:
-    """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on any machine."""
+@click.option(
+    "--scenario",
+    type=click.Choice(["normal", "leak"]),
+    default="normal",
+    show_default=True,
+    help="leak: one server takes more and more memory beside its plan, until it dies.",
+)
+def demo(scenario: Scenario) -> None:
+    """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on any machine.
+
+    Prometheus has the recording rules and alerts; an Alertmanager on PATH gets what fires.
+    """
     from brimline.demo.run import run
     from brimline.errors import BrimlineError
+    from brimline_dashboards.rules import plain_files
 
     try:
-        run(click.echo)
+        run(click.echo, plain_files(), scenario)
     except BrimlineError as error:
         fail(str(error), EXIT_NEGATIVE)
 

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from brimline.demo.profiles import (
     GPU_NAME,
@@ -59,8 +59,18 @@ def _used_bytes(generator: random.Random, *, logprobs: bool) -> list[int]:
     return used
 
 
-def recording(seed: int = 1) -> Iterator[dict[str, Any]]:
-    """The documents of the recording in order; the same for the same seed."""
+# A quarter of an hour until the card is full; then the server is killed and starts anew.
+LEAK_SECONDS = 900
+LEAK_BEGINS_SECONDS = 60
+Scenario = Literal["normal", "leak"]
+
+
+def recording(seed: int = 1, scenario: Scenario = "normal") -> Iterator[dict[str, Any]]:
+    """The documents of the recording in order; the same for the same seed.
+
+    scenario: in a leak the first server takes ever more beside its plan, until nothing is free; the round then
+    begins again, as after a restart.
+    """
     generator = random.Random(seed)
     yield {
         "brimline_gpu_recording": 1,
@@ -80,11 +90,21 @@ def recording(seed: int = 1) -> Iterator[dict[str, Any]]:
         profile.gpu_uuid: _used_bytes(generator, logprobs=profile is LONG_CONTEXT)
         for profile in PROFILES_BY_GPU
     }
-    for second in range(LOOP_SECONDS):
-        yield {"t": second, "used_bytes": {uuid: series[second] for uuid, series in used.items()}}
+    for second in range(LEAK_SECONDS if scenario == "leak" else LOOP_SECONDS):
+        now = {uuid: series[second % LOOP_SECONDS] for uuid, series in used.items()}
+        if scenario == "leak":
+            now[SHORT_CONTEXT.gpu_uuid] = _leaked(now[SHORT_CONTEXT.gpu_uuid], second)
+        yield {"t": second, "used_bytes": now}
 
 
-def write_recording(path: Path) -> None:
+def _leaked(used_bytes: int, second: int) -> int:
+    """What is used with the leak of so many seconds on top; never more than there is."""
+    grown = max(0, second - LEAK_BEGINS_SECONDS) / (LEAK_SECONDS - LEAK_BEGINS_SECONDS)
+    free_bytes = GPU_TOTAL_BYTES - GPU_RESERVED_BYTES - RESIDENT_GPU_BYTES
+    return min(used_bytes + _pages(grown * free_bytes), GPU_TOTAL_BYTES - GPU_RESERVED_BYTES)
+
+
+def write_recording(path: Path, scenario: Scenario = "normal") -> None:
     """Write the recording for `gpu: {backend: replay, path: …}`. Raises OSError."""
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(document) + "\n" for document in recording())
+        file.writelines(json.dumps(document) + "\n" for document in recording(scenario=scenario))

@@ -11,16 +11,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from brimline.demo.gpu_recording import write_recording
+from brimline.demo.gpu_recording import Scenario, write_recording
 from brimline.demo.profiles import MODEL_FOLDER, PROFILES
 from brimline.errors import BrimlineError
 
 EXPORTER_PORT = 10778
 PROMETHEUS_PORT = 9090
+ALERTMANAGER_PORT = 9093
 SERVER_PORT = 18000
 START_PATIENCE = 30.0
 SCRAPE_INTERVAL = "5s"
@@ -140,17 +142,27 @@ def exporter_config(port: int, server_ports: Sequence[int], recording: Path) -> 
     )
 
 
-def prometheus_config(exporter_port: int) -> str:
-    """Prometheus' configuration: the exporter is all it scrapes."""
-    return (
-        f"global: {{scrape_interval: {SCRAPE_INTERVAL}}}\n"
-        "scrape_configs:\n"
-        "  - job_name: brimline\n"
-        f"    static_configs: [{{targets: ['127.0.0.1:{exporter_port}']}}]\n"
-    )
+def prometheus_config(
+    exporter_port: int, rule_files: Sequence[Path] = (), alertmanager_port: int | None = None
+) -> str:
+    """Prometheus' configuration as YAML (written as JSON): the exporter is all it scrapes."""
+    config: dict[str, Any] = {
+        "global": {"scrape_interval": SCRAPE_INTERVAL},
+        "rule_files": [str(file) for file in rule_files],
+        "scrape_configs": [
+            {"job_name": "brimline", "static_configs": [{"targets": [f"127.0.0.1:{exporter_port}"]}]}
+        ],
+    }
+    if alertmanager_port is not None:
+        config["alerting"] = {
+            "alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{alertmanager_port}"]}]}]
+        }
+    return json.dumps(config, indent=2)
 
 
-def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
+def _start_all(
+    processes: Processes, say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario
+) -> None:
     folder = processes.folder
     server_ports = []
     for number, name in enumerate(PROFILES):
@@ -160,7 +172,7 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
             name, [sys.executable, "-m", "brimline.demo.vllm_server", "--port", str(port), "--profile", name]
         )
     recording = folder / "gpu.jsonl"
-    write_recording(recording)
+    write_recording(recording, scenario)
     exporter_port = free_port(EXPORTER_PORT)
     config = folder / "brimline.yaml"
     config.write_text(exporter_config(exporter_port, server_ports, recording))
@@ -172,7 +184,13 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
     prometheus_port = None
     if prometheus is not None:
         prometheus_port = free_port(PROMETHEUS_PORT)
-        (folder / "prometheus.yml").write_text(prometheus_config(exporter_port))
+        rule_files = [folder / name for name in rules]
+        for file, text in zip(rule_files, rules.values(), strict=True):
+            file.write_text(text)
+        alertmanager_port = _start_alertmanager(processes)
+        (folder / "prometheus.yml").write_text(
+            prometheus_config(exporter_port, rule_files, alertmanager_port)
+        )
         # Debian's Prometheus looks for its pages in /usr/share; an unpacked one has them beside it.
         assets = Path(prometheus).parent.parent / "share/prometheus/web"
         own_assets = assets.is_dir() and not Path("/usr/share/prometheus/web").is_dir()
@@ -195,6 +213,7 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
     if prometheus_port is not None:
         query = "brimline_kv_cache_usage_ratio&g0.tab=0&g0.range_input=15m"
         say(f"  Prometheus    http://127.0.0.1:{prometheus_port}/graph?g0.expr={query}")
+        say(f"  alerts        http://127.0.0.1:{prometheus_port}/alerts")
     else:
         say("  Prometheus    not found on PATH: install it to see history")
     for name, port in zip(PROFILES, server_ports, strict=True):
@@ -203,12 +222,37 @@ def _start_all(processes: Processes, say: Callable[[str], None]) -> None:
     say("Ctrl-C ends all of it.")
 
 
+def _start_alertmanager(processes: Processes) -> int | None:
+    """Its port; None where there is no Alertmanager on PATH, which leaves alerts on Prometheus' own page."""
+    alertmanager = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
+    if alertmanager is None:
+        return None
+    folder = processes.folder
+    port = free_port(ALERTMANAGER_PORT)
+    (folder / "alertmanager.yml").write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
+    processes.start(
+        "alertmanager",
+        [
+            alertmanager,
+            f"--config.file={folder / 'alertmanager.yml'}",
+            f"--storage.path={folder / 'alertmanager'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--cluster.listen-address=",
+        ],
+    )
+    processes.wait_until("alertmanager", lambda: answers(port, "/-/ready"))
+    return port
+
+
 class _Ended(Exception):  # noqa: N818 - being told to end is no error
     """A signal asked the demo to end."""
 
 
-def run(say: Callable[[str], None]) -> None:
-    """Run the demo until Ctrl-C or SIGTERM. Raises BrimlineError where a part of it cannot run."""
+def run(say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario = "normal") -> None:
+    """Run the demo until Ctrl-C or SIGTERM. Raises BrimlineError where a part of it cannot run.
+
+    rules: files of Prometheus rules by name. scenario: what the replayed GPUs show.
+    """
 
     def end(_number: int, _frame: object) -> None:
         raise _Ended
@@ -218,7 +262,7 @@ def run(say: Callable[[str], None]) -> None:
     folder = Path(tempfile.mkdtemp(prefix="brimline-demo-"))
     processes = Processes(folder)
     try:
-        _start_all(processes, say)
+        _start_all(processes, say, rules, scenario)
         while True:
             processes.raise_if_ended()
             time.sleep(0.5)
