@@ -14,7 +14,6 @@ from brimline_dashboards.boards.common import (
     AB,
     LINKS,
     OF_JOBS,
-    ON,
     experiment_variable,
     job_variable,
     m,
@@ -48,6 +47,7 @@ from brimline_dashboards.panels import (
     text,
     timeseries,
 )
+from brimline_dashboards.queries import ON
 
 _EXPERIMENT = f'{OF_JOBS},experiment="$experiment"'
 _NAMED = f'{_EXPERIMENT},variant!=""'
@@ -101,7 +101,7 @@ class Side:
 
     def per_gpu(self, window: str) -> str:
         """Generated tokens per second and GPU; absent where the GPUs are not known."""
-        gpus = f"count({self.own(m('target_gpu_info', OF_JOBS))})"
+        gpus = f"count({self.own(recorded('target:gpu:info', OF_JOBS))})"
         return f"sum(avg_over_time({self.recorded('target:generation_tokens:rate5m')}[{window}])) / {gpus}"
 
 

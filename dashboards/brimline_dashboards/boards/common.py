@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from brimline.catalog import BY_NAME
 from brimline_dashboards.panels import (
     BLUE,
     GREEN,
@@ -20,6 +19,7 @@ from brimline_dashboards.panels import (
     datasource_variable,
     query_variable,
 )
+from brimline_dashboards.queries import family, family_count, family_sum
 
 FLEET, SERVER, GPU, AB, EXPORTER = (
     "brimline-fleet",
@@ -28,9 +28,6 @@ FLEET, SERVER, GPU, AB, EXPORTER = (
     "brimline-ab",
     "brimline-exporter",
 )
-
-# What series of one server are joined on: several exporters may use one target name.
-ON = "job, instance, target"
 
 # Which series a board looks at, by its variables.
 OF_JOBS = 'job=~"$job"'
@@ -42,32 +39,27 @@ OF_SERVER = f'{OF_JOBS},instance="$instance",target="$target"'
 
 def m(name: str, selector: str = OF_SERVERS) -> str:
     """A family of the catalog with a selector; KeyError for one that is not there."""
-    return f"{BY_NAME[name].full_name}{{{selector}}}"
+    return family(name, selector)
 
 
 def m_sum(name: str, selector: str = OF_SERVERS) -> str:
     """The `_sum` of a histogram."""
-    return f"{BY_NAME[name].full_name}_sum{{{selector}}}"
+    return family_sum(name, selector)
 
 
 def m_count(name: str, selector: str = OF_SERVERS) -> str:
     """The `_count` of a histogram."""
-    return f"{BY_NAME[name].full_name}_count{{{selector}}}"
+    return family_count(name, selector)
 
 
 def m_bucket(name: str, selector: str = OF_SERVERS) -> str:
     """The `_bucket` of a histogram; there only with `histograms: full`."""
-    return f"{BY_NAME[name].full_name}_bucket{{{selector}}}"
+    return f"{family(name)}_bucket{{{selector}}}"
 
 
 def recorded(name: str, selector: str = OF_SERVERS) -> str:
     """A recorded series with a selector."""
     return f"{name}{{{selector}}}"
-
-
-def ratio_of(numerator: str, denominator: str) -> str:
-    """A quotient that is absent, not NaN, where nothing happens."""
-    return f"({numerator}) / ({denominator} > 0)"
 
 
 # One colour for each component, on every board; in the order in which they are stacked.
@@ -111,7 +103,7 @@ def values_of(label: str, selector: str) -> str:
 
 def job_variable() -> Json:
     """The scrape job of our exporters. All is a list, so that `up` of other jobs stays out."""
-    return query_variable("job", "Job", f"label_values({BY_NAME['target_info'].full_name}, job)")
+    return query_variable("job", "Job", f"label_values({family('target_info')}, job)")
 
 
 def common_variables() -> tuple[Json, ...]:

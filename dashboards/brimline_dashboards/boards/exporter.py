@@ -6,7 +6,6 @@ from brimline_dashboards.boards.common import (
     EXPORTER,
     LINKS,
     OF_EXPORTERS,
-    ON,
     UP,
     YES_NO,
     common_variables,
@@ -28,6 +27,7 @@ from brimline_dashboards.panels import (
     table,
     timeseries,
 )
+from brimline_dashboards.queries import ON
 
 
 def board() -> Board:

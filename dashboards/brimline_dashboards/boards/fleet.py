@@ -9,7 +9,6 @@ from brimline_dashboards.boards.common import (
     OF_EXPORTERS,
     OF_JOBS,
     OF_SERVERS,
-    ON,
     SERVER,
     UP,
     common_variables,
@@ -40,6 +39,7 @@ from brimline_dashboards.panels import (
     timeseries,
     to_board,
 )
+from brimline_dashboards.queries import ON
 
 _CHOSEN = f'{OF_SERVERS},experiment=~"$experiment",variant=~"$variant"'
 _NONE_IS_GOOD = (Threshold(None, GREEN), Threshold(1, RED))
@@ -56,8 +56,7 @@ def _named(name: str) -> str:
 
 
 def _glance() -> Row:
-    used, planned = recorded("target:memory_used:bytes"), recorded("target:memory_planned:bytes")
-    free = recorded("target:memory_free:bytes")
+    used, free = recorded("target:memory_used:bytes"), recorded("target:memory_free:bytes")
     up = _chosen(m("target_up"))
     return Row(
         title="State at a glance",
@@ -89,7 +88,8 @@ def _glance() -> Row:
                 [
                     Query(
                         of_all(
-                            _chosen(f"{used} > on ({ON}) {planned}"), _chosen(f"{used} + on ({ON}) {planned}")
+                            _chosen(f"{recorded('target:memory_above_plan:bytes')} > 0"),
+                            _named("target:memory_above_plan:bytes"),
                         )
                     )
                 ],

@@ -6,19 +6,19 @@ dcgm-exporter instead of NVML; what only NVML tells then says so.
 
 from __future__ import annotations
 
-from brimline.catalog import BY_NAME
 from brimline_dashboards.boards.common import (
     GPU,
     LINKS,
     OF_EXPORTERS,
     OF_JOBS,
-    ON,
     SERVER,
     component_styles,
+    job_variable,
     m,
     once,
     plan_styles,
     recorded,
+    values_of,
 )
 from brimline_dashboards.panels import (
     BLUE,
@@ -40,9 +40,8 @@ from brimline_dashboards.panels import (
     timeseries,
     to_board,
 )
+from brimline_dashboards.queries import ON, family
 
-# Both kinds of exporters: Brimline's, and the one whose memory is recorded.
-_KNOWN = '{__name__=~"' + BY_NAME["target_info"].full_name + '|gpu:memory_total:bytes"'
 _GPU = f'{OF_EXPORTERS},gpu=~"$gpu"'
 _NOT_NVML = "Not read through NVML"
 
@@ -159,12 +158,14 @@ def _cards() -> Row:
 
 def _servers() -> Row:
     on_card = f"{ON}, gpu"
-    belongs = f"max by ({on_card}) ({m('target_gpu_info', _GPU)})"
+    belongs = f"max by ({on_card}) ({recorded('target:gpu:info', _GPU)})"
 
     def here(name: str) -> str:
-        """Of servers that hold one of the chosen cards; of all where that is not known."""
-        every = f"max by ({ON}) ({recorded(name, OF_EXPORTERS)})"
-        return f"{every} * on ({ON}) group_left (gpu) {belongs} or {every} unless on ({ON}) {belongs}"
+        """Of servers that hold one of the chosen cards, once for each of these."""
+        return f"{belongs} * on ({ON}) group_left () max by ({ON}) ({recorded(name, OF_EXPORTERS)})"
+
+    def of_these(name: str) -> str:
+        return f"{recorded(name, OF_EXPORTERS)} and on ({ON}) {recorded('target:gpu:info', _GPU)}"
 
     return Row(
         title="Servers on these cards",
@@ -212,7 +213,7 @@ def _servers() -> Row:
                 "Memory in use on each server's fullest card. Two servers of one card show the same line: the card "
                 "is what runs full.",
                 [
-                    Query(recorded("target:memory_used:bytes", OF_EXPORTERS), "{{target}}"),
+                    Query(of_these("target:memory_used:bytes"), "{{target}}"),
                     Query(recorded("target:memory_planned:bytes", OF_EXPORTERS), "{{target}}: predicted"),
                 ],
                 "bytes",
@@ -289,18 +290,13 @@ def _each() -> Row:
 
 
 def _variables() -> tuple[Json, ...]:
+    # A card that cannot be read has no memory, and one of dcgm-exporter no gpu_info: either makes it known.
+    known = f'{{__name__=~"{family("gpu_info")}|gpu:memory_total:bytes",{OF_EXPORTERS}}}'
     return (
         datasource_variable(),
-        query_variable("job", "Job", f"label_values({_KNOWN}}}, job)"),
-        query_variable(
-            "instance", "Exporter", f"label_values({_KNOWN},{OF_JOBS}}}, instance)", all_value=".+"
-        ),
-        query_variable(
-            "gpu",
-            "GPU",
-            'label_values({__name__=~"' + BY_NAME["gpu_info"].full_name + '|gpu:memory_total:bytes",'
-            f"{OF_EXPORTERS}}}, gpu)",
-        ),
+        job_variable(),
+        query_variable("instance", "Exporter", values_of("instance", OF_JOBS), all_value=".+"),
+        query_variable("gpu", "GPU", f"label_values({known}, gpu)"),
     )
 
 

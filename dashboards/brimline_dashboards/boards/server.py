@@ -6,7 +6,6 @@ from brimline_dashboards.boards.common import (
     GPU,
     LINKS,
     OF_SERVER,
-    ON,
     SERVER,
     YES_NO,
     component_styles,
@@ -16,7 +15,6 @@ from brimline_dashboards.boards.common import (
     m_sum,
     once,
     plan_styles,
-    ratio_of,
     recorded,
     restarts,
     server_variables,
@@ -43,13 +41,14 @@ from brimline_dashboards.panels import (
     timeseries,
     to_board,
 )
+from brimline_dashboards.queries import ON, ratio_of
 
 _GPU = 'gpu=~"$gpu"'
 _PLAIN = (Threshold(None, BLUE),)
 
 
 def _gpu_variable() -> Json:
-    return query_variable("gpu", "GPU", f"label_values({m('target_gpu_info', OF_SERVER)}, gpu)")
+    return query_variable("gpu", "GPU", f"label_values({recorded('target:gpu:info', OF_SERVER)}, gpu)")
 
 
 def _rate(name: str, *by: str) -> str:
@@ -203,6 +202,9 @@ def _at_a_glance() -> Row:
 
 
 def _memory() -> Row:
+    def planned(name: str) -> str:
+        return f"max({recorded(name, _GPU)})"
+
     gpus = f"count({once(recorded('gpu:memory_total:bytes', _GPU))})"
     memory = m("memory_bytes", f'{_GPU},component!="unaccounted"')
     explained = f"max by (gpu, target, component, basis) ({memory})"
@@ -278,11 +280,12 @@ def _memory() -> Row:
             timeseries(
                 "Fullest GPU beside its plan",
                 "Memory in use on this server's fullest GPU and, dashed, what all servers on it are predicted to "
-                "take by their high bounds. Use above the dashed line is out of plan. Works with memory from "
-                "dcgm-exporter, too.",
+                "take, expected and by their high bounds. Use above the upper dashed line is out of plan. Works "
+                "with memory from dcgm-exporter, too.",
                 [
                     Query(_one("target:memory_used:bytes"), "in use"),
-                    Query(_one("target:memory_planned:bytes"), "predicted, all servers"),
+                    Query(planned("gpu:memory_planned:bytes"), "predicted, all servers"),
+                    Query(planned("gpu:memory_planned_high:bytes"), "predicted, all by high bounds"),
                     Query(
                         f"{_one('target:memory_used:bytes')} + on ({ON}) {_one('target:memory_free:bytes')}",
                         "card",
