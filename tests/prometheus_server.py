@@ -8,7 +8,7 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +73,25 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(folder: Path, ports: list[int], *, interval: str = "1s") -> Iterator[Prometheus]:
-    """Prometheus that scrapes exporters on the ports as one job."""
+def running_prometheus(
+    folder: Path,
+    ports: list[int],
+    *,
+    interval: str = "1s",
+    rule_files: Sequence[Path] = (),
+    labels: Mapping[int, Mapping[str, str]] | None = None,
+) -> Iterator[Prometheus]:
+    """Prometheus that scrapes exporters on the ports as one job. labels: added to what a port exposes."""
     port = free_port()
-    targets = ", ".join(f"'127.0.0.1:{exporter}'" for exporter in ports)
+    targets = [
+        {"targets": [f"127.0.0.1:{exporter}"], "labels": dict((labels or {}).get(exporter, {}))}
+        for exporter in ports
+    ]
     config = folder / "prometheus.yml"
     config.write_text(
-        f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
-        f"scrape_configs: [{{job_name: brimline, static_configs: [{{targets: [{targets}]}}]}}]\n"
+        f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}, evaluation_interval: {interval}}}\n"
+        f"rule_files: {json.dumps([str(file) for file in rule_files])}\n"
+        f"scrape_configs: [{{job_name: brimline, static_configs: {json.dumps(targets)}}}]\n"
     )
     with open(folder / "prometheus.log", "wb") as log:
         process = subprocess.Popen(

@@ -506,8 +506,8 @@ def _overlays() -> Row:
             ),
             _overlay(
                 "GPU memory in use, fullest GPU",
-                "Memory in use on the fullest GPU of each variant's servers, and (dashed) the plan of all servers "
-                "there by its high bounds.",
+                "Memory in use on the fullest GPU of each variant's servers, and (dashed) what each server itself is "
+                "planned to take there.",
                 _both("target:memory_used:bytes"),
                 "bytes",
                 predicted=_both("target:memory_planned:bytes"),

@@ -232,6 +232,7 @@ def _table() -> Row:
                 ),
             ),
         ),
+        Column(source="job", title="Job", width=90),
         Column(source="instance", title="Exporter", width=140),
         Column(source="engine", title="Engine", width=80),
         Column(

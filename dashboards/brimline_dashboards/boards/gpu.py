@@ -172,8 +172,8 @@ def _servers() -> Row:
         panels=(
             table(
                 "By server",
-                "Each server on its cards: what is in use and free on its fullest card, the plan of all servers "
-                "there by its high bounds, and what stays free once the plan is used up.",
+                "Each server on its cards: what is in use and free on its fullest card, what the server itself "
+                "is planned to take there, and what stays free once all plans are used up.",
                 [
                     Query(here("target:memory_used:bytes")),
                     Query(here("target:memory_planned:bytes")),
@@ -194,6 +194,8 @@ def _servers() -> Row:
                             ),
                         ),
                     ),
+                    Column(source="job", title="Job", width=90),
+                    Column(source="instance", title="Exporter", width=140),
                     Column(source="gpu", title="GPU"),
                     Column(source="Value #A", title="In use", unit="bytes"),
                     Column(source="Value #B", title="Predicted", unit="bytes"),
@@ -226,7 +228,10 @@ def _servers() -> Row:
 
 
 def _each() -> Row:
-    memory = f"max by (gpu, component, target, basis) ({m('memory_bytes', _GPU)})"
+    def parts(matcher: str) -> str:
+        memory = m("memory_bytes", f"{_GPU},{matcher}")
+        return f"sum by (component, target, basis) (max by (gpu, component, target, basis) ({memory})) > 0"
+
     return Row(
         title="Card $gpu",
         repeat="gpu",
@@ -255,10 +260,8 @@ def _each() -> Row:
                 "By component and server",
                 "What the memory is used for, stacked; predicted parts say so in their name.",
                 [
-                    Query(
-                        f"sum by (component, target, basis) ({memory}) > 0",
-                        "{{component}} {{target}} ({{basis}})",
-                    )
+                    Query(parts('target!=""'), "{{component}} {{target}} ({{basis}})"),
+                    Query(parts('target=""'), "{{component}}"),
                 ],
                 "bytes",
                 stack=True,

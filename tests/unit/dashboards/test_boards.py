@@ -149,3 +149,12 @@ def test_nothing_is_left_of_the_older_dialect(uid: str) -> None:
         assert legacy not in text
     for steps in re.findall(r'"steps": (\[.*?\])', text):
         assert all(isinstance(step["value"], int | float | None) for step in json.loads(steps))
+
+
+@EACH
+def test_links_of_tables_use_columns_that_are_there(uid: str) -> None:
+    for panel in panels(BOARDS[uid]):
+        if panel["type"] == "table":
+            kept = next(each for each in panel["transformations"] if each["id"] == "filterFieldsByName")
+            columns = set(kept["options"]["include"]["names"])
+            assert set(re.findall(r"__data\.fields\.(\w+)", json.dumps(panel["fieldConfig"]))) <= columns
