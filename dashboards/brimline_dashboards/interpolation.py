@@ -90,9 +90,12 @@ def variable_query(variable: Json) -> tuple[str, str]:
 
 
 def choose(
-    variables: Sequence[Json], ask: AskValues, times: Times, wanted: Mapping[str, Sequence[str]] | None = None
+    variables: Sequence[Json], ask: AskValues, times: Times, wanted: Mapping[str, str] | None = None
 ) -> dict[str, Chosen]:
-    """Each variable as Grafana chooses it on a first visit, All or the first value; wanted ones otherwise."""
+    """Each variable as Grafana chooses it on a first visit: All, or the first value.
+
+    wanted: for variables that hold one value, another one.
+    """
     chosen: dict[str, Chosen] = {}
     for variable in variables:
         name = variable["name"]
@@ -101,8 +104,8 @@ def choose(
         selector, label = variable_query(variable)
         options = sorted({value for value in ask(in_query(selector, chosen, times), label) if value})
         is_regex = bool(variable["multi"] or variable["includeAll"])
-        if wanted is not None and name in wanted:
-            chosen[name] = Chosen(tuple(wanted[name]), None, is_regex)
+        if wanted is not None and name in wanted and not variable["multi"]:
+            chosen[name] = Chosen((wanted[name],), None, is_regex)
         elif variable["includeAll"]:
             chosen[name] = Chosen(tuple(options), variable.get("allValue"), is_regex)
         else:

@@ -458,7 +458,7 @@ def status_history(
     width: int = 12,
     height: int = 8,
     no_value: str = "No data",
-    points: int = 40,
+    points: int = 20,
     links: Sequence[Json] = (),
 ) -> Panel:
     """Heat over time: a line of cells for each series, the fuller the darker, with the value in each cell."""
@@ -629,18 +629,22 @@ _LEGACY = frozenset(
 )  # fmt: skip
 
 
-def _pruned(value: Any) -> Any:
+# Written by ourselves in the shapes of today; names of labels and columns stand in them as keys.
+_OURS = frozenset({"fieldConfig", "options", "transformations"})
+
+
+def _pruned(value: Any, legacy: frozenset[str] = _LEGACY) -> Any:
     """Without nulls, but for the base of thresholds, and without what is no longer read."""
     if hasattr(value, "to_json_data"):
         value = value.to_json_data()
     if isinstance(value, dict):
         return {
-            key: _pruned(item)
+            key: _pruned(item, frozenset() if key in _OURS else legacy)
             for key, item in value.items()
-            if key not in _LEGACY and (item is not None or (key == "value" and "color" in value))
+            if key not in legacy and (item is not None or (key == "value" and "color" in value))
         }
     if isinstance(value, list):
-        return [_pruned(item) for item in value]
+        return [_pruned(item, legacy) for item in value]
     return value
 
 

@@ -84,7 +84,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         prometheus = Prometheus(running.url)
         window = Window(time.time(), Times(range_seconds=60, step_seconds=2, scrape_interval_seconds=1))
         boards = {uid: board_json(board()) for uid, board in BOARDS.items()}
-        wanted = {"target": [BASELINE]}
+        wanted = {"target": BASELINE}
         chosen = {
             uid: chosen_variables(board, prometheus, window, wanted if uid == "brimline-server" else None)
             for uid, board in boards.items()
@@ -106,6 +106,7 @@ _NO_PROCESSES = "a recording of GPUs names no processes"
 EMPTY = {
     ("brimline-fleet", "Soonest out of memory", "A"): "nothing grows, and nothing has run for an hour",
     ("brimline-server", "Time to exhaustion", "A"): "nothing grows, and nothing has run for an hour",
+    ("brimline-server", "Headroom and forecast", "C"): "nothing has run for an hour",
     ("brimline-server", "Main memory of the server", "B"): "the simulated server's cgroup has no limit",
     ("brimline-server", "Main memory of the server", "C"): "nothing is offloaded",
     ("brimline-server", "Speculative decoding", "A"): "not in use",
@@ -331,7 +332,7 @@ def test_memory_of_dcgm_exporter_stands_on_the_same_boards(fleet: Fleet) -> None
     [sidecar] = [
         row["instance"] for row in fleet.table("brimline-gpu", "By server") if row["gpu"] == DCGM_GPU
     ]
-    wanted = {"target": [IDLE], "instance": [sidecar]}
+    wanted = {"target": IDLE, "instance": sidecar}
     chosen = chosen_variables(board, fleet.prometheus, window, wanted)
     assert chosen["gpu"].values == (DCGM_GPU,)
     panels = {panel.title: panel for row in rows(board, chosen) for panel in row.panels}

@@ -299,13 +299,14 @@ def _memory() -> Row:
             timeseries(
                 "Headroom and forecast",
                 "What is free on the fullest GPU, what stays free once the plan is used up, and (dashed) what will "
-                "be free in an hour if use goes on as in the last hour. A forecast below zero with an old process: "
-                "act now. Just after a start it means nothing.",
+                "be free in an hour if use goes on as in the last hour (absent until the server has run for one). A "
+                "forecast below zero: act now, with what the lines by component say grows.",
                 [
                     Query(_one("target:memory_headroom:bytes"), "headroom"),
                     Query(_one("target:memory_free:bytes"), "free now"),
                     Query(
-                        f"predict_linear({_one('target:memory_free:bytes')}[1h], 3600)",
+                        f"predict_linear({_one('target:memory_free:bytes')}[1h], 3600)"
+                        f" and on ({ON}) {_one('target:uptime:seconds')} > 3600",
                         "predicted free in an hour",
                     ),
                 ],

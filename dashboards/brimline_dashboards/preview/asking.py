@@ -60,8 +60,8 @@ class Prometheus:
         return [Series(row["metric"], _points([row["value"]])) for row in rows]
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
-        """Values over time, one for each step."""
-        asked = {"query": expr, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        """Values over time, one for each step; the last at `end`, whatever rounding makes of it."""
+        asked = {"query": expr, "start": f"{start:.3f}", "end": f"{end + 0.001:.3f}", "step": f"{step:.3f}"}
         return [
             Series(row["metric"], _points(row["values"])) for row in self._ask("query_range", asked)["result"]
         ]

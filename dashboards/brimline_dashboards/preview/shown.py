@@ -24,6 +24,11 @@ class Window:
     def start(self) -> float:
         return self.end - self.times.range_seconds
 
+    def step_seconds(self, panel: Json) -> float:
+        """Time between two points of a panel; longer where it wants fewer of them."""
+        points = panel.get("maxDataPoints")
+        return max(self.times.step_seconds, self.times.range_seconds / points if points else 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class ShownPanel:
@@ -57,7 +62,7 @@ class Answer:
 
 
 def chosen_variables(
-    board: Json, prometheus: Prometheus, window: Window, wanted: Mapping[str, Sequence[str]] | None = None
+    board: Json, prometheus: Prometheus, window: Window, wanted: Mapping[str, str] | None = None
 ) -> dict[str, Chosen]:
     """The board's variables, chosen as on a first visit; wanted values instead where they are given."""
 
@@ -104,11 +109,12 @@ def answers(panel: ShownPanel, prometheus: Prometheus, window: Window) -> list[A
     """What the panel's queries give, in their order. Raises PrometheusError."""
     given = []
     for target in panel.json.get("targets", ()):
-        expr = in_query(target["expr"], panel.chosen, window.times)
+        step = window.step_seconds(panel.json)
+        expr = in_query(target["expr"], panel.chosen, replace(window.times, step_seconds=step))
         if target["instant"]:
             series = prometheus.query(expr, window.end)
         else:
-            series = prometheus.query_range(expr, window.start, window.end, window.times.step_seconds)
+            series = prometheus.query_range(expr, window.start, window.end, step)
         legend = in_text(target["legendFormat"], panel.chosen)
         names = tuple(_name(legend, each.labels) for each in series)
         given.append(Answer(target["refId"], expr, tuple(series), names))

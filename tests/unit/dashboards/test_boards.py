@@ -152,9 +152,11 @@ def test_nothing_is_left_of_the_older_dialect(uid: str) -> None:
 
 
 @EACH
-def test_links_of_tables_use_columns_that_are_there(uid: str) -> None:
+def test_columns_of_tables_have_names_and_links_use_columns_that_are_there(uid: str) -> None:
     for panel in panels(BOARDS[uid]):
         if panel["type"] == "table":
             kept = next(each for each in panel["transformations"] if each["id"] == "filterFieldsByName")
             columns = set(kept["options"]["include"]["names"])
+            organized = next(each["options"] for each in panel["transformations"] if each["id"] == "organize")
+            assert set(organized["renameByName"]) == set(organized["indexByName"]) == columns
             assert set(re.findall(r"__data\.fields\.(\w+)", json.dumps(panel["fieldConfig"]))) <= columns
