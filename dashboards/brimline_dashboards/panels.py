@@ -251,14 +251,16 @@ def stat(
     thresholds: Sequence[Threshold] = (),
     mappings: Mapping[float, tuple[str, str]] | None = None,
     no_value: str = "No data",
-    graph: bool = False,
     names: bool = False,
     decimals: int | None = None,
     links: Sequence[Json] = (),
 ) -> Panel:
-    """A tile. mappings: a number to the words that stand for it, and their colour."""
+    """A tile of the values now. mappings: a number to the words that stand for it, and their colour.
+
+    Never of a time range: the newest value in it may be an hour old, and would look like one of now.
+    """
     panel = core.Stat(
-        **_common(title, description, queries),
+        **_common(title, description, [replace(query, instant=True) for query in queries]),
         extraJson={
             "fieldConfig": {
                 "defaults": {
@@ -277,7 +279,7 @@ def stat(
                 "orientation": "auto",
                 "textMode": "value_and_name" if names else "value",
                 "colorMode": "value",
-                "graphMode": "area" if graph else "none",
+                "graphMode": "none",
                 "justifyMode": "auto",
                 "wideLayout": True,
             },

@@ -14,12 +14,12 @@ from brimline_dashboards.boards.common import (
     AB,
     LINKS,
     OF_JOBS,
+    by_server,
     experiment_variable,
     job_variable,
     m,
     m_count,
     m_sum,
-    once,
     recorded,
     restarts,
     values_of,
@@ -716,7 +716,7 @@ def _each_variant() -> Row:
 
     def line(title: str, description: str, name: str, unit: Unit, *, maximum: float | None = None) -> Panel:
         """Each server of the variant; where the axis has no natural end, a line that is the same for all."""
-        queries = [Query(recorded(name, chosen), "{{target}}")]
+        queries = [Query(by_server(name, chosen), "{{target}}")]
         if maximum is None:
             highest = f"max(max_over_time({recorded(name, _EXPERIMENT)}[$__range] @ end()))"
             queries.append(Query(highest, "highest of all variants"))
@@ -731,11 +731,8 @@ def _each_variant() -> Row:
             no_value="Not known of this variant",
         )
 
-    share = (
-        f"{recorded('target:memory_used:bytes', chosen)} / on ({ON}) group_left () "
-        f"({once(recorded('target:memory_used:bytes', chosen), 'job', 'instance', 'target')}"
-        f" + on ({ON}) {once(recorded('target:memory_free:bytes', chosen), 'job', 'instance', 'target')})"
-    )
+    used, free = by_server("target:memory_used:bytes", chosen), by_server("target:memory_free:bytes", chosen)
+    share = f"{used} / on ({ON}) ({used} + on ({ON}) {free})"
     return Row(
         title="Variant $variant",
         repeat="variant",

@@ -19,7 +19,7 @@ from brimline_dashboards.panels import (
     datasource_variable,
     query_variable,
 )
-from brimline_dashboards.queries import family, family_count, family_sum
+from brimline_dashboards.queries import ON, family, family_count, family_sum
 
 FLEET, SERVER, GPU, AB, EXPORTER = (
     "brimline-fleet",
@@ -154,6 +154,11 @@ def experiment_variable(*, multi: bool = True) -> Json:
 def once(expr: str, *labels: str) -> str:
     """Each GPU or server once, although several exporters may read it."""
     return f"max by ({', '.join(labels or ('gpu',))}) ({expr})"
+
+
+def by_server(name: str, selector: str = OF_SERVERS) -> str:
+    """A recorded series of servers, one line each: its label engine is empty while a server is down."""
+    return f"max by ({ON}) ({recorded(name, selector)})"
 
 
 def of_all(expr: str, whole: str) -> str:

@@ -117,9 +117,9 @@ def board() -> Board:
                             )
                         ],
                         [
+                            Column(source="reason", title="Reason", width=110),
+                            Column(source="instance", title="Exporter", width=130),
                             Column(source="gpu", title="GPU"),
-                            Column(source="instance", title="Exporter"),
-                            Column(source="reason", title="Reason"),
                         ],
                         width=8,
                         height=6,

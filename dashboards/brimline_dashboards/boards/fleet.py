@@ -11,6 +11,7 @@ from brimline_dashboards.boards.common import (
     OF_SERVERS,
     SERVER,
     UP,
+    by_server,
     common_variables,
     experiment_variable,
     m,
@@ -52,11 +53,11 @@ def _chosen(expr: str) -> str:
 
 
 def _named(name: str) -> str:
-    return _chosen(recorded(name))
+    return _chosen(by_server(name))
 
 
 def _glance() -> Row:
-    used, free = recorded("target:memory_used:bytes"), recorded("target:memory_free:bytes")
+    used, free = by_server("target:memory_used:bytes"), by_server("target:memory_free:bytes")
     up = _chosen(m("target_up"))
     return Row(
         title="State at a glance",
@@ -173,7 +174,6 @@ def _glance() -> Row:
                 [Query(f"sum({_named('target:requests_waiting:sum')})")],
                 "none",
                 thresholds=(Threshold(None, BLUE),),
-                graph=True,
                 no_value="No servers",
             ),
             stat(
@@ -182,7 +182,6 @@ def _glance() -> Row:
                 [Query(f"sum({_named('target:generation_tokens:rate5m')})")],
                 "suffix: tok/s",
                 thresholds=(Threshold(None, BLUE),),
-                graph=True,
                 decimals=0,
                 no_value="No servers",
             ),
@@ -232,9 +231,9 @@ def _table() -> Row:
                 ),
             ),
         ),
-        Column(source="job", title="Job", width=90),
-        Column(source="instance", title="Exporter", width=140),
-        Column(source="engine", title="Engine", width=80),
+        Column(source="job", title="Job", width=80),
+        Column(source="instance", title="Exporter", width=130),
+        Column(source="engine", title="Engine", width=70),
         Column(
             source="experiment",
             title="Experiment",
@@ -246,16 +245,15 @@ def _table() -> Row:
         ),
         Column(source="variant", title="Variant", width=100),
         Column(source="Value #B", title="State", mappings=UP, width=70),
-        Column(source="Value #C", title="Headroom", unit="bytes", thresholds=_LOW),
-        Column(source="Value #D", title="Observed in use", unit="bytes"),
-        Column(source="Value #E", title="Predicted", unit="bytes"),
-        Column(source="Value #F", title="KV cache", unit="percentunit", bar=True, width=150),
-        Column(source="Value #G", title="KV used", unit="suffix: tok", decimals=0),
-        Column(source="Value #H", title="Room for full requests", unit="none", decimals=1),
-        Column(source="Value #I", title="Running", unit="none", width=80),
-        Column(source="Value #J", title="Waiting", unit="none", width=80),
-        Column(source="Value #K", title="Generated", unit="suffix: tok/s", decimals=0),
-        Column(source="Value #L", title="Problems", unit="none", width=85),
+        Column(source="Value #C", title="Headroom", unit="bytes", thresholds=_LOW, width=90),
+        Column(source="Value #D", title="Observed", unit="bytes", width=90),
+        Column(source="Value #E", title="Predicted", unit="bytes", width=90),
+        Column(source="Value #F", title="KV used", unit="percentunit", bar=True, width=140),
+        Column(source="Value #G", title="Full requests left", unit="none", decimals=1, width=125),
+        Column(source="Value #H", title="Running", unit="none", width=75),
+        Column(source="Value #I", title="Waiting", unit="none", width=75),
+        Column(source="Value #J", title="Generated", unit="suffix: tok/s", decimals=0, width=100),
+        Column(source="Value #K", title="Problems", unit="none", width=80),
     ]
 
     def by_server(expr: str) -> str:
@@ -271,7 +269,6 @@ def _table() -> Row:
                 "target:memory_used:bytes",
                 "target:memory_planned:bytes",
                 "target:kv_cache_usage:ratio",
-                "target:kv_cache_used:tokens",
                 "target:kv_cache_full_requests_left:count",
                 "target:requests_running:sum",
                 "target:requests_waiting:sum",

@@ -12,6 +12,7 @@ from brimline_dashboards.boards.common import (
     OF_EXPORTERS,
     OF_JOBS,
     SERVER,
+    by_server,
     component_styles,
     job_variable,
     m,
@@ -165,7 +166,7 @@ def _servers() -> Row:
         return f"{belongs} * on ({ON}) group_left () max by ({ON}) ({recorded(name, OF_EXPORTERS)})"
 
     def of_these(name: str) -> str:
-        return f"{recorded(name, OF_EXPORTERS)} and on ({ON}) {recorded('target:gpu:info', _GPU)}"
+        return f"{by_server(name, OF_EXPORTERS)} and on ({ON}) {recorded('target:gpu:info', _GPU)}"
 
     return Row(
         title="Servers on these cards",
@@ -207,7 +208,7 @@ def _servers() -> Row:
                         thresholds=(Threshold(None, RED), Threshold(0, ORANGE), Threshold(2 << 30, GREEN)),
                     ),
                 ],
-                width=14,
+                height=6,
                 sort="Headroom",
             ),
             timeseries(
@@ -220,7 +221,8 @@ def _servers() -> Row:
                 ],
                 "bytes",
                 styles=[Style(series="/: predicted$/", dashed=True, is_regex=True)],
-                width=10,
+                width=24,
+                height=7,
                 no_value="No server's memory is known",
             ),
         ),

@@ -8,6 +8,7 @@ from brimline_dashboards.boards.common import (
     OF_SERVER,
     SERVER,
     YES_NO,
+    by_server,
     component_styles,
     m,
     m_bucket,
@@ -70,8 +71,8 @@ def _quantile(name: str) -> str:
 
 
 def _one(name: str) -> str:
-    """A recorded series of this server."""
-    return recorded(name, OF_SERVER)
+    """A recorded series of this server, as one line."""
+    return by_server(name, OF_SERVER)
 
 
 def _at_a_glance() -> Row:
@@ -98,7 +99,6 @@ def _at_a_glance() -> Row:
                 [Query(_one("target:memory_headroom:bytes"))],
                 "bytes",
                 thresholds=low,
-                graph=True,
                 no_value="Not known",
             ),
             stat(
@@ -146,7 +146,6 @@ def _at_a_glance() -> Row:
                 [Query(_one("target:kv_cache_usage:ratio"))],
                 "percentunit",
                 thresholds=(Threshold(None, BLUE), Threshold(0.9, ORANGE), Threshold(0.97, RED)),
-                graph=True,
                 no_value="Not stated",
             ),
             stat(
@@ -155,7 +154,6 @@ def _at_a_glance() -> Row:
                 [Query(_one("target:generation_tokens:rate5m"))],
                 "suffix: tok/s",
                 thresholds=_PLAIN,
-                graph=True,
                 decimals=0,
                 no_value="Not read",
             ),
@@ -165,7 +163,6 @@ def _at_a_glance() -> Row:
                 [Query(_one("target:requests_running:sum"))],
                 "suffix: req",
                 thresholds=_PLAIN,
-                graph=True,
                 no_value="Not read",
             ),
             stat(
@@ -175,7 +172,6 @@ def _at_a_glance() -> Row:
                 [Query(_one("target:requests_waiting:sum"))],
                 "suffix: req",
                 thresholds=(Threshold(None, BLUE), Threshold(1, ORANGE)),
-                graph=True,
                 no_value="Not read",
             ),
             stat(
@@ -185,7 +181,6 @@ def _at_a_glance() -> Row:
                 [Query(_one("target:preemptions:rate5m"))],
                 "cps",
                 thresholds=(Threshold(None, GREEN), Threshold(0.001, ORANGE)),
-                graph=True,
                 no_value="Not stated",
             ),
             stat(
@@ -305,7 +300,7 @@ def _memory() -> Row:
                     Query(_one("target:memory_headroom:bytes"), "headroom"),
                     Query(_one("target:memory_free:bytes"), "free now"),
                     Query(
-                        f"predict_linear({_one('target:memory_free:bytes')}[1h], 3600)"
+                        f"max by ({ON}) (predict_linear({recorded('target:memory_free:bytes', OF_SERVER)}[1h], 3600))"
                         f" and on ({ON}) {_one('target:uptime:seconds')} > 3600",
                         "predicted free in an hour",
                     ),

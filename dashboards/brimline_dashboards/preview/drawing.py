@@ -21,6 +21,7 @@ from brimline_dashboards.preview.written import (
     css_color,
     heat_color,
     mapped,
+    marks_written,
     step_between_marks,
     threshold_color,
     written,
@@ -76,12 +77,11 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A value of a tile. path: its small graph."""
+    """A value of a tile."""
 
     text: str
     name: str
     color: str
-    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def drawn(
         case "timeseries":
             return Drawn(plot=_plot(panel, given, window, events))
         case "stat":
-            return Drawn(tiles=tuple(_tiles(panel, given, window)))
+            return Drawn(tiles=tuple(_tiles(panel, given)))
         case "state-timeline" | "status-history":
             return Drawn(bands=_bands(panel, given, window))
     raise ValueError(f"the preview draws no panel of type {kind!r}")
@@ -258,11 +258,14 @@ def _plot(panel: Json, given: Sequence[Answer], window: Window, events: Sequence
                 written(max(value for _, value in own), unit),
             )
         )
-    count = round((high - low) / step)
-    marks = (low + step * place for place in range(count + 1))
+    heights = [low + step * place for place in range(math.floor((high - low) / step + 1e-9) + 1)]
+    texts = marks_written(heights, unit)
     return Plot(
         tuple(lines),
-        tuple(Mark((1 - (mark - low) / (high - low)) * 100, written(mark, unit)) for mark in marks),
+        tuple(
+            Mark((1 - (mark - low) / (high - low)) * 100, text)
+            for mark, text in zip(heights, texts, strict=True)
+        ),
         _times(window),
         tuple(events),
         panel["options"]["legend"]["displayMode"] == "table",
@@ -295,7 +298,7 @@ def _times(window: Window, count: int = 4) -> tuple[Mark, ...]:
 # --- tiles ---
 
 
-def _tiles(panel: Json, given: Sequence[Answer], window: Window) -> Iterator[Tile]:
+def _tiles(panel: Json, given: Sequence[Answer]) -> Iterator[Tile]:
     defaults, options = panel["fieldConfig"]["defaults"], panel["options"]
     for name, series in _named_series(given):
         value = series.known[-1][1]
@@ -304,15 +307,7 @@ def _tiles(panel: Json, given: Sequence[Answer], window: Window) -> Iterator[Til
             written(value, defaults["unit"], defaults.get("decimals")),
             threshold_color(value, defaults["thresholds"]),
         )
-        path = ""
-        if options["graphMode"] == "area" and len(series.known) > 1:
-            low, high = min(v for _, v in series.known), max(v for _, v in series.known)
-            path = "M" + "L".join(
-                f"{(moment - window.start) / window.times.range_seconds * 100:.1f} "
-                f"{30 - (each - low) / (high - low or 1) * 28:.1f}"
-                for moment, each in series.known
-            )
-        yield Tile(text, name if options["textMode"] == "value_and_name" else "", css_color(color), path)
+        yield Tile(text, name if options["textMode"] == "value_and_name" else "", css_color(color))
 
 
 # --- tables ---

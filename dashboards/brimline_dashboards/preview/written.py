@@ -43,6 +43,15 @@ def written(value: float, unit: str | None, decimals: int | None = None) -> str:
     return plain(value, decimals)
 
 
+def marks_written(marks: Sequence[float], unit: str | None) -> list[str]:
+    """The marks of an axis, with as few digits as tell them apart."""
+    for decimals in range(5):
+        texts = [written(mark, unit, decimals) for mark in marks]
+        if len(set(texts)) == len(texts):
+            break
+    return texts
+
+
 def _scaled(value: float, base: int, names: Sequence[str], decimals: int | None, between: str) -> str:
     place = 0
     while abs(value) >= base and place < len(names) - 1:
