@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import html
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from brimline_dashboards.boards import BOARDS
-from brimline_dashboards.boards.ab import COMPARED, NOT_JUDGED
+from brimline_dashboards.boards.ab import COMPARED, NO_VERDICT, NOT_JUDGED
 from brimline_dashboards.interpolation import Chosen, Times, in_query
 from brimline_dashboards.panels import board_json
 from brimline_dashboards.preview.asking import Prometheus
 from brimline_dashboards.preview.frames import frames, transformed
+from brimline_dashboards.preview.page import page
 from brimline_dashboards.preview.shown import (
     Answer,
     ShownPanel,
@@ -25,6 +30,7 @@ from brimline_dashboards.preview.shown import (
     legend_labels,
     rows,
 )
+from browser import CHROMIUM, opened
 from waiting import eventually
 from watched_fleet import (
     BASELINE,
@@ -350,3 +356,42 @@ def test_without_any_server_queries_fail_nowhere(uid: str, fleet: Fleet) -> None
         for panel in row.panels:
             for answer in answers(panel, fleet.prometheus, fleet.window):
                 assert not answer.series, (panel.title, answer.expr)
+
+
+def test_the_preview_holds_every_panel_and_asks_for_nothing(fleet: Fleet) -> None:
+    text = page([make() for make in BOARDS.values()], fleet.prometheus, fleet.window, {"target": BASELINE})
+
+    assert "Preview, not Grafana" in text
+    for asked in (asked for panels in fleet.panels.values() for asked in panels):
+        assert html.escape(asked.panel.title, quote=False) in html.unescape(text).replace("&", "&amp;")
+    assert "stroke-dasharray" in text
+    assert NO_VERDICT in text
+    assert "This card cannot be read" in text
+    assert f"{BASELINE} started" in text
+    assert not re.search(r"""(?:src|href)=["'](?!#)""", text)
+    assert "<script" not in text
+    assert len(text) < 2 << 20
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here: apt-get install chromium to look at the preview"
+)
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_preview_can_be_read_at_every_width(width: int, fleet: Fleet, tmp_path: Path) -> None:
+    file = tmp_path / "boards.html"
+    boards = [make() for make in BOARDS.values()]
+    file.write_text(page(boards, fleet.prometheus, fleet.window, {"target": BASELINE}))
+
+    async def look() -> None:
+        async with opened(f"file://{file}", tmp_path / "profile", width=width) as tab:
+            assert await tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            # No panel is so narrow or so low that nothing of it can be read, and none lies on another.
+            panels = "[...document.querySelectorAll('.panel')]"
+            small = f"{panels}.filter(p => p.clientWidth < 120 || p.clientHeight < 70)"
+            assert await tab.evaluate(f"{small}.map(p => p.innerText)") == []
+            columns = f"new Set({panels}.map(p => p.offsetLeft)).size"
+            assert (await tab.evaluate(columns) == 1) == (width < 600)
+            assert tab.problems == []
+            assert tab.requested == [f"file://{file}"]
+
+    asyncio.run(look())

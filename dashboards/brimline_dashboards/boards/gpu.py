@@ -80,12 +80,7 @@ def _cards() -> Row:
                 "Least free at a peak",
                 "What was left on the fullest card at the highest use of the last peak window: spikes between "
                 "two scrapes count. This is how near out-of-memory was.",
-                [
-                    Query(
-                        f"min({total} - on (gpu) {_of_gpu('gpu:memory_used_peak:bytes')}"
-                        f" - on (gpu) ({once(m('gpu_memory_reserved_bytes', _GPU))} or on (gpu) 0 * {total}))"
-                    )
-                ],
+                [Query(f"min({_of_gpu('gpu:memory_free_at_peak:bytes')})")],
                 "bytes",
                 thresholds=(Threshold(None, RED), Threshold(1 << 29, ORANGE), Threshold(1 << 30, GREEN)),
                 no_value="No peaks are read",

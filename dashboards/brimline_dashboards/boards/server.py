@@ -196,6 +196,11 @@ def _at_a_glance() -> Row:
     )
 
 
+def _together(expr: str) -> str:
+    """A row of the table by component for all of them."""
+    return f'label_replace(max({expr}), "component", "all together", "", "")'
+
+
 def _memory() -> Row:
     def planned(name: str) -> str:
         return f"max({recorded(name, _GPU)})"
@@ -239,16 +244,21 @@ def _memory() -> Row:
             ),
             table(
                 "Predicted beside observed",
-                "Each component on the fullest GPU: expected, bounds, what the engine measured itself, and how far "
-                "that is off. A pool smaller than predicted means that something else took memory while the "
+                "Each component on the fullest GPU: expected, bounds, what the engine measured itself (of all "
+                "together: what is in use), and how far that is off. A pool smaller than predicted means that something else took memory while the "
                 "server started.",
                 [
-                    Query(f"sum by (component) ({m('predicted_memory_bytes', OF_SERVER)})"),
-                    Query(f"sum by (component) ({m('predicted_memory_low_bytes', OF_SERVER)})"),
-                    Query(f"sum by (component) ({m('predicted_memory_high_bytes', OF_SERVER)})"),
+                    *(
+                        Query(
+                            f"sum by (component) ({m(f'predicted_memory{bound}bytes', OF_SERVER)}) or "
+                            + _together(m(f"predicted_total_memory{bound}bytes", OF_SERVER))
+                        )
+                        for bound in ("_", "_low_", "_high_")
+                    ),
                     Query(
                         f"max by (component) ({m('measured_memory_bytes', OF_SERVER)} or "
                         f'label_replace({m("kv_cache_capacity_bytes", OF_SERVER)}, "component", "kv_cache", "", ""))'
+                        f" or {_together(recorded('target:memory_used:bytes', OF_SERVER))}"
                     ),
                     Query(f"sum by (component) ({m('prediction_error_ratio', OF_SERVER)})"),
                 ],
