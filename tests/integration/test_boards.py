@@ -302,6 +302,11 @@ def test_a_beside_b_says_what_is_not_judged(fleet: Fleet) -> None:
         -64,
         -0.5,
     )
+    by_title = {row["title"]: row for row in rows_}
+    for letter in "BC":
+        # One server with one GPU on each side; A's restart within the window counts nothing twice.
+        of_server = by_title["Generated tokens of a server, tok/s"][f"Value #{letter}"]
+        assert by_title["… for each GPU, tok/s"][f"Value #{letter}"] == pytest.approx(of_server)
     for title in ("Verdict", "Verdict for each metric"):
         tile = fleet.panel("brimline-ab", title).panel.json
         assert "brimline ab watch" in tile["fieldConfig"]["defaults"]["noValue"]

@@ -89,20 +89,28 @@ class Side:
         sums, counts = m_sum(histogram, OF_JOBS), m_count(histogram, OF_JOBS)
         return f"{self.rate(sums, window)} / ({self.rate(counts, window)} > 0)"
 
+    def over(self, name: str, window: str) -> str:
+        """Mean of a recorded series over the window, for each server.
+
+        Not avg_over_time: while a server is down its label engine is empty, which makes it two series, and a
+        sum of both counts the server twice.
+        """
+        series = f"{self.recorded(name)}[{window}]"
+        return f"sum by ({ON}) (sum_over_time({series})) / sum by ({ON}) (count_over_time({series}))"
+
     def ratio(self, numerator: str, denominator: str, window: str) -> str:
         """Quotient of two recorded series' sums of means over the window; absent where nothing is below."""
-        above = f"sum(avg_over_time({self.recorded(numerator)}[{window}]))"
-        below = f"sum(avg_over_time({self.recorded(denominator)}[{window}]))"
-        return f"{above} / ({below} > 0)"
+        above, below = self.over(numerator, window), self.over(denominator, window)
+        return f"sum({above}) / (sum({below}) > 0)"
 
     def mean_of(self, name: str, window: str) -> str:
         """Mean of a recorded series over servers and the window."""
-        return f"avg(avg_over_time({self.recorded(name)}[{window}]))"
+        return f"avg({self.over(name, window)})"
 
     def per_gpu(self, window: str) -> str:
         """Generated tokens per second and GPU; absent where the GPUs are not known."""
         gpus = f"count({self.own(recorded('target:gpu:info', OF_JOBS))})"
-        return f"sum(avg_over_time({self.recorded('target:generation_tokens:rate5m')}[{window}])) / {gpus}"
+        return f"sum({self.over('target:generation_tokens:rate5m', window)}) / {gpus}"
 
 
 A = Side("A", "variant_a", BLUE)
@@ -671,7 +679,7 @@ def _configuration() -> Row:
                     Column(source="value_a", title="A: $variant_a"),
                     Column(source="value_b", title="B: $variant_b"),
                 ],
-                width=12,
+                width=9,
                 sort="Setting",
             ),
             table(
@@ -697,7 +705,7 @@ def _configuration() -> Row:
                     Column(source="Value #C", title="Cards", unit="none", width=70),
                     Column(source="simulated", title="Simulated"),
                 ],
-                width=12,
+                width=15,
                 sort="Variant",
             ),
             text(

@@ -19,6 +19,7 @@ from brimline_dashboards.boards.common import (
     once,
     plan_styles,
     recorded,
+    restarts,
     values_of,
 )
 from brimline_dashboards.panels import (
@@ -309,5 +310,6 @@ def board() -> Board:
         "may come from NVML or from dcgm-exporter.",
         rows=(_cards(), _servers(), _each()),
         variables=_variables(),
+        annotations=restarts(OF_EXPORTERS),
         links=LINKS,
     )

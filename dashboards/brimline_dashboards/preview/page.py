@@ -15,7 +15,15 @@ from brimline_dashboards.interpolation import Chosen, in_query
 from brimline_dashboards.panels import Board, Json, board_json
 from brimline_dashboards.preview.asking import Prometheus
 from brimline_dashboards.preview.drawing import Drawn, Mark, drawn
-from brimline_dashboards.preview.shown import ShownPanel, ShownRow, Window, answers, chosen_variables, rows
+from brimline_dashboards.preview.shown import (
+    ShownPanel,
+    ShownRow,
+    Window,
+    answers,
+    chosen_variables,
+    named,
+    rows,
+)
 
 # Prometheus answers some queries at once; more would only wait in its queue.
 AT_ONCE = 8
@@ -110,12 +118,11 @@ def _events(
             continue
         expr = in_query(annotation["expr"], chosen, window.times)
         seen = {
-            (series.labels.get("target", ""), value / 1000)
+            (named(annotation["titleFormat"], series.labels), value / 1000)
             for series in prometheus.query_range(expr, window.start, window.end, window.times.step_seconds)
             for _, value in series.known
         }
-        for target, moment in sorted(seen):
+        for title, moment in sorted(seen):
             if window.start < moment < window.end:
-                title = annotation["titleFormat"].replace("{{target}}", target)
                 at = (moment - window.start) / window.times.range_seconds * 100
                 yield Mark(at, title, annotation["iconColor"])

@@ -126,8 +126,13 @@ def legend_labels(target: Json) -> list[str]:
     return _LABEL.findall(target["legendFormat"])
 
 
+def named(text: str, labels: Labels) -> str:
+    """A legend or title with the labels of a series in place of their names."""
+    return _LABEL.sub(lambda found: labels.get(found[1], ""), text).strip()
+
+
 def _name(legend: str, labels: Labels) -> str:
     if legend:
-        return _LABEL.sub(lambda found: labels.get(found[1], ""), legend).strip()
+        return named(legend, labels)
     inner = ", ".join(f'{name}="{value}"' for name, value in labels.items() if name != "__name__")
     return labels.get("__name__", "") + (f"{{{inner}}}" if inner else "")

@@ -193,13 +193,13 @@ def test_every_family_is_on_a_board_or_named_as_unused() -> None:
     text = "\n".join(
         target["expr"] for uid in BOARDS for panel in panels(uid) for target in panel.get("targets", [])
     )
-    text += "\n".join(
+    text += "\n" + "\n".join(
         annotation.get("expr", "") for board in BOARDS.values() for annotation in board["annotations"]["list"]
     )
     seen: set[str] = set()
     while named := set(re.findall(r"\b(?:target|gpu):\w+:\w+", text)) - seen:
         seen |= named
-        text += "\n".join(rules[name] for name in named)
+        text += "\n" + "\n".join(rules[name] for name in named)
 
     shown = {
         family.name for family in METRICS if re.search(rf"\b{family.full_name}(_sum|_count|_bucket)?\b", text)
