@@ -79,6 +79,15 @@ COMPONENT_COLORS = {
 }
 
 
+# What areas of components are stacked of, from below: what a server holds for good, then its KV cache, whose
+# border between used and free is what moves.
+COMPONENTS_FROM_BELOW = (
+    'component!~"kv_cache.*|unaccounted"',
+    'component="kv_cache_used"',
+    'component=~"kv_cache|kv_cache_free"',
+)
+
+
 def component_styles() -> list[Style]:
     """Fixed colours of components, by the beginning of the legend."""
     return [

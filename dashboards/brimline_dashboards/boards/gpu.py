@@ -7,6 +7,7 @@ dcgm-exporter instead of NVML; what only NVML tells then says so.
 from __future__ import annotations
 
 from brimline_dashboards.boards.common import (
+    COMPONENTS_FROM_BELOW,
     GPU,
     LINKS,
     OF_EXPORTERS,
@@ -258,7 +259,10 @@ def _each() -> Row:
                 "By component and server",
                 "What the memory is used for, stacked; predicted parts say so in their name.",
                 [
-                    Query(parts('target!=""'), "{{component}} {{target}} ({{basis}})"),
+                    *(
+                        Query(parts(f'target!="",{matcher}'), "{{component}} {{target}} ({{basis}})")
+                        for matcher in COMPONENTS_FROM_BELOW
+                    ),
                     Query(parts('target=""'), "{{component}}"),
                 ],
                 "bytes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from brimline_dashboards.boards.common import (
+    COMPONENTS_FROM_BELOW,
     GPU,
     LINKS,
     OF_SERVER,
@@ -206,8 +207,11 @@ def _memory() -> Row:
         return f"max({recorded(name, _GPU)})"
 
     gpus = f"count({once(recorded('gpu:memory_total:bytes', _GPU))})"
-    memory = m("memory_bytes", f'{_GPU},component!="unaccounted"')
-    explained = f"max by (gpu, target, component, basis) ({memory})"
+    parts = [
+        f"sum by (component, basis) (max by (gpu, target, component, basis) "
+        f"({m('memory_bytes', f'{_GPU},{matcher}')}))"
+        for matcher in COMPONENTS_FROM_BELOW
+    ]
     remainder = once(m("memory_bytes", f'{_GPU},component="unaccounted"'))
     return Row(
         title="GPU memory: what it is used for",
@@ -221,7 +225,7 @@ def _memory() -> Row:
                 "cards' memory. Use that climbs above the dashed high line is not in the plan: find out what "
                 "allocates it.",
                 [
-                    Query(f"sum by (component, basis) ({explained})", "{{component}} ({{basis}})"),
+                    *(Query(part, "{{component}} ({{basis}})") for part in parts),
                     Query(f"clamp_min(sum({remainder}), 0)", "unaccounted"),
                     Query(f"sum({once(recorded('gpu:memory_used:bytes', _GPU))})", "in use"),
                     Query(f"sum({once(recorded('gpu:memory_total:bytes', _GPU))})", "card"),
