@@ -8,7 +8,7 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,12 @@ class Prometheus:
         assert len(rows) <= 1, f"{expression}: {rows}"
         return rows[0][1] if rows else None
 
+    def rule_health(self) -> dict[str, str]:
+        """Every rule by its name: `ok`, the error of its last evaluation, or `unknown` before the first."""
+        document = json.loads(get_text(f"{self.url}/api/v1/rules"))
+        rules = [rule for group in document["data"]["groups"] for rule in group["rules"]]
+        return {rule["name"]: rule.get("lastError") or rule["health"] for rule in rules}
+
 
 @contextmanager
 def running_prometheus(
@@ -78,21 +84,46 @@ def running_prometheus(
     ports: list[int],
     *,
     interval: str = "1s",
-    rule_files: Sequence[Path] = (),
-    labels: Mapping[int, Mapping[str, str]] | None = None,
+    labels: Mapping[str, str] | None = None,
+    labels_by_port: Mapping[int, Mapping[str, str]] | None = None,
+    more: Mapping[str, int] | None = None,
+    rules: Mapping[str, str] | None = None,
+    alertmanager_port: int | None = None,
 ) -> Iterator[Prometheus]:
-    """Prometheus that scrapes exporters on the ports as one job. labels: added to what a port exposes."""
+    """Prometheus that scrapes exporters on the ports as one job.
+
+    labels: what the scrape adds to the exporters' series; labels_by_port: to those of one. more: other jobs
+    by name, with their ports; the labels of their pages stand as they are. rules: files of rules by name.
+    """
     port = free_port()
     targets = [
-        {"targets": [f"127.0.0.1:{exporter}"], "labels": dict((labels or {}).get(exporter, {}))}
+        {
+            "targets": [f"127.0.0.1:{exporter}"],
+            "labels": {**(labels or {}), **(labels_by_port or {}).get(exporter, {})},
+        }
         for exporter in ports
     ]
+    jobs: list[dict[str, Any]] = [{"job_name": "brimline", "static_configs": targets}]
+    for name, other in (more or {}).items():
+        jobs.append(
+            {
+                "job_name": name,
+                "honor_labels": True,
+                "static_configs": [{"targets": [f"127.0.0.1:{other}"]}],
+            }
+        )
+    for name, text in (rules or {}).items():
+        (folder / name).write_text(text)
+    document: dict[str, Any] = {
+        "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
+        "scrape_configs": jobs,
+        "rule_files": [str(folder / name) for name in rules or {}],
+    }
+    if alertmanager_port is not None:
+        address = {"static_configs": [{"targets": [f"127.0.0.1:{alertmanager_port}"]}]}
+        document["alerting"] = {"alertmanagers": [address]}
     config = folder / "prometheus.yml"
-    config.write_text(
-        f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}, evaluation_interval: {interval}}}\n"
-        f"rule_files: {json.dumps([str(file) for file in rule_files])}\n"
-        f"scrape_configs: [{{job_name: brimline, static_configs: {json.dumps(targets)}}}]\n"
-    )
+    config.write_text(json.dumps(document))
     with open(folder / "prometheus.log", "wb") as log:
         process = subprocess.Popen(
             [

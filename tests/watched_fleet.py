@@ -74,16 +74,16 @@ def _target(name: str, port: int, profile: str, gpu: str | None, role: str | Non
     return target
 
 
-def rule_files(folder: Path, interval: str) -> list[Path]:
+def rules(interval: str) -> dict[str, str]:
     """The committed recording rules, evaluated as often as is scraped, and what other exporters would say."""
-    ours, others = folder / "recording.yaml", folder / "others.yaml"
-    ours.write_text(re.sub(r"interval: \w+", f"interval: {interval}", RULES.read_text()))
     said = [
         {"record": name, "expr": f"vector({value})", "labels": labels}
         for name, (value, labels) in OTHERS_SERIES.items()
     ]
-    others.write_text(json.dumps({"groups": [{"name": "others", "interval": interval, "rules": said}]}))
-    return [ours, others]
+    return {
+        "recording.yaml": re.sub(r"interval: \w+", f"interval: {interval}", RULES.read_text()),
+        "others.yaml": json.dumps({"groups": [{"name": "others", "interval": interval, "rules": said}]}),
+    }
 
 
 @contextmanager
@@ -117,8 +117,8 @@ def watched_fleet(folder: Path, *, restart_after: float = 8.0, interval: str = "
                 folder,
                 [exporter.port for exporter in exporters],
                 interval=interval,
-                rule_files=rule_files(folder, interval),
-                labels={exporters[1].port: POD},
+                rules=rules(interval),
+                labels_by_port={exporters[1].port: POD},
             )
         )
         asked = f'brimline_target_start_time_seconds{{target="{BASELINE}"}}'

@@ -202,12 +202,16 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
     low, will = "BrimlineVramHeadroomLow", "BrimlineVramWillExhaust"
     calibrated = f"on ({ON}) {family('prediction_calibrated')} == 1"
 
-    def below(key: str) -> str:
+    def below(key: str, window: str, seconds: int) -> str:
+        """Too little is left, now or at the worst moment since the server is warm."""
         limit = f"{chosen.number(low, key):.0f}"
+        worst = f"min_over_time(target:memory_free_at_peak:bytes[{window}])"
         return (
             f"(target:memory_headroom:bytes < {limit} and {calibrated})\n"
             f"or on ({ON})\n"
-            f"target:memory_free_at_peak:bytes < {limit}"
+            f"target:memory_free_at_peak:bytes < {limit}\n"
+            f"or on ({ON})\n"
+            f"({worst} < {limit} and on ({ON}) target:uptime:seconds > {seconds})"
         )
 
     asleep = f"on ({ON}) max_over_time({family('target_sleeping')}[1h]) > 0"
@@ -226,7 +230,7 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=low,
             severity="critical",
-            expr=below("critical_headroom"),
+            expr=below("critical_headroom", "15m", 900),
             for_seconds=chosen.number(low, "critical_for"),
             summary=f"{SERVER} has {BYTES} of GPU memory left: the next larger request may end it",
             description="Either less than that is free at the peaks of each minute, or the calibrated plan will take "
@@ -236,7 +240,7 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=low,
             severity="warning",
-            expr=below("warning_headroom"),
+            expr=below("warning_headroom", "1h", 3600),
             for_seconds=chosen.number(low, "warning_for"),
             summary=f"{SERVER} has {BYTES} of GPU memory left once its plan is used up",
             description="There is no room for what the plan does not know: lazily loaded kernels, prompt logprobs, "

@@ -14,7 +14,7 @@ IDENTITY = "engine, experiment, variant, role, model"
 
 
 def family(name: str, selector: str = "") -> str:
-    """A family of the catalog, with a selector in braces if there is one; KeyError for one that is not there."""
+    """A family of the catalog, with a selector if there is one; KeyError for one that is not there."""
     return BY_NAME[name].full_name + (f"{{{selector}}}" if selector else "")
 
 

@@ -239,20 +239,9 @@ _MEMORY_V1 = 'memory_api="v1"'
 def _memory_of_servers() -> tuple[Recording, ...]:
     start, up = family("target_start_time_seconds"), family("target_up")
     asleep = family("target_sleeping")
-    uptime_of_gpu = f"min by ({ON_GPU}) (target:gpu:info * on ({ON}) group_left () target:uptime:seconds)"
-
-    def highest(window: str, seconds: int) -> str:
-        return (
-            f"(max_over_time(gpu:memory_used:bytes[{window}]) and on ({ON_GPU}) {uptime_of_gpu} > {seconds})"
-        )
-
-    # The highest use since the start, as far back as the uptime of the youngest server on the GPU reaches.
-    used_highest = (
-        f"({highest('6h', 21600)} or {highest('1h', 3600)} or {highest('10m', 600)} or gpu:memory_used:bytes)"
-    )
     by_dcgm = (
         f"gpu:memory_free:bytes - on ({ON_GPU}) "
-        f"clamp_min(gpu:memory_planned:bytes - on ({ON_GPU}) {used_highest}, 0) and on ({ON_GPU}) gpu:dcgm:info"
+        f"clamp_min(gpu:memory_planned:bytes - on ({ON_GPU}) gpu:memory_used:bytes, 0) and on ({ON_GPU}) gpu:dcgm:info"
     )
     v1 = f"{family('gpu_info', _MEMORY_V1)} * {MEMORY_V1_EXTRA_BYTES}"
     planned_in_use = f"(gpu:memory_planned_high:bytes + on ({ON_GPU}) max by ({ON_GPU}) ({v1}) or gpu:memory_planned_high:bytes)"
@@ -296,9 +285,8 @@ def _memory_of_servers() -> tuple[Recording, ...]:
         Recording(
             "target:memory_headroom:bytes",
             _named(headroom) + f"\nor on ({ON})\n" + _named(_of_gpus("min", by_dcgm)),
-            "What stays free on the fullest GPU once all servers on it have taken what they are planned to. By "
-            "dcgm-exporter the highest use of the last ten minutes, hour or six hours stands for that since the "
-            "start.",
+            "What stays free on the fullest GPU once all servers on it have taken what they are planned to. "
+            "Absent where a prediction or the GPU is missing.",
         ),
         Recording(
             "target:memory_above_plan:bytes",

@@ -24,9 +24,9 @@ Json = dict[str, Any]
 class Options:
     """How the rules are written.
 
-    runbook_url: where docs/runbook.md lies for those who are called. grafana_url: what links to boards begin with;
-    without it they are paths of the Grafana that shows them. labels: of the PrometheusRule, by which an operator
-    picks it up. datasource_uid: of the Prometheus that Grafana's own rules ask.
+    runbook_url: where docs/runbook.md lies for those who are called. grafana_url: what links to boards begin
+    with; without it they are paths of the Grafana that shows them. labels: of the PrometheusRule, by which an
+    operator picks it up. datasource_uid: of the Prometheus that Grafana's own rules ask.
     """
 
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -122,8 +122,8 @@ def _prometheus_rule(groups: Sequence[Json], chosen: Options) -> Json:
 
 # --- Grafana's own alerting ---
 
-# Grafana looks at a minute's newest value: the alert's expression gives a series only while something is wrong, so
-# that any number at all means firing. It is what Grafana's own import of Prometheus rules writes.
+# An alert gives a series only while something is wrong, so that any number at all means firing. It is what
+# Grafana's own import of Prometheus rules writes.
 _IS_A_NUMBER = "is_number($query) || is_nan($query) || is_inf($query)"
 _LOOK_BACK_SECONDS = 600
 

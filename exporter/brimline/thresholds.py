@@ -1,4 +1,4 @@
-"""Thresholds and durations of the alert rules, in one place: defaults, and what the configuration says instead.
+"""Thresholds and durations of the alert rules, in one place: the defaults and what replaces them.
 
 `alerts:` of the configuration overrides them by the alert's name and the key:
 
@@ -25,7 +25,7 @@ MAX_SECONDS = 30 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """One key of an alert. default: seconds, bytes, a ratio from 0 to 1, a number, or a regular expression."""
+    """One key of an alert. default: seconds, bytes, a ratio (0 to 1), a number, or a regular expression."""
 
     kind: Kind
     default: float | str

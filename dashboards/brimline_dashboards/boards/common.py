@@ -100,7 +100,14 @@ def plan_styles() -> list[Style]:
     """Lines of the prediction: dashed, not stacked, not filled."""
     return [
         Style(series="/^predicted/", color=GREEN, dashed=True, fill=0, stack=False, width=2, is_regex=True),
-        Style(series="/^card/", color=RED, fill=0, stack=False, width=2, is_regex=True),
+        Style(
+            series="/^(card|capacity|context window|limit|one request)/",
+            color=RED,
+            fill=0,
+            stack=False,
+            width=2,
+            is_regex=True,
+        ),
         Style(series="/^in use/", color=INK, fill=0, stack=False, width=2, is_regex=True),
     ]
 

@@ -336,7 +336,7 @@ def _memory() -> Row:
                 "offloaded there.",
                 [
                     Query(m("server_host_memory_used_bytes", OF_SERVER), "in use"),
-                    Query(m("server_host_memory_limit_bytes", OF_SERVER), "card: limit"),
+                    Query(m("server_host_memory_limit_bytes", OF_SERVER), "limit"),
                     Query(f"sum({m('predicted_host_memory_bytes', OF_SERVER)})", "predicted, offloaded"),
                 ],
                 "bytes",
@@ -368,7 +368,7 @@ def _kv_cache() -> Row:
                 "blocks: short prompts leave theirs half empty.",
                 [
                     Query(m("kv_cache_used_blocks", OF_SERVER), "in use, rank {{rank}}"),
-                    Query(m("kv_cache_blocks", OF_SERVER), "card: all, rank {{rank}}"),
+                    Query(m("kv_cache_blocks", OF_SERVER), "capacity, rank {{rank}}"),
                 ],
                 "short",
                 styles=plan_styles(),
@@ -381,7 +381,7 @@ def _kv_cache() -> Row:
                 "Versions of an engine count tokens differently: compare bytes across versions.",
                 [
                     Query(_one("target:kv_cache_used:tokens"), "in use"),
-                    Query(_one("target:kv_cache_capacity:tokens"), "card: capacity"),
+                    Query(_one("target:kv_cache_capacity:tokens"), "capacity"),
                     Query(
                         f"sum by (target) ({m('predicted_kv_cache_capacity_tokens', OF_SERVER)}"
                         f" * on ({ON}) group_left count by ({ON}) ({m('kv_cache_usage_ratio', OF_SERVER)}))",
@@ -399,7 +399,7 @@ def _kv_cache() -> Row:
                 "context window may take. A capacity below the dashed line cannot serve it.",
                 [
                     Query(_one("target:kv_cache_used:bytes"), "in use"),
-                    Query(_one("target:kv_cache_capacity:bytes"), "card: capacity"),
+                    Query(_one("target:kv_cache_capacity:bytes"), "capacity"),
                     Query(
                         m("predicted_kv_cache_full_request_bytes", OF_SERVER),
                         "predicted, one request of full length",
@@ -419,7 +419,7 @@ def _kv_cache() -> Row:
                     Query(
                         m("predicted_kv_cache_max_concurrency_requests", OF_SERVER), "predicted, each rank"
                     ),
-                    Query(f"0 * {m('target_up', OF_SERVER)} + 1", "card: one request"),
+                    Query(f"0 * {m('target_up', OF_SERVER)} + 1", "one request"),
                 ],
                 "none",
                 styles=plan_styles(),
@@ -433,9 +433,7 @@ def _kv_cache() -> Row:
                 [
                     Query(_mean("request_prompt_tokens"), "prompt"),
                     Query(_mean("request_generation_tokens"), "generated"),
-                    Query(
-                        f"max by (target) ({m('max_model_len_tokens', OF_SERVER)})", "card: context window"
-                    ),
+                    Query(f"max by (target) ({m('max_model_len_tokens', OF_SERVER)})", "context window"),
                 ],
                 "suffix: tok",
                 styles=plan_styles(),

@@ -59,8 +59,8 @@ def _used_bytes(generator: random.Random, *, logprobs: bool) -> list[int]:
     return used
 
 
-# A quarter of an hour until the card is full; then the server is killed and starts anew.
-LEAK_SECONDS = 900
+# Half an hour until the card is full; then the server is killed and starts anew.
+LEAK_SECONDS = 1800
 LEAK_BEGINS_SECONDS = 60
 Scenario = Literal["normal", "leak"]
 
@@ -68,8 +68,8 @@ Scenario = Literal["normal", "leak"]
 def recording(seed: int = 1, scenario: Scenario = "normal") -> Iterator[dict[str, Any]]:
     """The documents of the recording in order; the same for the same seed.
 
-    scenario: in a leak the first server takes ever more beside its plan, until nothing is free; the round then
-    begins again, as after a restart.
+    scenario: in a leak the first server takes ever more beside its plan, until nothing is free; the round
+    then begins again, as after a restart.
     """
     generator = random.Random(seed)
     yield {
