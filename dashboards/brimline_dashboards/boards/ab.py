@@ -6,7 +6,7 @@ the board says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from brimline_dashboards import verdicts
@@ -110,7 +110,7 @@ class Side:
     def per_gpu(self, window: str) -> str:
         """Generated tokens per second and GPU; absent where the GPUs are not known."""
         gpus = f"count({self.own(recorded('target:gpu:info', OF_JOBS))})"
-        return f"sum({self.over('target:generation_tokens:rate5m', window)}) / {gpus}"
+        return f"sum({self.over(_TOKENS, window)}) / {gpus}"
 
 
 A = Side("A", "variant_a", BLUE)
@@ -120,63 +120,91 @@ SIDES = (A, B)
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A row of the table. metric: its name in verdicts; factor: from base units to those of the title."""
+    """A row of the table.
+
+    metric: its name in verdicts. expr: a side's value over a window, in base units. factor: from these to the
+    unit that the title names.
+    """
 
     metric: str
     title: str
+    expr: Callable[[Side, str], str]
     factor: float = 1
 
-    def expr(self, side: Side, window: str) -> str:
-        """The side's value over the window, in base units."""
-        tokens, running = "target:generation_tokens:rate5m", "target:requests_running:sum"
-        match self.metric:
-            case "generation_tokens_per_second":
-                return side.mean_of(tokens, window)
-            case "generation_tokens_per_second_per_gpu":
-                return side.per_gpu(window)
-            case "generation_tokens_per_second_per_request":
-                return side.ratio(tokens, running, window)
-            case "kv_cache_used_bytes_per_request":
-                return side.ratio("target:kv_cache_used:bytes", running, window)
-            case "kv_cache_bytes_per_token":
-                return side.ratio("target:kv_cache_capacity:bytes", "target:kv_cache_capacity:tokens", window)
-            case "kv_cache_capacity_tokens":
-                return side.mean_of("target:kv_cache_capacity:tokens", window)
-            case "kv_cache_usage_ratio":
-                return side.mean_of("target:kv_cache_usage:ratio", window)
-            case "requests_waiting":
-                return side.mean_of("target:requests_waiting:sum", window)
-            case "preemptions_per_token":
-                return side.ratio("target:preemptions:rate5m", tokens, window)
-            case "prefix_cache_hit_ratio":
-                return side.mean_of("target:prefix_cache_hits:ratio5m", window)
-            case "memory_used_bytes":
-                return side.mean_of("target:memory_used:bytes", window)
-            case "memory_headroom_bytes":
-                return side.mean_of("target:memory_headroom:bytes", window)
-            case "request_prompt_tokens":
-                return side.mean("request_prompt_tokens", window)
-            case histogram:
-                return side.mean(histogram, window)
 
+def _mean_of(name: str) -> Callable[[Side, str], str]:
+    return lambda side, window: side.mean_of(name, window)
+
+
+def _ratio(numerator: str, denominator: str) -> Callable[[Side, str], str]:
+    return lambda side, window: side.ratio(numerator, denominator, window)
+
+
+def _mean(histogram: str) -> Callable[[Side, str], str]:
+    return lambda side, window: side.mean(histogram, window)
+
+
+_TOKENS, _RUNNING = "target:generation_tokens:rate5m", "target:requests_running:sum"
+_MIB, _GIB = 2.0**-20, 2.0**-30
 
 COMPARED = (
-    Compared("generation_tokens_per_second", "Generated tokens of a server, tok/s"),
-    Compared("generation_tokens_per_second_per_gpu", "… for each GPU, tok/s"),
-    Compared("generation_tokens_per_second_per_request", "… for each running request, tok/s"),
-    Compared("time_to_first_token_seconds", "Time to first token, ms", 1e3),
-    Compared("inter_token_latency_seconds", "Time between tokens, ms", 1e3),
-    Compared("request_e2e_latency_seconds", "Time of a whole request, s"),
-    Compared("requests_waiting", "Waiting requests of a server"),
-    Compared("preemptions_per_token", "Preemptions per million tokens", 1e6),
-    Compared("kv_cache_usage_ratio", "KV cache in use, %", 100),
-    Compared("kv_cache_used_bytes_per_request", "KV cache of a running request, MiB", 2.0**-20),
-    Compared("kv_cache_bytes_per_token", "KV cache of a token, KiB", 2.0**-10),
-    Compared("kv_cache_capacity_tokens", "KV cache capacity, thousand tokens", 1e-3),
-    Compared("prefix_cache_hit_ratio", "Prefix cache hits, %", 100),
-    Compared("memory_used_bytes", "GPU memory in use, fullest GPU, GiB", 2.0**-30),
-    Compared("memory_headroom_bytes", "Headroom, GiB", 2.0**-30),
-    Compared("request_prompt_tokens", "Prompt of a request, tokens (should agree)"),
+    Compared("generation_tokens_per_second", "Generated tokens of a server, tok/s", _mean_of(_TOKENS)),
+    Compared("generation_tokens_per_second_per_gpu", "… for each GPU, tok/s", Side.per_gpu),
+    Compared(
+        "generation_tokens_per_second_per_request",
+        "… for each running request, tok/s",
+        _ratio(_TOKENS, _RUNNING),
+    ),
+    Compared(
+        "time_to_first_token_seconds", "Time to first token, ms", _mean("time_to_first_token_seconds"), 1e3
+    ),
+    Compared(
+        "inter_token_latency_seconds", "Time between tokens, ms", _mean("inter_token_latency_seconds"), 1e3
+    ),
+    Compared(
+        "request_e2e_latency_seconds", "Time of a whole request, s", _mean("request_e2e_latency_seconds")
+    ),
+    Compared("requests_waiting", "Waiting requests of a server", _mean_of("target:requests_waiting:sum")),
+    Compared(
+        "preemptions_per_token",
+        "Preemptions per million tokens",
+        _ratio("target:preemptions:rate5m", _TOKENS),
+        1e6,
+    ),
+    Compared("kv_cache_usage_ratio", "KV cache in use, %", _mean_of("target:kv_cache_usage:ratio"), 100),
+    Compared(
+        "kv_cache_used_bytes_per_request",
+        "KV cache of a running request, MiB",
+        _ratio("target:kv_cache_used:bytes", _RUNNING),
+        _MIB,
+    ),
+    Compared(
+        "kv_cache_bytes_per_token",
+        "KV cache of a token, KiB",
+        _ratio("target:kv_cache_capacity:bytes", "target:kv_cache_capacity:tokens"),
+        2.0**-10,
+    ),
+    Compared(
+        "kv_cache_capacity_tokens",
+        "KV cache capacity, thousand tokens",
+        _mean_of("target:kv_cache_capacity:tokens"),
+        1e-3,
+    ),
+    Compared(
+        "prefix_cache_hit_ratio", "Prefix cache hits, %", _mean_of("target:prefix_cache_hits:ratio5m"), 100
+    ),
+    Compared(
+        "memory_used_bytes",
+        "GPU memory in use, fullest GPU, GiB",
+        _mean_of("target:memory_used:bytes"),
+        _GIB,
+    ),
+    Compared("memory_headroom_bytes", "Headroom, GiB", _mean_of("target:memory_headroom:bytes"), _GIB),
+    Compared(
+        "request_prompt_tokens",
+        "Prompt of a request, tokens (should agree)",
+        _mean("request_prompt_tokens"),
+    ),
 )
 
 

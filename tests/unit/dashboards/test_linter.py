@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import promql_parser
 import pytest
+import yaml
 
 from brimline.catalog import METRICS
 from brimline_dashboards import verdicts
@@ -20,6 +22,7 @@ from brimline_dashboards.recording import recordings
 
 BOARDS = {uid: board_json(make()) for uid, make in MAKE.items()}
 EACH = pytest.mark.parametrize("uid", BOARDS)
+GENERATED = Path(__file__).parent.parent.parent.parent / "dashboards/generated"
 TIMES = Times(range_seconds=3600, step_seconds=15)
 
 # Rules that a board does not follow, and why.
@@ -206,3 +209,15 @@ def test_every_family_is_on_a_board_or_named_as_unused() -> None:
     }
     assert {family.name for family in METRICS} - shown == set(UNUSED)
     assert all(len(reason) > 20 for reason in UNUSED.values())
+
+
+def test_links_of_alerts_lead_to_boards_and_variables_that_are_there() -> None:
+    alerts = yaml.safe_load((GENERATED / "rules/brimline-alerts.yaml").read_text())
+
+    links = {rule["annotations"]["dashboard_url"] for group in alerts["groups"] for rule in group["rules"]}
+    assert links
+    for link in links:
+        found = re.search(r"/d/([a-z-]+)\?(.*)", link)
+        assert found, link
+        variables = {each["name"] for each in BOARDS[found[1]]["templating"]["list"]}
+        assert set(re.findall(r"var-(\w+)=", found[2])) <= variables, link
