@@ -59,7 +59,7 @@ def main(url: str) -> None:
         for name, (board, rows, width) in PICTURES.items():
             picture = Image.open(io.BytesIO(asyncio.run(take(file, board, rows, width, Path(folder)))))
             # A few colours are all it has: a third of the size.
-            picture.convert("RGB").quantize(128).save(ROOT / "docs" / f"{name}.png", optimize=True)
+            picture.convert("RGB").quantize(256).save(ROOT / "docs" / f"{name}.png", optimize=True)
             print(ROOT / "docs" / f"{name}.png")
 
 

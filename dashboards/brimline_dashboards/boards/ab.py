@@ -455,11 +455,11 @@ def _predicted_beside_observed() -> Row:
                     Query(_counts(B, predicted=False)),
                 ],
                 [
-                    Column(source="quantity", title="Quantity", width=200),
+                    Column(source="quantity", title="Quantity"),
                     Column(source="Value #C", title="A", unit="short"),
                     Column(source="Value #D", title="B", unit="short"),
-                    Column(source="predicted", title="B ÷ A predicted", unit="suffix: ×", decimals=2),
-                    Column(source="observed", title="B ÷ A observed", unit="suffix: ×", decimals=2),
+                    Column(source="predicted", title="Predicted B÷A", unit="suffix: ×", decimals=2),
+                    Column(source="observed", title="Observed B÷A", unit="suffix: ×", decimals=2),
                 ],
                 computed=(
                     Computed(name="predicted", left="Value #B", operator="/", right="Value #A"),
