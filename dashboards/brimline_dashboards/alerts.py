@@ -405,7 +405,6 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         "Send fewer or shorter requests here, or add a replica. For good: a larger cache (--gpu-memory-utilization, "
         "fp8 K/V with --kv-cache-dtype, a larger tensor-parallel size) or a lower --max-num-seqs."
     )
-    rate = chosen.number(preempting, "per_minute") / 60
     return [
         Alert(
             name=will,
@@ -435,11 +434,11 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
             name=preempting,
             severity="warning",
             expr=(
-                f"target:preemptions:rate5m >= {rate:.6g}\n"
+                f"target:preemptions:rate5m * 60 >= {chosen.number(preempting, 'per_minute'):g}\n"
                 f"and on ({ON}) max_over_time(target:requests_waiting:sum[5m]) > 0"
             ),
             for_seconds=chosen.number(preempting, "for"),
-            summary=f"{SERVER} throws {{{{ $value | humanize }}}} requests a second out of its KV cache",
+            summary=f"{SERVER} throws {{{{ $value | humanize }}}} requests a minute out of its KV cache",
             description=f"Each one is computed again from its start: tokens per second fall, latencies rise. {no_crash} "
             f"{less}",
         ),
