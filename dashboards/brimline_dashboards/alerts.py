@@ -469,7 +469,8 @@ def _pools(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=unfit,
             severity="warning",
-            expr=_named(f"{concurrency} < 1\nor on ({ON})\n{pool} / ({request} > 0) < 1"),
+            # What the engine says outweighs what is predicted.
+            expr=_named(f"({concurrency}\nor on ({ON})\n{pool} / ({request} > 0)) < 1"),
             for_seconds=chosen.number(unfit, "for"),
             summary=f"One request of the full context window does not fit the KV cache of {SERVER} "
             f"({SHARE} of it does)",
