@@ -491,7 +491,9 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
     little = f"{chosen.number(restarted, 'headroom'):.0f}"
     host = f"{chosen.number(restarted, 'host_ratio'):g}"
     was_low = (
-        f"(\n  min_over_time(target:memory_headroom:bytes[1h]) < {little}\n"
+        # Bounds from tables are wide: by them alone every planned restart would be one.
+        f"(\n  min_over_time(target:memory_headroom:bytes[1h]) < {little}"
+        f" and on ({ON}) {family('prediction_calibrated')} == 1\n"
         f"  or on ({ON}) min_over_time(target:memory_free_at_peak:bytes[1h]) < {little}\n"
         f"  or on ({ON}) max_over_time(target:host_memory:ratio[1h]) > {host}\n)"
     )
