@@ -184,7 +184,7 @@ def _gpu_memory() -> tuple[Recording, ...]:
 def _plans() -> tuple[Recording, ...]:
     calibrated = f"({family('prediction_calibrated')} == 1)"
     low, high = family("predicted_memory_bytes", _NOT_KV), family("predicted_memory_high_bytes", _NOT_KV)
-    pool = _without_ranks("max", family("kv_cache_capacity_bytes"))
+    pool = f"max without (rank) (sum without (model) ({family('kv_cache_capacity_bytes')}))"
     parts = f"sum without (component) ({low}) and on ({ON}) {calibrated}"
     parts_high = f"sum without (component) ({high})"
     total, total_high = family("predicted_total_memory_bytes"), family("predicted_total_memory_high_bytes")
