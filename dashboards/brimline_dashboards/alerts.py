@@ -405,7 +405,6 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         "Send fewer or shorter requests here, or add a replica. For good: a larger cache (--gpu-memory-utilization, "
         "fp8 K/V with --kv-cache-dtype, a larger tensor-parallel size) or a lower --max-num-seqs."
     )
-    rate = chosen.number(preempting, "per_minute") / 60
     return [
         Alert(
             name=will,
@@ -435,11 +434,11 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
             name=preempting,
             severity="warning",
             expr=(
-                f"target:preemptions:rate5m >= {rate:.6g}\n"
+                f"target:preemptions:rate5m * 60 >= {chosen.number(preempting, 'per_minute'):g}\n"
                 f"and on ({ON}) max_over_time(target:requests_waiting:sum[5m]) > 0"
             ),
             for_seconds=chosen.number(preempting, "for"),
-            summary=f"{SERVER} throws {{{{ $value | humanize }}}} requests a second out of its KV cache",
+            summary=f"{SERVER} throws {{{{ $value | humanize }}}} requests a minute out of its KV cache",
             description=f"Each one is computed again from its start: tokens per second fall, latencies rise. {no_crash} "
             f"{less}",
         ),
@@ -470,7 +469,8 @@ def _pools(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=unfit,
             severity="warning",
-            expr=_named(f"{concurrency} < 1\nor on ({ON})\n{pool} / ({request} > 0) < 1"),
+            # What the engine says outweighs what is predicted.
+            expr=_named(f"({concurrency}\nor on ({ON})\n{pool} / ({request} > 0)) < 1"),
             for_seconds=chosen.number(unfit, "for"),
             summary=f"One request of the full context window does not fit the KV cache of {SERVER} "
             f"({SHARE} of it does)",
@@ -491,7 +491,9 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
     little = f"{chosen.number(restarted, 'headroom'):.0f}"
     host = f"{chosen.number(restarted, 'host_ratio'):g}"
     was_low = (
-        f"(\n  min_over_time(target:memory_headroom:bytes[1h]) < {little}\n"
+        # Bounds from tables are wide: by them alone every planned restart would be one.
+        f"(\n  min_over_time(target:memory_headroom:bytes[1h]) < {little}"
+        f" and on ({ON}) {family('prediction_calibrated')} == 1\n"
         f"  or on ({ON}) min_over_time(target:memory_free_at_peak:bytes[1h]) < {little}\n"
         f"  or on ({ON}) max_over_time(target:host_memory:ratio[1h]) > {host}\n)"
     )

@@ -184,7 +184,7 @@ def _gpu_memory() -> tuple[Recording, ...]:
 def _plans() -> tuple[Recording, ...]:
     calibrated = f"({family('prediction_calibrated')} == 1)"
     low, high = family("predicted_memory_bytes", _NOT_KV), family("predicted_memory_high_bytes", _NOT_KV)
-    pool = _without_ranks("max", family("kv_cache_capacity_bytes"))
+    pool = f"max without (rank) (sum without (model) ({family('kv_cache_capacity_bytes')}))"
     parts = f"sum without (component) ({low}) and on ({ON}) {calibrated}"
     parts_high = f"sum without (component) ({high})"
     total, total_high = family("predicted_total_memory_bytes"), family("predicted_total_memory_high_bytes")
@@ -239,6 +239,10 @@ _MEMORY_V1 = 'memory_api="v1"'
 def _memory_of_servers() -> tuple[Recording, ...]:
     start, up = family("target_start_time_seconds"), family("target_up")
     asleep = family("target_sleeping")
+    # A server may load for most of an hour after its start. An hour more than alerts look back: of exactly six hours
+    # only every other evaluation would see them all.
+    was_down = f"(max_over_time((time() * (max_over_time({up}[3m]) == bool 0))[7h:1m]) > 0)"
+    ever_up = f"count_over_time(({up} == 1)[7h:1m]) * 60"
     by_dcgm = (
         f"gpu:memory_free:bytes - on ({ON_GPU}) "
         f"clamp_min(gpu:memory_planned:bytes - on ({ON_GPU}) gpu:memory_used:bytes, 0) and on ({ON_GPU}) gpu:dcgm:info"
@@ -250,11 +254,12 @@ def _memory_of_servers() -> tuple[Recording, ...]:
     return (
         Recording(
             "target:uptime:seconds",
-            _named(f"time() - {start}")
-            + f"\nor on ({ON})\n"
-            + _named(f"count_over_time(({up} == 1)[6h:1m]) * 60"),
-            "Time since the server started; where its engine does not tell, the minutes of the last six hours in "
-            "which it was up.",
+            _named(
+                f"time() - ({start} > {was_down}\nor on ({ON}) {was_down}\nor on ({ON}) {start})\n"
+                f"or on ({ON}) {ever_up}"
+            ),
+            "Time since the server started, or could be read again after three minutes or more, as far back as seven "
+            "hours where its engine does not tell its start.",
         ),
         Recording(
             "target:memory_used:bytes",
