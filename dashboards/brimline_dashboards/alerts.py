@@ -289,10 +289,16 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=above,
             severity="warning",
-            expr=f"target:memory_above_plan:bytes > {chosen.number(above, 'above'):.0f}",
+            expr=(
+                f"target:memory_above_plan:bytes > {chosen.number(above, 'above'):.0f}\n"
+                f"or on ({ON})\n"
+                f"(max_over_time(target:memory_peak_above_plan:bytes[15m]) > {chosen.number(above, 'peak_above'):.0f}\n"
+                f"and on ({ON}) target:uptime:seconds > 900)"
+            ),
             for_seconds=chosen.number(above, "for"),
             summary=f"{SERVER} uses {BYTES} more GPU memory than its plan's high bound",
-            description="Something that is not in the plan holds memory on its card. The server's board shows the "
+            description="Something that is not in the plan holds memory on its card, or takes it for moments (the peak on "
+            "the server's board): images, logprobs, long prompts. The board shows the "
             "part that grows: other processes (see who runs there), or unaccounted (a leak, or features that the "
             "settings do not show). Where the server is known to be well, `brimline calibrate` measures its own "
             "constants.",
@@ -410,15 +416,15 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
             name=will,
             severity="info",
             expr=(
-                f"predict_linear({usage}[30m], {chosen.number(will, 'within'):.0f}) > 1\n"
-                f"and on ({ON}) avg_over_time({usage}[10m]) > {chosen.number(will, 'usage'):g}\n"
-                f"and on ({ON}) target:uptime:seconds > 1800\n"
+                f"predict_linear(target:kv_cache_usage:max10m[1h], {chosen.number(will, 'within'):.0f}) > 1\n"
+                f"and on ({ON}) target:kv_cache_usage:max10m > {chosen.number(will, 'usage'):g}\n"
+                f"and on ({ON}) target:uptime:seconds > 3600\n"
                 f"unless on ({ON}) {usage} > {chosen.number(full, 'usage'):g}"
             ),
             for_seconds=chosen.number(will, "for"),
             summary=f"The KV cache of {SERVER} will be full within "
             f"{write_duration(chosen.number(will, 'within'))}",
-            description=f"By the growth of half an hour. {no_crash} {less}",
+            description=f"By how its peaks have grown for an hour. {no_crash} {less}",
         ),
         Alert(
             name=full,

@@ -90,7 +90,8 @@ def anchor(alert: str) -> str:
 
 _BOARD_VARIABLES = {
     "fleet": "",
-    "server": "?var-job={{ $labels.job }}&var-target={{ $labels.target }}",
+    "server": "?var-job={{ $labels.job }}&var-instance={{ $labels.instance }}"
+    "&var-target={{ $labels.target }}",
     "gpu": "?var-job={{ $labels.job }}&var-gpu={{ $labels.gpu }}",
     "ab": "?var-experiment={{ $labels.experiment }}",
     "exporter": "?var-job={{ $labels.job }}",

@@ -20,6 +20,7 @@ from rules.page import (
     SCRAPE,
     Page,
     Server,
+    down,
     during,
     exporter,
     gpu,
@@ -51,6 +52,11 @@ def _case(name: str, page: Page, *expectations: Expectation, dcgm: Dcgm | None =
     return Case(name, page, expectations, RuleSet(alerts=(), dcgm=dcgm or Dcgm(), records=records))
 
 
+def _scraped(one: Server) -> dict[str, str]:
+    """Labels of a series as it is scraped."""
+    return {**SCRAPE, "target": one.name}
+
+
 def of_gpu(uuid: str = GPU_A, *, whole: bool = True, **labels: str) -> dict[str, str]:
     """Labels of a GPU's series: as scraped, or what GPUs are joined on."""
     joined = {name: SCRAPE[name] for name in ("job", "instance")}
@@ -71,10 +77,12 @@ OF_CHAT_A: Mapping[str, float | None] = {
     "target:memory_free:ratio": FREE / CUDA,
     "target:memory_headroom:bytes": FREE,
     "target:memory_above_plan:bytes": -GIB,
+    "target:memory_peak_above_plan:bytes": -GIB,
     "target:memory_beyond_gpu:bytes": 71 * GIB - CUDA,
     "target:memory_exhaustion:seconds": None,
     "target:host_memory:ratio": 12 / 64,
     "target:kv_cache_usage:ratio": 0.5,
+    "target:kv_cache_usage:max10m": 0.5,
     "target:kv_cache_used:tokens": 204800,
     "target:kv_cache_capacity:tokens": 409600,
     "target:kv_cache_used:bytes": 25 * GIB,
@@ -145,8 +153,9 @@ def _changes() -> list[Case]:
     )
     growing = memory(healthy(90), GPU_A, lambda minute: USED + 0.0625 * GIB * minute)
     waiting = page.changed("requests_waiting", 3, target="chat-a")
-    down = page.without("model_info", target="chat-a")
+    unnamed = page.without("model_info", target="chat-a")
     no_start = page.without("target_start_time_seconds", target="chat-a")
+    died = down(healthy(60), "chat-a", since=20, until=30)
     gone = healthy(60).gone(20, 25, instance=SCRAPE["instance"]).changed("up", during(0, 20, 25))
     return [
         _case(
@@ -156,6 +165,8 @@ def _changes() -> list[Case]:
             _of_target("target:memory_free:bytes", FREE),
             _of_target("target:memory_free_at_peak:bytes", FREE - 2 * GIB),
             _of_target("target:memory_free:ratio", (FREE - 2 * GIB) / CUDA),
+            _of_target("target:memory_above_plan:bytes", -GIB),
+            _of_target("target:memory_peak_above_plan:bytes", GIB),
             _of_target("target:memory_free_at_peak:bytes", FREE, CHAT_B),
         ),
         _case(
@@ -178,10 +189,23 @@ def _changes() -> list[Case]:
         _case("requests wait", waiting, _of_target("target:tokens_under_load:rate5m", 100)),
         _case(
             "no model is named",
-            down,
+            unnamed,
             Gives(AT, 'count(target:identity:info{target="chat-a", model=""})', (({}, 1),)),
         ),
-        _case("a start that is not told", no_start, _of_target("target:uptime:seconds", (AT + 1) * 60)),
+        _case("a start that is not told", no_start, _of_target("target:uptime:seconds", AT * 60)),
+        _case(
+            "a server that is down for ten minutes, and starts anew",
+            died,
+            _gives("target:up:timestamp", (_scraped(CHAT_A), 19 * 60), (_scraped(CHAT_B), 19 * 60), at=19),
+            _gives("target:up:timestamp", (_scraped(CHAT_B), 25 * 60), at=25),
+            _gives("target:down:timestamp", at=19),
+            _gives("target:down:timestamp", (_scraped(CHAT_A), 25 * 60), at=25),
+            # Down until minute 29, as seen by what was up within the three minutes before.
+            _of_target("target:uptime:seconds", 15 * 60, at=44),
+            # Engine and model stay known: a restart makes no second series.
+            _of_target("target:engine:info", 1, at=25, model=""),
+            _of_target("target:identity:info", 1, at=25),
+        ),
         _case(
             "series after the restart of an exporter",
             gone,
@@ -380,6 +404,8 @@ def _by_dcgm(**labels: str) -> tuple[Expectation, ...]:
         _of_target("target:memory_free:ratio", FREE / CUDA),
         _of_target("target:memory_headroom:bytes", FREE),
         _of_target("target:memory_above_plan:bytes", USED - PARTS_HIGH),
+        # There is no peak beside what is in use.
+        _of_target("target:memory_peak_above_plan:bytes", USED - PARTS_HIGH),
         _of_target("target:memory_beyond_gpu:bytes", PARTS_HIGH - CUDA),
         _of_target("target:memory_exhaustion:seconds", None),
     )
