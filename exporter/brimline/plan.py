@@ -26,6 +26,7 @@ from brimline.footprint.controls import Role, control_of
 from brimline.footprint.gpus import GPUS, Gpu, find_gpu
 from brimline.footprint.predict import PREDICTORS, Model, predict
 from brimline.footprint.settings import Settings, flag
+from brimline.footprint.verdict import judged
 from brimline.footprint.what_if import Scenario, Span, headroom, room
 from brimline.readings import Footprint
 
@@ -52,8 +53,7 @@ _MORE_SETTINGS: dict[tuple[str, Role], str] = {
 }
 _OF_ONE_REPLICA = "All figures are of one of"
 
-# fits: one request of full length lies beside all else, by the high bounds, and the engine starts.
-# budget: the card would hold it, yet the engine refuses, or may refuse, to start within its own budget.
+# What judged() says, or impossible: no such server can be.
 Outcome = Literal["fits", "budget", "too_large", "impossible", "unknown"]
 
 
@@ -401,14 +401,14 @@ def _row(model: str, chosen: Mapping[str, str], scenario: Scenario) -> Row:
     except FootprintError as error:
         return Row(model=model, chosen=chosen, scenario=scenario, outcome="impossible", reason=str(error))
     cache, gpu, replicas = footprint.kv_cache, scenario.gpu, footprint.data_parallel
-    outcome, reason = _judged(footprint, scenario)
+    verdict = judged(footprint, gpu)
     one, requests, together = _decode(footprint)
     return Row(
         model=model,
         chosen=chosen,
         scenario=scenario,
-        outcome=outcome,
-        reason=reason,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
         tensor_parallel=footprint.tensor_parallel,
         replicas=replicas,
         gpus=footprint.tensor_parallel * len(footprint.ranks) * replicas,
@@ -427,44 +427,6 @@ def _row(model: str, chosen: Mapping[str, str], scenario: Scenario) -> Row:
         assumptions=tuple(
             sys.intern(text) for text in footprint.assumptions if not text.startswith(_OF_ONE_REPLICA)
         ),
-    )
-
-
-def _judged(footprint: Footprint, scenario: Scenario) -> tuple[Outcome, str | None]:
-    gpu = scenario.gpu
-    if gpu is None or footprint.fits is None:
-        return "unknown", None
-    length = units.format_count(footprint.kv_cache.max_model_len_tokens)
-    if not footprint.fits:
-        weights = footprint.fullest.components.get("weights")
-        if weights is not None and weights.expected > gpu.visible_bytes.expected:
-            size, card = map(units.format_bytes, (weights.expected, gpu.visible_bytes.expected))
-            return "too_large", f"weights of {size} on each GPU are more than its {card}"
-        left = room(footprint, gpu)
-        if left.expected < 0:
-            return "too_large", f"one request of {length} tokens lacks {units.format_bytes(-left.expected)}"
-        if left.low < 0:
-            lacking = units.format_bytes(-left.low)
-            return (
-                "too_large",
-                f"one request of {length} tokens fits as expected, but lacks {lacking} at worst",
-            )
-    if footprint.headroom_bytes is not None and footprint.headroom_bytes < 0:
-        lacking = units.format_bytes(-footprint.headroom_bytes)
-        return "too_large", f"the KV cache that is asked for exceeds the GPU by {lacking}"
-    if not footprint.fits or footprint.starts is False:
-        return "budget", _budget_reason(footprint, scenario)
-    return "fits", None
-
-
-def _budget_reason(footprint: Footprint, scenario: Scenario) -> str:
-    longest, does = footprint.longest_start_tokens, "may not" if footprint.fits else "does not"
-    starts = f"at worst it does with at most {units.format_count(longest)} tokens"
-    ratio = setting_of(scenario.engine, "memory_ratio")
-    cure = f"; {'raise' if longest else 'change'} {flag(ratio)}" if ratio is not None else ""
-    return (
-        f"the GPU would hold it, but {scenario.engine} {does} start within its budget: "
-        f"{starts if longest else 'at worst with no length'}{cure}"
     )
 
 
@@ -540,7 +502,7 @@ def _tried(scenario: Scenario) -> tuple[Footprint | None, Outcome]:
         footprint = scenario.footprint()
     except FootprintError:
         return None, "impossible"
-    return footprint, _judged(footprint, scenario)[0]
+    return footprint, judged(footprint, scenario.gpu).outcome
 
 
 def best(rows: Sequence[Row]) -> frozenset[int]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from brimline import units
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.predict import decode_ceilings, in_order
+from brimline.footprint.verdict import judged
 from brimline.readings import Footprint, RankFootprint, Step
 
 if TYPE_CHECKING:
@@ -104,20 +105,15 @@ def _short(source: str, model_source: str) -> str:
 
 def _verdict(footprint: Footprint, gpu: Gpu | None) -> list[str]:
     """Whether it fits, and where the engine has a rule of its own, whether it starts."""
-    if footprint.fits is None or gpu is None:
+    found = judged(footprint, gpu)
+    if found.outcome == "unknown" or gpu is None:
         return ["Whether it fits is not known without --gpu."]
-    headroom = units.format_bytes(footprint.headroom_bytes)
     seen = units.format_bytes(gpu.visible_bytes.expected)
-    if not footprint.fits:
-        said = f"DOES NOT FIT, by the high bounds, into the {seen} that CUDA shows"
-    else:
-        said = f"fits; {headroom} stay free of {seen} that CUDA shows"
-    lines = [_row(gpu.name, said)]
-    if footprint.starts is False:
-        longest = footprint.longest_start_tokens
-        surely = f"--max-model-len {longest:,} surely does" if longest else "no context surely does"
-        lines.append(_row("", f"it may not start; {surely}"))
-    return lines
+    if found.outcome == "fits":
+        headroom = units.format_bytes(footprint.headroom_bytes)
+        return [_row(gpu.name, f"fits; {headroom} stay free of {seen} that CUDA shows")]
+    where = f" into the {seen} that CUDA shows" if found.outcome == "too_large" else ""
+    return [_row(gpu.name, f"{found.word}{where}: {found.reason}")]
 
 
 def print_steps(footprint: Footprint, console: Console) -> None:

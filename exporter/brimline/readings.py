@@ -305,6 +305,23 @@ class Step:
     source: str
 
 
+# By all bounds, as expected, or at worst.
+Certainty = Literal["certain", "expected", "possible"]
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a server does not start, or may not, beyond one request that finds no room on its GPU.
+
+    of: the engine, which refuses though the card would hold it, or the card. text: a clause for people, with
+    the cure.
+    """
+
+    of: Literal["engine", "card"]
+    certainty: Certainty
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """What a server should use by its model and launch settings.
@@ -316,8 +333,9 @@ class Footprint:
     chance that a draft token is accepted; None without speculation. fits: whether one request of full length
     lies on the GPU beside all else, by the high bounds; None without a GPU. starts: whether the engine itself
     would start, by the low bound of its pool; longest_start_tokens: the longest request with which it would,
-    0 for none. None where the engine has no such rule, or no pool is known. headroom_bytes: what stays free
-    on the fullest GPU beside `expected`.
+    0 for none. None where the engine has no such rule, or no pool is known. obstacle: why the engine does
+    not start, or a pool of a given size finds no room. headroom_bytes: what stays free on the fullest GPU
+    beside `expected`.
     calibrated: activations, graphs and runtime were measured on this engine, version and GPU.
     model_source: the file the model was read from. explain: how it was computed, for the fullest GPU.
     """
@@ -335,6 +353,7 @@ class Footprint:
     fits: bool | None = None
     starts: bool | None = None
     longest_start_tokens: int | None = None
+    obstacle: Obstacle | None = None
     headroom_bytes: int | None = None
     calibrated: bool = False
     assumptions: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import brimline.demo
+from brimline.footprint.gpus import find_gpu
 
 MODEL = Path(brimline.demo.__file__).parent / "llama-3.1-8b"
 
@@ -45,6 +47,44 @@ def test_people_get_a_table_with_sources_and_assumptions() -> None:
 def test_what_does_not_fit_is_an_exit_status_where_asked_for() -> None:
     assert predict(MODEL, "--gpu", "L4").returncode == 0
     assert predict(MODEL, "--gpu", "L4", "--fail-if-unfit").returncode == 1
+    assert predict(MODEL, "--gpu", "H100", "--fail-if-unfit").returncode == 0
+    # The card is large enough, its budget is not.
+    refused = predict(MODEL, "--gpu", "H100", "--gpu-memory-utilization", "0.25", "--fail-if-unfit")
+    assert refused.returncode == 1
+    assert "WILL NOT START" in refused.stdout
+
+
+def test_a_gate_without_a_gpu_decides_nothing_and_says_what_it_lacks() -> None:
+    done = predict(MODEL, "--fail-if-unfit")
+
+    assert done.returncode == 2
+    assert "name the GPU with --gpu" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("predict",), ("plan",), ("estimate", "training"), ("estimate", "index")]
+)
+def test_every_gpu_that_help_names_is_known(command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "brimline", *command, "--help"], capture_output=True, text=True, timeout=60
+    )
+
+    text = " ".join(done.stdout.split())
+    (listed,) = re.findall(r"such as (H100[^.]*)\.", text, re.IGNORECASE)
+    for name in listed.split(", "):
+        assert find_gpu(name).memory_bytes > 0
+
+
+def test_a_described_gpu_needs_no_bandwidth_but_for_ceilings() -> None:
+    without = json.loads(predict(MODEL, "--gpu-memory", "96GiB", "--json").stdout)
+    with_it = json.loads(
+        predict(MODEL, "--gpu-memory", "96GiB", "--gpu-bandwidth", "3.35TB/s", "--json").stdout
+    )
+
+    assert without["fits"] is True
+    assert without["throughput"]["decode_ceiling"] == []
+    # Llama-3.1-8B at 3.35 TB/s: 221 tokens/s
+    assert round(with_it["throughput"]["decode_ceiling"][0]["tokens_per_second"]) == 221
 
 
 def test_mistakes_exit_2_and_name_the_flag() -> None:
@@ -53,6 +93,10 @@ def test_mistakes_exit_2_and_name_the_flag() -> None:
         ((MODEL, "-tp", "3"), "--tensor-parallel-size 3 does not fit 8 K/V heads"),
         (("/no/such/model",), "/no/such/model does not exist here"),
         ((MODEL, "--gpu", "H99"), "unknown GPU 'H99'"),
+        ((MODEL, "--gpu", "H99"), "describe it with --gpu-memory"),
+        ((MODEL, "--gpu", "H100", "--gpu-bandwidth", "1TB"), "--gpu-bandwidth is of a GPU that --gpu-memory"),
+        ((MODEL, "--gpu-memory", "96GiB", "--gpu-bandwidth", "fast"), "'fast' is no bandwidth"),
+        ((MODEL, "--gpu-memory", "1000TB"), "--gpu-memory"),
         (("--", "python", "serve.py"), "does not start vLLM"),
         (("--", "vllm", "serve", "--gpu-memory-utilization", "0.9"), "no model is named"),
         ((MODEL, "--engine", "ollama"), "the memory of 'ollama' is not predicted; known:"),

@@ -203,7 +203,7 @@ def test_of_several_sweeps_the_error_names_the_one_it_is_about() -> None:
 
 
 def test_an_unknown_gpu_is_refused() -> None:
-    with pytest.raises(SettingError, match="--sweep gpu: unknown GPU 'H99'; known: A100 40GB"):
+    with pytest.raises(SettingError, match="--sweep gpu: unknown GPU 'H99'; known: A10, A100 40GB"):
         planned("gpu=H100,H99", gpu=None)
 
 

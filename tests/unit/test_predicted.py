@@ -52,14 +52,25 @@ def test_nothing_is_wider_than_the_terminal(steps: bool) -> None:
 
 
 def test_what_does_not_fit_is_said_in_capitals() -> None:
-    assert "DOES NOT FIT" in shown(of_8b(gpu_memory_utilization=0.3))
+    too_large = shown(of_8b(kv_cache_memory_bytes=100 << 30))
+
+    assert "DOES NOT FIT into the 79.18 GiB that CUDA shows: --kv-cache-memory-bytes asks" in too_large
     assert "fits; " in shown(of_8b())
+
+
+def test_what_the_engine_refuses_is_not_said_to_be_too_large() -> None:
+    refused = shown(of_8b(gpu_memory_utilization=0.3))
+
+    assert "WILL NOT START: the GPU would hold it" in refused
+    assert "FIT" not in refused
 
 
 def test_a_doubtful_start_comes_with_the_length_that_starts() -> None:
     footprint = of_8b(gpu_memory_utilization=0.3, max_model_len=32768)
 
-    assert f"it may not start; --max-model-len {footprint.longest_start_tokens:,} surely" in shown(footprint)
+    text = " ".join(shown(footprint).split())
+    assert "MAY NOT START: " in text
+    assert f"(at most {footprint.longest_start_tokens:,} tokens surely start)" in text
 
 
 def test_host_memory_is_shown_beside_the_gpu() -> None:

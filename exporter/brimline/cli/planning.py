@@ -79,7 +79,7 @@ def plan(
     more: tuple[str, ...],
     gpu: str | None,
     gpu_memory: str | None,
-    gpu_bandwidth: float | None,
+    gpu_bandwidth: str | None,
     calibration: Path | None,
     allow_hub: bool,
     sort: str | None,
@@ -122,6 +122,10 @@ def plan(
             gpu=described_card(gpu, gpu_memory, gpu_bandwidth),
             calibration=_calibration(calibration),
         )
+        if fail_if_unfit and asked.gpu is None and not asked.cards:
+            raise FootprintError(
+                "--fail-if-unfit has nothing to judge by; name a GPU with --gpu or --sweep gpu=…"
+            )
         if plot is not None:
             _check_plot(asked, plot)
         rows = _rows(asked)

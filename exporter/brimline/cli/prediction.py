@@ -72,7 +72,11 @@ _GPU = (
     click.option(
         "--gpu-memory", metavar="SIZE", help="Memory of a GPU that is not in the table, such as 96GiB."
     ),
-    click.option("--gpu-bandwidth", type=float, metavar="BYTES/S", help="Its bandwidth, such as 3.35e12."),
+    click.option(
+        "--gpu-bandwidth",
+        metavar="BYTES/S",
+        help="Its bandwidth, such as 3.35e12 or 3.35TB/s; without it there are no decode ceilings.",
+    ),
 )
 
 
@@ -136,7 +140,7 @@ def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
     "--allow-hub", is_flag=True, help="Look MODEL up on the Hugging Face hub (needs brimline[hub])."
 )
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-@click.option("--fail-if-unfit", is_flag=True, help="Exit 1 where it does not fit.")
+@click.option("--fail-if-unfit", is_flag=True, help="Exit 1 where it does not fit or may not start.")
 def predict(
     model: str | None,
     launch_command: tuple[str, ...],
@@ -145,7 +149,7 @@ def predict(
     more: tuple[str, ...],
     gpu: str | None,
     gpu_memory: str | None,
-    gpu_bandwidth: float | None,
+    gpu_bandwidth: str | None,
     calibration: Path | None,
     acceptance: float | None,
     questions: tuple[str, ...],
@@ -171,7 +175,10 @@ def predict(
     from brimline.errors import FootprintError
     from brimline.footprint.predict import as_json
     from brimline.footprint.predict import predict as predict_footprint
+    from brimline.footprint.verdict import judged
 
+    if fail_if_unfit and gpu is None and gpu_memory is None:
+        fail("--fail-if-unfit has nothing to judge by; name the GPU with --gpu, or --gpu-memory")
     try:
         named, engine, stated = _launched(model, launch_command, engine)
         settings = {**stated, **_own_flags(engine, stated_flags(flags), more)}
@@ -214,7 +221,7 @@ def predict(
         from brimline.predicted import print_prediction
 
         print_prediction(footprint, card, answers, explain=explain)
-    sys.exit(EXIT_NEGATIVE if fail_if_unfit and footprint.fits is False else 0)
+    sys.exit(EXIT_NEGATIVE if fail_if_unfit and judged(footprint, card).outcome != "fits" else 0)
 
 
 def stated_flags(flags: Mapping[str, str | bool | None]) -> dict[str, str]:
@@ -337,7 +344,7 @@ def _calibration(path: Path | None) -> Any:
     return read_calibration(path)
 
 
-def described_card(name: str | None, memory: str | None, bandwidth: float | None) -> Gpu | None:
+def described_card(name: str | None, memory: str | None, bandwidth: str | None) -> Gpu | None:
     """The GPU that the flags name or describe; None without one. Raises FootprintError."""
     from brimline.errors import FootprintError
     from brimline.footprint.gpus import described_gpu, find_gpu
@@ -345,12 +352,33 @@ def described_card(name: str | None, memory: str | None, bandwidth: float | None
 
     if name is not None and memory is not None:
         raise FootprintError("--gpu and --gpu-memory name two GPUs; give one of them")
+    if bandwidth is not None and memory is None:
+        raise FootprintError("--gpu-bandwidth is of a GPU that --gpu-memory describes; give that, too")
+    if name is not None:
+        return find_gpu(name, instead="describe it with --gpu-memory 96GiB --gpu-bandwidth 3.35e12")
     if memory is None:
-        return find_gpu(name) if name is not None else None
-    if bandwidth is None:
-        raise FootprintError("--gpu-memory needs --gpu-bandwidth beside it, such as 3.35e12")
+        return None
     try:
         size = parse_bytes(memory)
     except ValueError as error:
         raise FootprintError(f"--gpu-memory: {error}") from None
-    return described_gpu(size, bandwidth)
+    try:
+        return described_gpu(size, None if bandwidth is None else _bandwidth(bandwidth))
+    except FootprintError as error:
+        raise FootprintError(f"--gpu-memory, --gpu-bandwidth: {error}") from None
+
+
+def _bandwidth(text: str) -> float:
+    """Bytes per second in 3.35e12 or 3.35TB/s. Raises FootprintError."""
+    from brimline.errors import FootprintError
+    from brimline.units import parse_bytes
+
+    stated = text.strip().removesuffix("/s")
+    try:
+        return float(stated)
+    except ValueError:
+        pass
+    try:
+        return float(parse_bytes(stated))
+    except ValueError:
+        raise FootprintError(f"{text!r} is no bandwidth; write it as 3.35e12 or 3.35TB/s") from None

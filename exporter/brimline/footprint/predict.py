@@ -225,6 +225,9 @@ def as_json(footprint: Footprint, what_if: Sequence[Alternative] = ()) -> dict[s
         "fits": footprint.fits,
         "starts": footprint.starts,
         "longest_start_tokens": footprint.longest_start_tokens,
+        "obstacle": None
+        if footprint.obstacle is None
+        else {"certainty": footprint.obstacle.certainty, "text": footprint.obstacle.text},
         "headroom_bytes": footprint.headroom_bytes,
         "calibrated": footprint.calibrated,
         "assumptions": list(footprint.assumptions),

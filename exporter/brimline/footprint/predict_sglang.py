@@ -40,7 +40,8 @@ from brimline.footprint.weights import (
     parameters,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
+from brimline.readings import Certainty, Footprint, KvCacheFootprint, Obstacle, RankFootprint, shown_lengths
+from brimline.units import format_bytes
 
 # Graphs of prefill are captured by default; for MLA up to so many tokens.
 _LATENT_PREFILL_TOKENS = 8192
@@ -441,7 +442,7 @@ def predict_sglang(
     pools = _pools(cache, launch, fixed, gpu, ratio, why)
     table = _request_table(launch, pools, context)
     ranks = tuple(_rank(stage, part, pools, table) for stage, part in enumerate(fixed))
-    fits, headroom = _fit(ranks, cache, pools, context, gpu)
+    fit = _fit(ranks, fixed, table, cache, pools, context, gpu)
     return Footprint(
         engine="sglang",
         engine_version=version,
@@ -452,8 +453,10 @@ def predict_sglang(
         data_parallel=1 if launch.enable_dp_attention else launch.dp_size,
         max_running_requests=launch.max_running_requests,
         decode_ceiling=_ceiling(architecture, launch, stages, gpu, notes),
-        fits=fits,
-        headroom_bytes=headroom,
+        fits=fit.fits,
+        starts=fit.starts,
+        obstacle=fit.obstacle,
+        headroom_bytes=fit.headroom_bytes,
         calibrated=calibration is not None and calibration.context_bytes is not None,
         assumptions=tuple(dict.fromkeys(notes)),
         model_source=architecture.source or architecture.model_type,
@@ -500,25 +503,89 @@ def _rank(stage: int, fixed: _Fixed, pools: _Pools | None, table: Estimate) -> R
         static = sum(part.expected for part in parts)
         most = max(whole.expected, pools.visible_bytes)
         least = static + fixed.context.low + fixed.graphs.low + table.low + working.low
-        whole = Estimate(
-            min(whole.expected, least), whole.expected, min(whole.high, most),
-            "static part, CUDA context and slack",
-        )  # fmt: skip
+        if pools.bytes.expected:  # else weights exceed the static part, and the plain sum stands
+            whole = Estimate(
+                min(whole.expected, least), whole.expected, min(whole.high, most),
+                "static part, CUDA context and slack",
+            )  # fmt: skip
     return RankFootprint(pipeline_stage=stage, components=components, total=whole, host=fixed.host)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Footprint's fields of the same names."""
+
+    fits: bool | None = None
+    starts: bool | None = None
+    obstacle: Obstacle | None = None
+    headroom_bytes: int | None = None
+
+
 def _fit(
-    ranks: Sequence[RankFootprint], cache: SglangCache, pools: _Pools | None, context: int, gpu: Gpu | None
-) -> tuple[bool | None, int | None]:
-    """Whether the smallest pool holds one request of full length, and the slack what is expected of it."""
+    ranks: Sequence[RankFootprint],
+    fixed: Sequence[_Fixed],
+    table: Estimate,
+    cache: SglangCache,
+    pools: _Pools | None,
+    context: int,
+    gpu: Gpu | None,
+) -> _Fit:
+    """Whether a request of full length lies beside all else, and in the smallest pool; whether SGLang starts.
+
+    It starts with any pool that is not empty (0.5.23, pool_configurator.py MemoryPoolConfig), and then takes
+    no request longer than the pool (tp_worker.py max_req_len): so nothing fits that its pool does not hold.
+    What the slack lacks shows as an out-of-memory error under load.
+    """
     if gpu is None or pools is None or pools.slack is None:
-        return None, None
-    slack = pools.slack.low
-    fits = pools.low.tokens >= context or not cache.cell_bytes
-    for rank in ranks:
-        parts = rank.components
-        fits = fits and parts["activations"].expected + parts["cuda_graphs"].expected <= slack
-    return fits, gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks)
+        return _Fit()
+    request = cache.request_bytes(context)
+    slack, visible = pools.slack, gpu.visible_bytes
+    # Of the activations what a prefill needs, not all of the slack.
+    besides = [
+        total((part.weights, part.forward, part.graphs, part.context, table), "all but the pool")
+        for part in fixed
+    ]
+    fits = all(one.high + request <= visible.low for one in besides)
+    working = max(
+        (total((part.forward, part.graphs), "a prefill and the graphs") for part in fixed),
+        key=lambda one: one.expected,
+    )
+    obstacle = None
+    if fits:
+        obstacle = _small_pool(cache, pools, context)
+        if obstacle is None and working.expected > slack.low:
+            obstacle = Obstacle(
+                "engine",
+                "certain" if working.low > slack.high else "possible",
+                f"a prefill and the CUDA graphs take {format_bytes(working.expected)}, and the static part "
+                f"leaves {format_bytes(slack.expected)} for them; lower --mem-fraction-static",
+            )
+    return _Fit(
+        fits=fits and obstacle is None,
+        starts=not cache.cell_bytes or pools.low.tokens > 0,
+        obstacle=obstacle,
+        headroom_bytes=visible.expected - max(rank.total.expected for rank in ranks),
+    )
+
+
+def _small_pool(cache: SglangCache, pools: _Pools, context: int) -> Obstacle | None:
+    """Where the static part leaves no pool, or one that is smaller than a request of full length."""
+    if not cache.cell_bytes or pools.low.tokens >= context:
+        return None
+    low, expected, high = pools.low.tokens, pools.expected.tokens, pools.high.tokens
+    if not low:
+        text = "the GPU would hold it, but the static part leaves no KV cache beside the weights"
+        certainty: Certainty = "possible" if expected else "expected" if high else "certain"
+        at_worst = ", at worst" if certainty == "possible" else ""
+        return Obstacle("engine", certainty, f"{text}{at_worst}; raise --mem-fraction-static")
+    certainty = "certain" if high < context else "expected" if expected < context else "possible"
+    tokens = {"certain": high, "expected": expected, "possible": low}[certainty]
+    return Obstacle(
+        "engine",
+        certainty,
+        f"the GPU would hold it, but SGLang's KV cache has {tokens:,} of the {context:,} tokens of one "
+        "request, and it takes none that is longer; raise --mem-fraction-static, or lower --context-length",
+    )
 
 
 def _kv_cache(

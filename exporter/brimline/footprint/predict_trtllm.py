@@ -32,7 +32,7 @@ from brimline.footprint.weights import (
     parameters,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
+from brimline.readings import Certainty, Footprint, KvCacheFootprint, Obstacle, RankFootprint, shown_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +198,7 @@ def predict_trtllm(
     notes += caches[1].assumptions
     blocks = _blocks(caches, fixed, launch, gpu)
     ranks = tuple(_rank(stage, part, caches, blocks, gpu) for stage, part in enumerate(fixed))
-    fits, headroom = _fit(ranks, fixed, caches[1], blocks, context, gpu)
+    fits, obstacle = _fit(fixed, caches[1], blocks, context, gpu)
     return Footprint(
         engine="trtllm",
         engine_version=version,
@@ -209,7 +209,10 @@ def predict_trtllm(
         max_running_requests=launch.max_batch_size,
         decode_ceiling=_ceiling(architecture, launch, stages, gpu, notes),
         fits=fits,
-        headroom_bytes=headroom,
+        obstacle=obstacle,
+        headroom_bytes=None
+        if fits is None or gpu is None
+        else gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks),
         calibrated=calibration is not None and calibration.context_bytes is not None,
         assumptions=tuple(dict.fromkeys(notes)),
         model_source=architecture.source or architecture.model_type,
@@ -306,21 +309,30 @@ def _request_blocks(cache: TrtllmCache, tokens: int) -> int:
 
 
 def _fit(
-    ranks: Sequence[RankFootprint],
-    fixed: Sequence[_Fixed],
-    cache: TrtllmCache,
-    blocks: Estimate | None,
-    context: int,
-    gpu: Gpu | None,
-) -> tuple[bool | None, int | None]:
+    fixed: Sequence[_Fixed], cache: TrtllmCache, blocks: Estimate | None, context: int, gpu: Gpu | None
+) -> tuple[bool | None, Obstacle | None]:
     """Whether one request of full length fits the smallest pool, and the graphs beside it."""
     if gpu is None or blocks is None:
         return None, None
     size = cache.token_bytes * cache.settings.tokens_per_block
     wanted = _request_blocks(cache, context)
     room = all(part.taken.high + part.graphs.high + wanted * size <= gpu.visible_bytes.low for part in fixed)
-    fits = room and (blocks.low >= wanted or not size)
-    return fits, gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks)
+    if not room or blocks.low >= wanted or not size:
+        return room, None
+    certainty: Certainty = "possible"
+    if blocks.high < wanted:
+        certainty = "certain"
+    elif blocks.expected < wanted:
+        certainty = "expected"
+    held = {"certain": blocks.high, "expected": blocks.expected, "possible": blocks.low}[certainty]
+    tokens = held * cache.settings.tokens_per_block
+    obstacle = Obstacle(
+        "engine",
+        certainty,
+        f"the GPU would hold it, but TensorRT-LLM's KV cache has {tokens:,} of the {context:,} tokens of one "
+        "request; raise --kv_cache_free_gpu_memory_fraction, or lower --max_seq_len",
+    )
+    return False, obstacle
 
 
 def _kv_cache(

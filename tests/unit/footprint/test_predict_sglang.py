@@ -208,6 +208,26 @@ def test_it_fits_where_the_smallest_pool_holds_one_request_and_the_slack_what_is
     assert of(context_length=32768, mem_fraction_static=0.999).fits is False
 
 
+def test_a_static_part_smaller_than_the_weights_starts_no_server() -> None:
+    """0.5.23, pool_configurator.py: 'Not enough memory. Please try to increase --mem-fraction-static.'"""
+    footprint = of(mem_fraction_static=0.1)  # 7.9 GiB, and 15 of weights
+
+    assert (footprint.fits, footprint.starts) == (False, False)
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.certainty == "certain"
+    assert "raise --mem-fraction-static" in footprint.obstacle.text
+
+
+def test_a_pool_below_the_context_starts_and_does_not_fit() -> None:
+    """0.5.23, tp_worker.py: max_req_len is at most the pool's tokens."""
+    footprint = of(mem_fraction_static=0.3)  # 23.6 GiB less 15 of weights: 8.6, and a request takes 16
+
+    assert (footprint.fits, footprint.starts) == (False, True)
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.of == "engine"
+    assert "of the 131,072 tokens of one request" in footprint.obstacle.text
+
+
 def test_the_total_is_known_better_than_its_parts() -> None:
     rank = of(mem_fraction_static=0.8).fullest
 
