@@ -295,19 +295,31 @@ def _check_names(
     """
     swept = {name: listed for name, listed in values.items() if name not in NOT_SETTINGS}
     tried = [{**settings, **{name: listed[place] for name, listed in swept.items()}} for place in (0, -1)]
-    known = known_settings(engine, next(iter(models.values())), *tried)
-    for name in swept:
-        if name not in known and not _is_read(engine, models, tried[-1], name):
+    _check_read("--sweep", engine, next(iter(models.values())), tried, swept)
+
+
+def check_settings(engine: str, model: Model, settings: Settings, names: Iterable[str]) -> None:
+    """Raise SettingError for a --setting among names that nothing depends on."""
+    _check_read("--setting", engine, model, [settings], names)
+
+
+def _check_read(
+    given_by: str, engine: str, model: Model, tried: Sequence[Settings], names: Iterable[str]
+) -> None:
+    known = known_settings(engine, model, *tried)
+    for name in names:
+        if name not in known and not _is_read(engine, model, tried[-1], name):
+            more = NOT_SETTINGS if given_by == "--sweep" else ()
             raise SettingError(
-                f"--sweep {name}: the memory of {engine} does not depend on such a setting, as far as is "
-                f"known here{_near(name, known)}"
+                f"{given_by} {name}: the memory of {engine} does not depend on such a setting, as far as is "
+                f"known here{_near(name, {*known, *more})}"
             )
 
 
-def _is_read(engine: str, models: Mapping[str, Model], settings: Settings, name: str) -> bool:
+def _is_read(engine: str, model: Model, settings: Settings, name: str) -> bool:
     """True where no value whatever is taken for the setting: of predictors that read all settings at once."""
     try:
-        predict(engine, next(iter(models.values())), {**settings, name: "?"})
+        predict(engine, model, {**settings, name: "?"})
     except SettingError:
         return True
     except FootprintError:
@@ -316,7 +328,7 @@ def _is_read(engine: str, models: Mapping[str, Model], settings: Settings, name:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    listed = sorted({*known, *NOT_SETTINGS})
+    listed = sorted(known)
     near = difflib.get_close_matches(name, listed, n=1) or [one for one in listed if one.startswith(name)]
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(listed)}"
 

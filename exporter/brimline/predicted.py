@@ -14,7 +14,7 @@ from brimline import units
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.predict import decode_ceilings, in_order
 from brimline.footprint.verdict import judged
-from brimline.readings import Footprint, RankFootprint, Step
+from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, Step
 
 if TYPE_CHECKING:
     from brimline.footprint.alternatives import Alternative, Figure
@@ -51,7 +51,7 @@ def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> 
     cache = footprint.kv_cache
     context = cache.max_model_len_tokens
     console.print(_row("parameters", units.format_count(footprint.parameters)))
-    console.print(_row("KV cache", f"{units.format_count(cache.bytes_per_token)} B/token on each GPU"))
+    console.print(_row("KV cache", _per_token(cache)))
     one = units.format_bytes(cache.full_request_bytes)
     console.print(_row("", f"{one} for one request of {units.format_count(context)} tokens"))
     if cache.num_blocks is not None:
@@ -66,6 +66,16 @@ def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> 
         console.print(line)
     for assumption in footprint.assumptions:
         console.print(f"! {assumption}")
+
+
+def _per_token(cache: KvCacheFootprint) -> str:
+    """What a token costs; of windows, up to which length it does."""
+    then = f"{units.format_count(cache.bytes_per_token)} B/token"
+    if cache.window_bytes_per_token is None or cache.window_tokens is None:
+        return f"{then} on each GPU"
+    within = units.format_count(cache.window_bytes_per_token)
+    window = units.format_count(cache.window_tokens)
+    return f"{within} B/token on each GPU up to the window of {window} tokens, {then} beyond"
 
 
 def _row(title: str, text: str) -> str:

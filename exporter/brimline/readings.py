@@ -268,7 +268,9 @@ def shown_lengths(longest: int) -> list[int]:
 class KvCacheFootprint:
     """The predicted KV cache on the fullest GPU of one data-parallel rank (llama.cpp: on all its devices).
 
-    bytes_per_token: that one more token of context costs for good; layers with windows or states cost none.
+    bytes_per_token: that one more token of context costs for good; layers with windows shorter than the
+    context or with states cost none. window_bytes_per_token: the same up to window_tokens, where the first
+    window is full; None where no layer has one that is shorter than the context.
     full_request_bytes: most that one request of max_model_len_tokens may hold. bytes_by_tokens: the same for
     other lengths. stage_block_bytes: of a block on each pipeline stage; empty where there are no blocks.
     num_blocks, capacity_tokens, max_concurrency_requests: None where the pool's size is not known.
@@ -285,6 +287,8 @@ class KvCacheFootprint:
     capacity_tokens: int | None = None
     max_concurrency_requests: float | None = None
     is_proportional: bool = False
+    window_bytes_per_token: float | None = None
+    window_tokens: int | None = None
 
     @property
     def block_bytes(self) -> int | None:

@@ -41,7 +41,7 @@ def test_people_get_a_table_with_sources_and_assumptions() -> None:
 
     assert "weights" in done.stdout
     assert "131,072 B/token" in done.stdout
-    assert "! --block-size is not given" in done.stdout
+    assert "! vLLM 0.33 is assumed, the newest version known here" in done.stdout
 
 
 def test_what_does_not_fit_is_an_exit_status_where_asked_for() -> None:
@@ -103,6 +103,15 @@ def test_mistakes_exit_2_and_name_the_flag() -> None:
         (("--engine", "sglang", "--", "vllm", "serve", MODEL), "the launch command starts vllm"),
         ((MODEL, "--engine", "llamacpp", "--max-num-seqs", "8"), "--max-num-seqs: no flag of llama.cpp"),
         ((MODEL, "--setting", "seed"), "--setting 'seed': write NAME=VALUE"),
+        ((MODEL, "--setting", "max_modell_len=8k"), "--setting max_modell_len: the memory of vllm does not"),
+        ((MODEL, "--setting", "max_modell_len=8k"), "did you mean max_model_len?"),
+        (
+            (MODEL, "-tp", "2", "--setting", "tensor_parallel_size=4"),
+            "--tensor-parallel-size 2 and --setting tensor_parallel_size=4 contradict each other",
+        ),
+        ((MODEL, "-tp", "2", "--setting", "tp=4"), "--tensor-parallel-size 2 and --setting tp=4"),
+        (("--", "vllm", "serve", MODEL, "-tp"), "--tensor-parallel-size needs a value"),
+        (("--", "vllm", "serve", MODEL, "-tp", "--seed", "1"), "--tensor-parallel-size needs a value"),
         ((MODEL, "--what-if", "magic"), "--what-if 'magic' is not known"),
         ((MODEL, "--gpu", "H100", "--acceptance", "0.8"), "nothing is drafted"),
         ((MODEL, "--speculative-config", "{"), "--speculative-config: '{' is no JSON object"),
@@ -135,6 +144,92 @@ def test_the_launch_command_tells_the_engine() -> None:
     document = json.loads(done.stdout)
     assert document["engine"] == "sglang"
     assert document["tensor_parallel"] == 2
+
+
+def test_the_file_of_settings_that_a_launch_command_names_is_read(tmp_path: Path) -> None:
+    """vLLM 0.33, utils/argparse_utils.py: keys are flags without dashes, the command line wins."""
+    file = tmp_path / "serve.yaml"
+    file.write_text("max-model-len: 16384\ntensor-parallel-size: 2\nkv-cache-dtype: fp8\nport: 1\n")
+
+    done = predict("--gpu", "H100", "--json", "--", "vllm", "serve", MODEL, "--config", file, "-tp", "4")
+
+    document = json.loads(done.stdout)
+    assert document["tensor_parallel"] == 4
+    # 131,072 bytes of a token in 16 bits, half of it in fp8, on one of four GPUs
+    assert document["kv_cache"]["bytes_for_one_full_request"] == 16384 * 131072 // 2 // 4
+
+
+def test_the_options_file_of_trtllm_serve_wins_over_its_command_line(tmp_path: Path) -> None:
+    """commands/serve.py: "Path to a YAML file that overwrites the parameters specified by trtllm-serve"."""
+    file = tmp_path / "options.yaml"
+    file.write_text("max_seq_len: 8192\nkv_cache_config:\n  dtype: fp8\n")
+    launch = ("trtllm-serve", MODEL, "--max_seq_len", "4096", "--extra_llm_api_options", file)
+
+    document = json.loads(predict("--gpu", "H100", "--json", "--", *launch).stdout)
+
+    assert document["kv_cache"]["bytes_for_one_full_request"] == 8192 * 131072 // 2
+
+
+def test_a_file_of_settings_that_is_elsewhere_is_said_not_to_be_known(tmp_path: Path) -> None:
+    file = tmp_path / "is_not_there.yaml"
+
+    done = predict("--gpu", "H100", "--json", "--", "vllm", "serve", MODEL, "--config", file)
+
+    assert any("its settings are not known" in text for text in json.loads(done.stdout)["assumptions"])
+
+
+def test_a_file_of_settings_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("- max-model-len\n")
+
+    for path, said in ((file, "holds no YAML mapping"), (tmp_path, "cannot be read (Is a directory)")):
+        done = predict("--gpu", "H100", "--", "vllm", "serve", MODEL, "--config", path)
+
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_a_misspelt_flag_of_a_launch_command_is_doubted() -> None:
+    done = predict("--json", "--", "vllm", "serve", MODEL, "--max-modell-len", "8192", "--trust-remote-code")
+
+    (doubt,) = [text for text in json.loads(done.stdout)["assumptions"] if "did you mean" in text]
+    assert doubt.endswith("'max_modell_len' is no flag of vLLM known here; did you mean 'max_model_len'?")
+
+
+def test_a_shell_around_the_launch_command_is_looked_into() -> None:
+    plain = predict("--json", "--", "vllm", "serve", MODEL, "-tp", "2")
+    in_a_shell = predict("--json", "--", "bash", "-c", f"export X=1; exec vllm serve {MODEL} -tp 2")
+
+    assert in_a_shell.stdout == plain.stdout
+
+
+def test_the_tag_of_an_image_tells_the_version() -> None:
+    image = ("docker", "run", "vllm/vllm-openai:v0.19.0", "--model", "/in/the/container")
+
+    tagged = json.loads(predict(MODEL, "--json", "--", *image).stdout)
+    stated = json.loads(predict(MODEL, "--json", "--engine-version", "0.18.0", "--", *image).stdout)
+
+    assert tagged["engine_version"] == "0.19.0"
+    assert stated["engine_version"] == "0.18.0"
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (None, "vLLM 0.33 is assumed"),
+        ("0.33.1", None),
+        ("0.19.0", None),
+        ("9.9.9", "vLLM 9.9.9 is newer than 0.33"),
+        ("0.6.5", "vLLM 0.6.5 is not predicted exactly"),
+    ],
+)
+def test_a_version_that_is_not_known_is_said(version: str | None, said: str | None) -> None:
+    flags = ("--engine-version", version) if version is not None else ()
+
+    notes = json.loads(predict(MODEL, "--json", *flags).stdout)["assumptions"]
+
+    about = [text for text in notes if text.startswith("vLLM ")]
+    assert (about == []) if said is None else about[0].startswith(said)
 
 
 def test_json_in_a_launch_command_is_read() -> None:

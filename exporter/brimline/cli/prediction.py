@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,6 +14,7 @@ from brimline.cli.common import EXIT_NEGATIVE, fail
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from brimline.engines.adapter import Adapter
     from brimline.footprint.alternatives import Alternative
     from brimline.footprint.gpus import Gpu
     from brimline.footprint.predict import Model
@@ -180,19 +182,22 @@ def predict(
     if fail_if_unfit and gpu is None and gpu_memory is None:
         fail("--fail-if-unfit has nothing to judge by; name the GPU with --gpu, or --gpu-memory")
     try:
-        named, engine, stated = _launched(model, launch_command, engine)
-        settings = {**stated, **_own_flags(engine, stated_flags(flags), more)}
+        launch = _launched(model, launch_command, engine)
+        engine, version = launch.engine, engine_version or launch.version
+        settings = {**launch.settings, **_own_flags(engine, stated_flags(flags), more)}
         card = described_card(gpu, gpu_memory, gpu_bandwidth)
-        read = _read_model(named, allow_hub)
+        read = _read_model(launch.model or "", allow_hub)
+        _check_names(engine, read, settings, more)
         footprint = predict_footprint(
             engine,
             read,
             settings,
-            version=engine_version,
+            version=version,
             gpu=card,
             calibration=_calibration(calibration),
             acceptance=acceptance,
         )
+        footprint = replace(footprint, assumptions=(*launch.notes, *footprint.assumptions))
         answers: list[Alternative] = []
         if questions:
             from brimline.footprint.alternatives import Predicted, ask
@@ -202,7 +207,7 @@ def predict(
                 model=read,
                 settings=settings,
                 footprint=footprint,
-                version=engine_version,
+                version=version,
                 gpu=card,
                 link_bandwidth=link_bandwidth,
             )
@@ -235,13 +240,13 @@ def stated_flags(flags: Mapping[str, str | bool | None]) -> dict[str, str]:
 
 def _own_flags(engine: str, flags: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:
     """The settings that our own command line gives. Raises FootprintError for flags of another engine."""
+    from brimline.engines import ENGINES
+    from brimline.engines.launch import normalize
     from brimline.errors import FootprintError
 
     settings = dict(flags)
-    if engine != DEFAULT_ENGINE and flags:
-        from brimline.engines import ENGINES
-
-        adapter = ENGINES[engine]
+    adapter = ENGINES.get(engine)
+    if engine != DEFAULT_ENGINE and flags and adapter is not None:
         foreign = sorted(set(flags) - adapter.flags)
         if foreign:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
@@ -249,35 +254,64 @@ def _own_flags(engine: str, flags: Mapping[str, str], more: Sequence[str]) -> di
                 f"{named}: no flag of {adapter.title}; give its own as --setting NAME=VALUE, or its launch "
                 "command behind --"
             )
+    given = {name: f"--{name.replace('_', '-')} {value}" for name, value in flags.items()}
     for text in more:
-        name, is_pair, value = text.partition("=")
-        if not is_pair or not name:
+        stated, is_pair, value = text.partition("=")
+        if not is_pair or not stated:
             raise FootprintError(f"--setting {text!r}: write NAME=VALUE, such as max_model_len=32768")
-        settings[name.lstrip("-").replace("-", "_")] = value
+        name = stated.lstrip("-").replace("-", "_")
+        name = adapter.launch_flags.get(name, name) if adapter is not None else name
+        if name in settings and normalize(name, value) != normalize(name, settings[name]):
+            raise FootprintError(
+                f"{given[name]} and --setting {text} contradict each other; give one of them"
+            )
+        settings[name] = value
+        given[name] = f"--setting {text}"
     return settings
 
 
-def _launched(
-    model: str | None, words: tuple[str, ...], engine: str | None
-) -> tuple[str, str, dict[str, str]]:
+def _check_names(engine: str, model: Model, settings: Mapping[str, str], more: Sequence[str]) -> None:
+    """Raise FootprintError for a --setting on which no memory depends: misspelt, or of another engine."""
+    from brimline.engines import ENGINES
+
+    adapter = ENGINES.get(engine)
+    flags = adapter.flags if adapter is not None else frozenset()
+    stated = [text.partition("=")[0].lstrip("-").replace("-", "_").partition(".")[0] for text in more]
+    named = [adapter.launch_flags.get(name, name) if adapter is not None else name for name in stated]
+    if unlisted := [name for name in named if name not in flags]:
+        from brimline.plan import check_settings
+
+        check_settings(engine, model, settings, unlisted)
+
+
+class Launch(NamedTuple):
+    """What a command line starts. version: where its image names it. notes: what it leaves open."""
+
+    model: str | None
+    engine: str
+    settings: dict[str, str]
+    version: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _launched(model: str | None, words: tuple[str, ...], engine: str | None) -> Launch:
     """The model, the engine and the settings that the launch command states. Raises FootprintError."""
     from brimline.errors import FootprintError
     from brimline.footprint.predict import PREDICTORS
 
-    stated: dict[str, str] = {}
     command = [word for word in (model, *words) if word is not None]
     if len(command) > 1 or _is_command_line(command):
-        model, found, stated = _parsed(command, engine)
-        if engine is not None and engine != found:
-            raise FootprintError(f"--engine {engine}, yet the launch command starts {found}")
-        engine = found
-    engine = engine or DEFAULT_ENGINE
-    if engine not in PREDICTORS:
+        launch = _parsed(command, engine)
+        if engine is not None and engine != launch.engine:
+            raise FootprintError(f"--engine {engine}, yet the launch command starts {launch.engine}")
+    else:
+        launch = Launch(model, engine or DEFAULT_ENGINE, {})
+    if launch.engine not in PREDICTORS:
         known = ", ".join(sorted(PREDICTORS))
-        raise FootprintError(f"the memory of {engine!r} is not predicted; known: {known}")
-    if model is None:
+        raise FootprintError(f"the memory of {launch.engine!r} is not predicted; known: {known}")
+    if launch.model is None:
         raise FootprintError("no model is named; give a folder, a config.json or a .gguf file")
-    return model, engine, stated
+    return launch
 
 
 def _is_command_line(command: Sequence[str]) -> bool:
@@ -295,28 +329,86 @@ def _is_model(word: str) -> bool:
     return is_hub_name(word)
 
 
-def _parsed(command: list[str], engine: str | None) -> tuple[str | None, str, dict[str, str]]:
-    """The model, the engine and the settings of a launch command, which may stand behind a MODEL of ours."""
+def _parsed(command: list[str], engine: str | None) -> Launch:
+    """What a launch command states, which may stand behind a MODEL of ours. Raises FootprintError."""
     from brimline.engines import ENGINES
-    from brimline.engines.launch import parse_launch, split_command, starts
+    from brimline.engines.launch import (
+        image_version,
+        misspelt,
+        parse_launch,
+        split_command,
+        starts,
+        unwrapped,
+    )
     from brimline.errors import FootprintError
 
     behind_model = [(command[0], command[1:])] if _is_model(command[0]) else []
     for model, words in (*behind_model, (None, command)):
-        if _is_command_line(words):
-            try:
+        try:
+            if _is_command_line(words):
                 words = split_command(words[0])
-            except ValueError as error:
-                raise FootprintError(f"the launch command cannot be read: {error}") from None
+            inner = unwrapped(words, ENGINES.values())
+        except ValueError as error:
+            raise FootprintError(f"the launch command cannot be read: {error}") from None
         for name, adapter in ENGINES.items():
-            if words and starts(words, adapter):
-                stated = parse_launch(words, adapter)
+            if inner and starts(inner, adapter):
+                stated = parse_launch(inner, adapter)
+                notes = misspelt(stated, adapter, "the launch command")
+                stated = _with_config_file(inner, stated, adapter, notes)
                 named = stated.pop(adapter.launch_model_flag, None)
-                return model or named, adapter.predictor or name, stated
+                return Launch(
+                    model or named,
+                    adapter.predictor or name,
+                    stated,
+                    image_version(words, adapter),
+                    tuple(notes),
+                )
     wanted = ENGINES[engine].title if engine in ENGINES else "vLLM or another engine known here"
     raise FootprintError(
         f"{' '.join(command[:2])!r} does not start {wanted}; write -- vllm serve MODEL …, or the like"
     )
+
+
+# Of a server's file of settings.
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+def _with_config_file(
+    words: Sequence[str], stated: dict[str, str], adapter: Adapter, notes: list[str]
+) -> dict[str, str]:
+    """The settings, with those of the file that the command names, if any. Raises FootprintError."""
+    import yaml
+
+    from brimline.engines.launch import config_file, misspelt, settings_of_config
+    from brimline.errors import FootprintError
+    from brimline.files import NotARegularFile, open_regular
+
+    name = config_file(words, adapter)
+    if name is None:
+        return stated
+    try:
+        with open_regular(name) as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        notes.append(
+            f"{name}, which the launch command names, does not exist here: its settings are not known."
+        )
+        return stated
+    except NotARegularFile:
+        raise FootprintError(
+            f"{name} is not a regular file; the launch command names it for settings"
+        ) from None
+    except OSError as error:
+        raise FootprintError(f"{name} cannot be read ({error.strerror})") from None
+    try:
+        plain = yaml.safe_load(content) if len(content) <= _MAX_CONFIG_BYTES else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        plain = None
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
+        raise FootprintError(f"{name} holds no YAML mapping of settings, as the launch command says it does")
+    read = settings_of_config(plain, adapter)
+    notes += misspelt(read, adapter, name)
+    return {**stated, **read} if adapter.config_wins else {**read, **stated}
 
 
 def _read_model(name: str, allow_hub: bool) -> Model:

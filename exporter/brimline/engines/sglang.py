@@ -290,6 +290,7 @@ ADAPTER = Adapter(
     read=read,
     launch_program=_is_program,
     launch_images=("lmsysorg/sglang",),
+    config_flags=frozenset({"config"}),  # 0.5.23, utils/server_args_config_parser.py
     launch_flags={
         "model": "model_path",
         "tp": "tp_size",
@@ -302,6 +303,15 @@ ADAPTER = Adapter(
         "expert_parallel_size": "ep_size",
     },
     flags=FLAGS,
+    other_flags=frozenset(
+        {
+            "cuda_graph_bs_decode",
+            "dcp_size",
+            "dwdp_size",
+            "enable_lean_attention",
+            "mm_attention_backend",
+        }
+    ),
     launch_switches=frozenset(
         {"disable_cuda_graph", "disable_hybrid_swa_memory", "enable_dp_attention", "trust_remote_code"}
     ),

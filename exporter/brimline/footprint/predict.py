@@ -13,6 +13,7 @@ from brimline.estimate import Estimate
 from brimline.footprint.architecture import Architecture
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.config_file import read_config
+from brimline.footprint.constants import parse_version
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.hf_config import architecture_of_config, read_architecture
 from brimline.footprint.settings import Settings, mapping
@@ -111,6 +112,36 @@ PREDICTORS: dict[str, Predictor] = {
 }
 
 
+# Versions of the engines whose rules are known here: the first and the newest.
+KNOWN_VERSIONS: dict[str, tuple[str, str]] = {
+    "sglang": ("0.4", "0.5.23"),
+    "trtllm": ("1.0", "1.0"),
+    "vllm": ("0.6.6", "0.33"),
+}
+_TITLES = {"sglang": "SGLang", "trtllm": "TensorRT-LLM", "vllm": "vLLM"}
+
+
+def _of_version(engine: str, version: str | None) -> tuple[str, ...]:
+    """What people should know of the version that is predicted; nothing where it is known well."""
+    if engine not in KNOWN_VERSIONS:
+        return ()
+    oldest, newest = KNOWN_VERSIONS[engine]
+    if version is None:
+        return (f"{_TITLES[engine]} {newest} is assumed, the newest version known here (--engine-version).",)
+    stated = parse_version(version)
+    if stated < parse_version(oldest):
+        if engine == "vllm":
+            return (
+                f"vLLM {version} is not predicted exactly: up to 0.6.5 the pool pays for the CUDA context.",
+            )
+        return (f"{_TITLES[engine]} {version} is older than {oldest}, whose rules are taken.",)
+    if stated[: len(parse_version(newest))] > parse_version(newest):
+        return (
+            f"{_TITLES[engine]} {version} is newer than {newest}, the newest known here, and taken as that.",
+        )
+    return ()
+
+
 def read_model(path: Path) -> Model:
     """A model's architecture, and its stored weights where they lie beside it. Raises FootprintError."""
     if path.suffix == ".gguf":
@@ -149,6 +180,7 @@ def predict(
         stored=model.stored,
         calibration=calibration,
     )
+    footprint = replace(footprint, assumptions=(*footprint.assumptions, *_of_version(engine, version)))
     speculative = footprint.speculative_ceiling
     if speculative is None:
         if acceptance is not None and footprint.decode_ceiling is not None:
@@ -206,6 +238,8 @@ def as_json(footprint: Footprint, what_if: Sequence[Alternative] = ()) -> dict[s
         "ranks": [{"pipeline_stage": rank.pipeline_stage, **_rank_json(rank)} for rank in footprint.ranks],
         "kv_cache": {
             "bytes_per_token": cache.bytes_per_token,
+            "bytes_per_token_within_window": cache.window_bytes_per_token,
+            "window_tokens": cache.window_tokens,
             "bytes_by_tokens": {str(tokens): size for tokens, size in cache.bytes_by_tokens.items()},
             "bytes_per_block": cache.block_bytes,
             "block_tokens": cache.block_tokens,

@@ -824,6 +824,10 @@ def _kv_cache(cache: VllmCache, blocks: Estimate | None) -> KvCacheFootprint:
     context = cache.settings.max_model_len
     return KvCacheFootprint(
         bytes_per_token=float(cache.bytes_per_token),
+        window_bytes_per_token=None
+        if cache.window_tokens is None
+        else float(cache.bytes_per_token_within_window),
+        window_tokens=cache.window_tokens,
         max_model_len_tokens=context,
         full_request_bytes=cache.bytes_by_tokens(context),
         bytes_by_tokens={length: cache.bytes_by_tokens(length) for length in shown_lengths(context)},

@@ -299,3 +299,16 @@ def test_a_longer_request_never_takes_less(first: int, second: int) -> None:
     )
 
     assert shorter.full_request_bytes <= longer.full_request_bytes
+
+
+def test_a_model_of_windows_alone_keeps_the_whole_context() -> None:
+    """Mistral 7B v0.1 is not among SGLang's hybrids (0.5.23, configs/model_config.py is_hybrid_swa_model)."""
+    mistral = {
+        **LLAMA_8B, "model_type": "mistral", "vocab_size": 32000, "sliding_window": 4096,
+        "max_position_embeddings": 32768,
+    }  # fmt: skip
+
+    cache = of(mistral).kv_cache
+
+    assert cache.bytes_per_token == 2 * 8 * 128 * 2 * 32
+    assert cache.full_request_bytes == 32768 * 131072
