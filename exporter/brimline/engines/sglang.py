@@ -258,11 +258,15 @@ FLAGS = _SETTINGS - {"model_path"} | {
     "dp_size",
     "dtype",
     "enable_dp_attention",
+    "enable_lora",
     "ep_size",
     "json_model_override_args",
     "kv_cache_dtype",
+    "lora_target_modules",
     "mamba_full_memory_ratio",
     "mamba_ssm_dtype",
+    "max_lora_rank",
+    "max_loras_per_batch",
     "max_mamba_cache_size",
     "max_prefill_tokens",
     "max_running_requests",
@@ -313,7 +317,13 @@ ADAPTER = Adapter(
         }
     ),
     launch_switches=frozenset(
-        {"disable_cuda_graph", "disable_hybrid_swa_memory", "enable_dp_attention", "trust_remote_code"}
+        {
+            "disable_cuda_graph",
+            "disable_hybrid_swa_memory",
+            "enable_dp_attention",
+            "enable_lora",
+            "trust_remote_code",
+        }
     ),
     launch_model_flag="model_path",
     predictor="sglang",

@@ -219,7 +219,8 @@ class Architecture:
     (Gemma 3n and 4), beside the extra ones. assumptions: what was not stated and taken for granted, a
     sentence each, for people; a model type that is not known puts one here. source: the file that was read.
     yarn_position: what vLLM before 0.32 takes for max_position, where YaRN's factor says another.
-    usual_position: the context that is served unless a longer one is asked for (LongRoPE).
+    usual_position: the context that is served unless a longer one is asked for (LongRoPE). takes_video: its
+    vision encoder takes videos as well as images.
     computed: see kept_with_architecture.
     """
 
@@ -241,6 +242,7 @@ class Architecture:
     source: str = ""
     yarn_position: int | None = None
     usual_position: int | None = None
+    takes_video: bool = True
     computed: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 

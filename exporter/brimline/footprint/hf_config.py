@@ -29,6 +29,15 @@ from brimline.footprint.hf_quantization import quantization_of_config
 from brimline.footprint.hf_settings import POSITIONS_NAMES, Settings
 from brimline.footprint.hf_towers import encoders_of
 
+# Models whose vision encoder takes images alone: `_mark_tower_model(vllm_config, "image")` in vLLM 0.33,
+# model_executor/models.
+_IMAGES_ONLY = frozenset(
+    {
+        "aria", "blip-2", "cohere2_vision", "deepseek_vl_v2", "gemma3", "gemma3n", "kimi_vl", "lfm2_vl",
+        "llama4", "llava", "llava_next", "mistral3", "molmo", "paligemma", "phi3_v", "pixtral",
+    }
+)  # fmt: skip
+
 
 def read_architecture(path: Path) -> Architecture:
     """Architecture of the model at a directory, a config.json or a .gguf file.
@@ -80,6 +89,7 @@ def architecture_of_config(config: Mapping[str, Any], source: str) -> Architectu
     return replace(
         architecture,
         encoders=encoders,
+        takes_video=str(config.get("model_type")) not in _IMAGES_ONLY,
         dtype=_dtype(text) or _dtype(config),
         quantization=quantization_of_config(config, source) or quantization_of_config(text, source),
         assumptions=tuple(assumptions),

@@ -20,6 +20,7 @@ from brimline.footprint.architecture import Architecture, LatentAttention
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.constants import GIB, Name, constant
 from brimline.footprint.gpus import Gpu
+from brimline.footprint.lora import LoraSettings, linears, lora_slots_bytes
 from brimline.footprint.other_caches import SglangCache, SglangCacheSettings, SglangPool, sglang_cache
 from brimline.footprint.runtime import (
     RuntimeSettings,
@@ -75,6 +76,10 @@ class SglangLaunch:
     max_mamba_cache_size: int | None = None
     mamba_ssm_dtype: str | None = None
     cpu_offload_gb: float = 0.0
+    enable_lora: bool = False
+    max_loras_per_batch: int = 8
+    max_lora_rank: int | None = None
+    lora_target_modules: tuple[str, ...] = ()
 
     @property
     def attention_ranks(self) -> int:
@@ -115,6 +120,11 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
         max_mamba_cache_size=read.count(settings, "max_mamba_cache_size"),
         mamba_ssm_dtype=read.text(settings, "mamba_ssm_dtype"),
         cpu_offload_gb=read.number(settings, "cpu_offload_gb") or 0.0,
+        enable_lora=bool(read.switch(settings, "enable_lora"))
+        or read.text(settings, "lora_paths") is not None,
+        max_loras_per_batch=read.count(settings, "max_loras_per_batch") or 8,
+        max_lora_rank=read.count(settings, "max_lora_rank"),
+        lora_target_modules=read.words(settings, "lora_target_modules"),
     )
     ratio = launch.mem_fraction_static
     if ratio is not None and not 0 < ratio < 1:
@@ -244,13 +254,65 @@ def _weights(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fixed:
-    """All of a stage but its pool. request_table: of the mapping from requests to cache cells, at most."""
+    """All of a stage but its pool. static: what of it lies in the static part. lora: 0 without adapters."""
 
     weights: Estimate
+    lora: Estimate
     forward: Estimate
     graphs: Estimate
     context: Estimate
     host: Mapping[str, Estimate]
+
+    @property
+    def static(self) -> Estimate:
+        return total((self.weights, self.lora), self.weights.source) if self.lora.high else self.weights
+
+
+# Names by which SGLang stacks modules, and the router, which takes no adapter (0.5.23, lora/utils.py).
+_STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def _lora_bytes(architecture: Architecture, launch: SglangLaunch, layers: range) -> Estimate:
+    """Slots for adapters, filled or not, which SGLang takes before it sizes its pool.
+
+    For each module A holds slots * rank * inputs, B slots * outputs * rank, split as the module is (SGLang
+    0.5.23, lora/mem_pool.py get_lora_A_shape, get_lora_B_shape). Modules of unnamed targets are those of the
+    adapters: at most all.
+    """
+    if not launch.enable_lora or launch.max_lora_rank is None:
+        return exact(0, "no adapters")
+    known = {
+        one.name.removeprefix("experts.")
+        for index in layers
+        for one in linears(architecture.layers[index], architecture.hidden)
+        if one.name != "gate"
+    }
+    named = [part for name in launch.lora_target_modules for part in _STACKED.get(name, (name,))]
+    targets = frozenset(known if not named or "all" in named else named)
+    of_rank_one = lora_slots_bytes(
+        architecture,
+        LoraSettings(
+            max_loras=launch.max_loras_per_batch,
+            max_lora_rank=1,
+            tensor_parallel=launch.tp_size,
+            expert_parallel=launch.ep_size,
+            targets=targets,
+            stage_layers=layers,
+        ),
+    )
+    size = of_rank_one.high * launch.max_lora_rank
+    least = size if launch.lora_target_modules else 0
+    return Estimate(least, size, size, "slots for adapters, SGLang 0.5.23 lora/mem_pool.py")
+
+
+def _said_of_lora(launch: SglangLaunch) -> list[str]:
+    if not launch.enable_lora:
+        return []
+    if launch.max_lora_rank is None:
+        return ["The slots for adapters are not counted: give --max-lora-rank, and --lora-target-modules."]
+    if not launch.lora_target_modules:
+        return ["Slots are counted for adapters on every linear layer: --lora-target-modules names fewer."]
+    return []
 
 
 def _fixed(
@@ -296,6 +358,7 @@ def _fixed(
         host["weights"] = exact(moved, "--cpu-offload-gb")
     return _Fixed(
         weights=on_gpu,
+        lora=_lora_bytes(architecture, launch, weights.layers),
         forward=forward,
         graphs=cuda_graphs_bytes(runtime, calibration),
         context=_context_bytes(runtime, calibration),
@@ -365,9 +428,9 @@ def _pools(
         visible.source,
     )
     left = (
-        available(free.low, max(part.weights.high for part in fixed)),
-        available(free.expected, max(part.weights.expected for part in fixed)),
-        available(free.high, max(part.weights.low for part in fixed)),
+        available(free.low, max(part.static.high for part in fixed)),
+        available(free.expected, max(part.static.expected for part in fixed)),
+        available(free.high, max(part.static.low for part in fixed)),
     )
     low, expected, high = (_pool(cache, size) for size in left)
     rest = 1 - ratio
@@ -427,6 +490,7 @@ def predict_sglang(
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, notes)
     if settings.get("speculative_algorithm", "").lower() not in ("", "none"):
         notes.append("The draft model of --speculative-algorithm is not counted.")
+    notes += _said_of_lora(launch)
     if calibration is not None and not calibration.holds_for(
         "sglang", version, gpu.name if gpu is not None else ""
     ):
@@ -494,12 +558,14 @@ def _rank(stage: int, fixed: _Fixed, pools: _Pools | None, table: Estimate) -> R
         "cuda_graphs": fixed.graphs,
         "runtime": total((fixed.context, table), f"{fixed.context.source}; {table.source}"),
     }
+    if fixed.lora.high:
+        components["lora"] = fixed.lora
     if pools is not None:
         components["kv_cache"] = pools.bytes
     whole = total(components.values(), "sum of the components")
     if pools is not None and pools.slack is not None:
         # What the weights take more, the pool takes less; beside both there is the slack and no more.
-        parts = (fixed.weights, pools.bytes)
+        parts = (fixed.static, pools.bytes)
         static = sum(part.expected for part in parts)
         most = max(whole.expected, pools.visible_bytes)
         least = static + fixed.context.low + fixed.graphs.low + table.low + working.low
@@ -542,7 +608,7 @@ def _fit(
     slack, visible = pools.slack, gpu.visible_bytes
     # Of the activations what a prefill needs, not all of the slack.
     besides = [
-        total((part.weights, part.forward, part.graphs, part.context, table), "all but the pool")
+        total((part.static, part.forward, part.graphs, part.context, table), "all but the pool")
         for part in fixed
     ]
     fits = all(one.high + request <= visible.low for one in besides)

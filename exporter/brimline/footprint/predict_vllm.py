@@ -54,6 +54,7 @@ from brimline.footprint.vllm_launch import (
     swap_gib,
     vllm_launch,
 )
+from brimline.footprint.vllm_rules import check_launch
 from brimline.footprint.weights import (
     ENDS,
     RankWeights,
@@ -186,11 +187,13 @@ def predict_vllm(
     if gpu is not None and gpu.assumption:
         assumptions.append(gpu.assumption)
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
-    if not launch.takes_images:
-        architecture, stored = _without_senses(architecture, stored)
+    architecture, stored = _without_senses(architecture, stored, launch.unwanted)
     context = context_of(architecture, launch, version)
     sequences, batched = batch_of(launch, gpu, context, assumptions)
+    check_launch(architecture, launch, gpu, version)
     assumptions += _said_of(launch, version)
+    if gpu is not None and (launch.kv_cache_dtype or architecture.quantization is not None):
+        assumptions.append(f"Whether vLLM has kernels for these types on {gpu.name} is not looked at.")
     stated: dict[str, str] = {}
     if calibration is not None:
         stated = server_settings(
@@ -298,14 +301,25 @@ def _explained(
 
 
 def _without_senses(
-    architecture: Architecture, stored: StoredWeights | None
+    architecture: Architecture, stored: StoredWeights | None, unwanted: frozenset[str]
 ) -> tuple[Architecture, StoredWeights | None]:
-    """The text model alone: encoders of images and sounds are not loaded (models/interfaces.py)."""
-    kept = tuple(encoder for encoder in architecture.encoders if encoder.kind == "text")
+    """The model without the encoders that no input reaches: they are not loaded.
+
+    vLLM 0.33, model_executor/models/interfaces.py _mark_tower_model: where the limit of each kind of input
+    that an encoder takes is 0.
+    """
+    senses = {"vision": {"image", "video"} if architecture.takes_video else {"image"}, "audio": {"audio"}}
+    kept = tuple(
+        encoder
+        for encoder in architecture.encoders
+        if encoder.kind == "text" or not senses[encoder.kind] <= unwanted
+    )
     if len(kept) == len(architecture.encoders):
         return architecture, stored
     if stored is not None:
-        stored = replace(stored, parts={**stored.parts, "encoder": 0})
+        whole = sum(encoder.parameters for encoder in architecture.encoders)
+        share = sum(encoder.parameters for encoder in kept) / whole if whole else 0
+        stored = replace(stored, parts={**stored.parts, "encoder": round(stored.parts["encoder"] * share)})
     return replace(architecture, encoders=kept), stored
 
 

@@ -312,3 +312,41 @@ def test_a_model_of_windows_alone_keeps_the_whole_context() -> None:
 
     assert cache.bytes_per_token == 2 * 8 * 128 * 2 * 32
     assert cache.full_request_bytes == 32768 * 131072
+
+
+# --- Adapters
+
+
+def test_slots_for_adapters_are_taken_from_the_pool() -> None:
+    """0.5.23, lora/mem_pool.py: 8 slots × rank 16 × Σ (inputs + outputs) of each linear layer × 2 B.
+
+    Of a layer of Llama 8B: q and o 8192 each, k and v 5120 each, three times 18,432: 81,920.
+    """
+    every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    flags: dict[str, Any] = {"mem_fraction_static": 0.8, "enable_lora": True, "max_lora_rank": 16}
+
+    plain = of(mem_fraction_static=0.8).fullest.components
+    adapted = of(lora_target_modules=" ".join(every), **flags).fullest.components
+    stacked = of(lora_target_modules="qkv_proj o_proj gate_up_proj down_proj", **flags).fullest.components
+
+    slots = 8 * 16 * 32 * 81_920 * 2
+    assert adapted["lora"].is_exact
+    assert adapted["lora"].expected == stacked["lora"].expected == slots
+    assert plain["kv_cache"].expected - adapted["kv_cache"].expected == pytest.approx(slots, abs=131072)
+
+
+def test_half_the_slots_and_twice_the_gpus_take_less() -> None:
+    flags: dict[str, Any] = {"lora_target_modules": "o_proj", "enable_lora": True, "max_lora_rank": 24}
+
+    few = of(max_loras_per_batch=4, **flags).fullest.components["lora"]
+    split = of(max_loras_per_batch=4, tp_size=2, **flags).fullest.components["lora"]
+
+    assert few.expected == 4 * 24 * 32 * (4096 + 4096) * 2
+    assert split.expected == 4 * 24 * 32 * (2048 + 4096) * 2
+
+
+def test_adapters_of_unknown_rank_are_said_not_to_be_counted() -> None:
+    footprint = of(enable_lora=True)
+
+    assert "lora" not in footprint.fullest.components
+    assert any("give --max-lora-rank" in text for text in footprint.assumptions)
