@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -366,7 +366,8 @@ class Row:
     headroom: what stays free beside the server. room: what is left beside all but the KV cache and one
     request of full length. decode_one_tokens_per_second: the ceiling for a request alone, at full length;
     decode_all: for decode_all_requests of them, as many as the cache holds and the engine runs at once.
-    What is None is not known, or the combination cannot be.
+    decode_even_…: the same where tokens are routed evenly among experts; None for a model without any. What
+    is None is not known, or the combination cannot be.
     """
 
     model: str
@@ -387,6 +388,8 @@ class Row:
     decode_one_tokens_per_second: float | None = None
     decode_all_requests: int | None = None
     decode_all_tokens_per_second: float | None = None
+    decode_even_one_tokens_per_second: float | None = None
+    decode_even_all_tokens_per_second: float | None = None
     longest_context_tokens: int | None = None
     calibrated: bool | None = None
     assumptions: tuple[str, ...] = ()
@@ -395,6 +398,13 @@ class Row:
     def card_bytes(self) -> Estimate | None:
         """What CUDA shows of the GPU's memory."""
         return self.scenario.gpu.visible_bytes if self.scenario.gpu is not None else None
+
+    @property
+    def speed_tokens_per_second(self) -> float | None:
+        """All requests together, by what to expect of experts where there are any."""
+        if self.decode_even_all_tokens_per_second is not None:
+            return self.decode_even_all_tokens_per_second
+        return self.decode_all_tokens_per_second
 
     @property
     def used_ratio(self) -> float | None:
@@ -414,7 +424,8 @@ def _row(model: str, chosen: Mapping[str, str], scenario: Scenario) -> Row:
         return Row(model=model, chosen=chosen, scenario=scenario, outcome="impossible", reason=str(error))
     cache, gpu, replicas = footprint.kv_cache, scenario.gpu, footprint.data_parallel
     verdict = judged(footprint, gpu)
-    one, requests, together = _decode(footprint)
+    one, requests, together = _decode(footprint, footprint.decode_ceiling)
+    even_one, _, even_together = _decode(footprint, footprint.even_ceiling)
     return Row(
         model=model,
         chosen=chosen,
@@ -434,6 +445,8 @@ def _row(model: str, chosen: Mapping[str, str], scenario: Scenario) -> Row:
         decode_one_tokens_per_second=one,
         decode_all_requests=requests,
         decode_all_tokens_per_second=together,
+        decode_even_one_tokens_per_second=even_one,
+        decode_even_all_tokens_per_second=even_together,
         calibrated=footprint.calibrated,
         # One copy of sentences that thousands of rows share; counts here are of all replicas.
         assumptions=tuple(
@@ -453,9 +466,11 @@ def _bounded(footprint: Footprint, expected: float | None) -> Bounds | None:
     return Bounds(whole * pool.low / pool.expected, whole, whole * pool.high / pool.expected)
 
 
-def _decode(footprint: Footprint) -> tuple[float | None, int | None, float | None]:
+def _decode(
+    footprint: Footprint, ceiling: Callable[[int, int], float] | None
+) -> tuple[float | None, int | None, float | None]:
     """The ceiling of one request, and that of as many as run at once, all of full length."""
-    ceiling, cache = footprint.decode_ceiling, footprint.kv_cache
+    cache = footprint.kv_cache
     if ceiling is None:
         return None, None, None
     length, limits = cache.max_model_len_tokens, []

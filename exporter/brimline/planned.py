@@ -104,9 +104,7 @@ def _free(row: Row) -> str:
 
 
 def _together(row: Row) -> str:
-    if row.decode_all_tokens_per_second is None:
-        return "–"
-    return short_count(row.decode_all_tokens_per_second)
+    return short_count(row.speed_tokens_per_second)
 
 
 _COLUMNS = (
@@ -236,6 +234,8 @@ def _notes(
             "tok/s: ceilings by memory bandwidth, of one request alone and of as many as run at once, each "
             "at full context; real servers stay below"
         )
+    if any(row.decode_even_all_tokens_per_second is not None for row in rows):
+        yield "tok/s together count as many experts as tokens routed evenly need, where a model has experts."
     if left_out:
         yield f"Not shown for want of width: {', '.join(left_out)} (--csv and --json have all)."
 
@@ -304,6 +304,8 @@ def _row_json(row: Row) -> dict[str, Any]:
         "longest_context_tokens": row.longest_context_tokens,
         "decode_ceiling_one": _rate(1, row.decode_one_tokens_per_second),
         "decode_ceiling_all": _rate(row.decode_all_requests, row.decode_all_tokens_per_second),
+        "decode_routed_evenly_one": _rate(1, row.decode_even_one_tokens_per_second),
+        "decode_routed_evenly_all": _rate(row.decode_all_requests, row.decode_even_all_tokens_per_second),
         "calibrated": row.calibrated,
         "assumptions": list(row.assumptions),
     }
@@ -355,7 +357,12 @@ def _cells(row: Row, names: Iterable[str], *, is_best: bool) -> dict[str, object
     for name in ("kv_cache_capacity_tokens", "max_concurrency_requests"):
         cells |= _three(name, document[name])
     cells["longest_context_tokens"] = row.longest_context_tokens
-    for name in ("decode_ceiling_one", "decode_ceiling_all"):
+    for name in (
+        "decode_ceiling_one",
+        "decode_ceiling_all",
+        "decode_routed_evenly_one",
+        "decode_routed_evenly_all",
+    ):
         rate = document[name] or {}
         cells[f"{name}_requests"] = rate.get("requests")
         speed = rate.get("tokens_per_second")

@@ -61,7 +61,11 @@ def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> 
         console.print(_row("", f"{cache.max_concurrency_requests:.2f} requests of full length at once"))
     for batch, tokens_, rate in decode_ceilings(footprint):
         load = f"batch {batch} at {units.format_count(tokens_)} tokens"
-        console.print(_row("decode ceiling", f"{load}: at most {units.format_count(rate)} tokens/s"))
+        said = f"{load}: at most {units.format_count(rate)} tokens/s"
+        if footprint.even_ceiling is not None and batch > 1:
+            evenly = units.format_count(footprint.even_ceiling(batch, tokens_))
+            said += f", {evenly} with experts routed evenly"
+        console.print(_row("decode ceiling", said))
     for line in _verdict(footprint, gpu):
         console.print(line)
     for assumption in footprint.assumptions:

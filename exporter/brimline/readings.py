@@ -333,8 +333,10 @@ class Footprint:
     ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of it all.
     max_running_requests: that one replica works on at once; None where only its K/V cache limits them.
     decode_ceiling: tokens per second that a batch (first argument) of requests of one context length (second)
-    cannot exceed; None where the GPU's bandwidth is not known. speculative_ceiling: the same at a given
-    chance that a draft token is accepted; None without speculation. fits: whether one request of full length
+    cannot exceed; None where the GPU's bandwidth is not known. even_ceiling: the same where tokens are routed
+    evenly among experts, as is to be expected; None for a model without experts. speculative_ceiling: the
+    same at a given chance that a draft token is accepted; None without speculation. fits: whether one request
+    of full length
     lies on the GPU beside all else, by the high bounds; None without a GPU. starts: whether the engine itself
     would start, by the low bound of its pool; longest_start_tokens: the longest request with which it would,
     0 for none. None where the engine has no such rule, or no pool is known. obstacle: why the engine does
@@ -353,6 +355,7 @@ class Footprint:
     data_parallel: int = 1
     max_running_requests: int | None = None
     decode_ceiling: Callable[[int, int], float] | None = None
+    even_ceiling: Callable[[int, int], float] | None = None
     speculative_ceiling: Callable[[float], Callable[[int, int], float]] | None = None
     fits: bool | None = None
     starts: bool | None = None

@@ -222,7 +222,7 @@ def _sorted(rows: Sequence[Row], order: str | None) -> Sequence[Row]:
             case "headroom":
                 return row.room.expected if row.room is not None else None
             case "speed":
-                return row.decode_all_tokens_per_second
+                return row.speed_tokens_per_second
             case _:
                 return -row.gpus if row.gpus is not None else None
 

@@ -17,6 +17,7 @@ from brimline.footprint.constants import parse_version
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.hf_config import architecture_of_config, read_architecture
 from brimline.footprint.settings import Settings, mapping
+from brimline.footprint.throughput import DecodeCeiling, PipelineCeiling
 from brimline.footprint.weights import StoredWeights, stored_weights
 from brimline.readings import COMPONENTS, Footprint, RankFootprint
 
@@ -181,6 +182,11 @@ def predict(
         calibration=calibration,
     )
     footprint = replace(footprint, assumptions=(*footprint.assumptions, *_of_version(engine, version)))
+    return _with_even_ceiling(_with_drafts(footprint, acceptance))
+
+
+def _with_drafts(footprint: Footprint, acceptance: float | None) -> Footprint:
+    """The footprint whose ceiling counts speculation, where it is known how many drafted tokens are taken."""
     speculative = footprint.speculative_ceiling
     if speculative is None:
         if acceptance is not None and footprint.decode_ceiling is not None:
@@ -198,6 +204,12 @@ def predict(
     return replace(
         footprint, decode_ceiling=speculative(acceptance), assumptions=(*footprint.assumptions, said)
     )
+
+
+def _with_even_ceiling(footprint: Footprint) -> Footprint:
+    ceiling = footprint.decode_ceiling
+    evenly = ceiling.evenly() if isinstance(ceiling, DecodeCeiling | PipelineCeiling) else None
+    return footprint if evenly is None else replace(footprint, even_ceiling=evenly)
 
 
 # --- the published JSON form ---
@@ -252,7 +264,14 @@ def as_json(footprint: Footprint, what_if: Sequence[Alternative] = ()) -> dict[s
         },
         "throughput": {
             "decode_ceiling": [
-                {"batch": batch, "context_tokens": tokens, "tokens_per_second": rate}
+                {
+                    "batch": batch,
+                    "context_tokens": tokens,
+                    "tokens_per_second": rate,
+                    "tokens_per_second_routed_evenly": footprint.even_ceiling(batch, tokens)
+                    if footprint.even_ceiling is not None
+                    else None,
+                }
                 for batch, tokens, rate in decode_ceilings(footprint)
             ]
         },
