@@ -51,7 +51,7 @@ _MORE_SETTINGS: dict[tuple[str, Role], str] = {
     ("trtllm", "tensor_parallel"): "tp_size",
     ("trtllm", "quantization"): "quantization",
 }
-_OF_ONE_REPLICA = "All figures are of one of"
+_OF_ONE_REPLICA = "All figures are of one"
 
 # What judged() says, or impossible: no such server can be.
 Outcome = Literal["fits", "budget", "too_large", "impossible", "unknown"]
@@ -434,7 +434,7 @@ def _row(model: str, chosen: Mapping[str, str], scenario: Scenario) -> Row:
         reason=verdict.reason,
         tensor_parallel=footprint.tensor_parallel,
         replicas=replicas,
-        gpus=footprint.tensor_parallel * len(footprint.ranks) * replicas,
+        gpus=footprint.gpu_count,
         total=footprint.fullest.total,
         headroom=headroom(footprint, gpu) if gpu is not None else None,
         room=room(footprint, gpu) if gpu is not None else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -246,7 +247,7 @@ def _changes(plan: Plan, found: Sequence[Suggestion]) -> Iterable[str]:
     yield "Nothing fits. Each of these would:"
     swept = [sweep.name for sweep in plan.sweeps if len(sweep.values) > 1]
     for one in found:
-        change = " ".join(f"{flag(name)} {value}" for name, value in one.change.items())
+        change = " ".join(f"{flag(name)} {shlex.quote(value)}" for name, value in one.change.items())
         rest = [f"{name}={shown_value(one.row, name)}" for name in swept if name not in one.change]
         beside = f" with {', '.join(rest)}" if rest else ""
         held = one.row.concurrency
@@ -357,17 +358,17 @@ def _cells(row: Row, names: Iterable[str], *, is_best: bool) -> dict[str, object
     for name in ("kv_cache_capacity_tokens", "max_concurrency_requests"):
         cells |= _three(name, document[name])
     cells["longest_context_tokens"] = row.longest_context_tokens
-    for name in (
-        "decode_ceiling_one",
-        "decode_ceiling_all",
-        "decode_routed_evenly_one",
-        "decode_routed_evenly_all",
-    ):
+    for name in ("decode_ceiling_one", "decode_ceiling_all"):
         rate = document[name] or {}
         cells[f"{name}_requests"] = rate.get("requests")
-        speed = rate.get("tokens_per_second")
-        cells[f"{name}_tokens_per_second"] = None if speed is None else round(speed, 3)
+        cells[f"{name}_tokens_per_second"] = _rounded(rate.get("tokens_per_second"))
+    for name in ("decode_routed_evenly_one", "decode_routed_evenly_all"):
+        cells[f"{name}_tokens_per_second"] = _rounded((document[name] or {}).get("tokens_per_second"))
     return cells
+
+
+def _rounded(speed: float | None) -> float | None:
+    return None if speed is None else round(speed, 3)
 
 
 def _three(name: str, bounds: Mapping[str, float] | None) -> dict[str, object]:

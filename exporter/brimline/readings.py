@@ -330,7 +330,8 @@ class Obstacle:
 class Footprint:
     """What a server should use by its model and launch settings.
 
-    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of it all.
+    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of it all,
+    or of the attention alone where gpus says that they share GPUs. gpus: in all; 0 for the product of these.
     max_running_requests: that one replica works on at once; None where only its K/V cache limits them.
     decode_ceiling: tokens per second that a batch (first argument) of requests of one context length (second)
     cannot exceed; None where the GPU's bandwidth is not known. even_ceiling: the same where tokens are routed
@@ -353,6 +354,7 @@ class Footprint:
     kv_cache: KvCacheFootprint
     tensor_parallel: int = 1
     data_parallel: int = 1
+    gpus: int = 0
     max_running_requests: int | None = None
     decode_ceiling: Callable[[int, int], float] | None = None
     even_ceiling: Callable[[int, int], float] | None = None
@@ -366,6 +368,11 @@ class Footprint:
     assumptions: tuple[str, ...] = ()
     model_source: str = ""
     explain: Callable[[], tuple[Step, ...]] | None = None
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of the whole deployment."""
+        return self.gpus or self.tensor_parallel * len(self.ranks) * self.data_parallel
 
     @property
     def fullest(self) -> RankFootprint:

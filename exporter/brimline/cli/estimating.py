@@ -356,7 +356,9 @@ def _count(text: str, flag: str) -> int:
         whole = round(value)
     except (ValueError, OverflowError):
         whole = 0
-    if not 1 <= whole <= 10**15:
+    if whole > 10**15:
+        raise FootprintError(f"{flag}: {text!r} is more than 10^15; write it as 7B, 100M or 1e8")
+    if whole < 1:
         raise FootprintError(f"{flag}: {text!r} is not a count; write it as 7B, 100M or 1e8")
     return whole
 

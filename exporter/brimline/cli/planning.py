@@ -69,7 +69,7 @@ _ORDERS = ("requests", "headroom", "speed", "gpus")
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Draw headroom and concurrency by context length, as .png or .svg.",
+    help="Draw the room beside one request, and how many run at once, by context length: .png or .svg.",
 )
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv_", is_flag=True, help="Print a line for each combination.")

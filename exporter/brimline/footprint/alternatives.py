@@ -117,7 +117,7 @@ class Predicted:
         sharding = Sharding(
             tensor=self.footprint.tensor_parallel,
             pipeline=len(self.footprint.ranks),
-            data=self.footprint.data_parallel,
+            data=1 if self.footprint.gpus else self.footprint.data_parallel,
             expert=self.settings.get("enable_expert_parallel", "").lower() in ("true", "1"),
         )
         stored = (

@@ -133,7 +133,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "h200": ("H200 SXM", "H200 was taken as the SXM card"),
     "h200sxm": ("H200 SXM", None), "h200141gb": ("H200 SXM", "H200 was taken as the SXM card"),
     "h200nvl": ("H200 NVL", None),
-    "a100": ("A100 80GB SXM", "A100 was taken as the SXM card with 80 GB; write a100-40gb for the small one"),
+    "a100": ("A100 80GB SXM", "A100 was taken as the SXM card with 80 GB; write A100 40GB for the small one"),
     "a10080gb": ("A100 80GB SXM", "A100 80GB was taken as the SXM card"),
     "a100sxm": ("A100 80GB SXM", "A100 SXM was taken as the card with 80 GB"),
     "a100sxm480gb": ("A100 80GB SXM", None), "a100sxm80gb": ("A100 80GB SXM", None),

@@ -181,8 +181,20 @@ def predict(
         stored=model.stored,
         calibration=calibration,
     )
-    footprint = replace(footprint, assumptions=(*footprint.assumptions, *_of_version(engine, version)))
+    said = (*_of_many_gpus(footprint), *_of_version(engine, version))
+    footprint = replace(footprint, assumptions=(*footprint.assumptions, *said))
     return _with_even_ceiling(_with_drafts(footprint, acceptance))
+
+
+def _of_many_gpus(footprint: Footprint) -> tuple[str, ...]:
+    """Of how many GPUs, and of how many replicas, the figures are one."""
+    gpus, replicas, stages = footprint.gpu_count, footprint.data_parallel, len(footprint.ranks)
+    if replicas > 1:
+        return (f"All figures are of one of {replicas} data-parallel ranks; {gpus} GPUs in all.",)
+    if gpus > 1:
+        of_stages = f" of the fullest of {stages} stages" if stages > 1 else ""
+        return (f"All figures are of one GPU{of_stages}; {gpus} GPUs in all.",)
+    return ()
 
 
 def _with_drafts(footprint: Footprint, acceptance: float | None) -> Footprint:
@@ -245,7 +257,9 @@ def as_json(footprint: Footprint, what_if: Sequence[Alternative] = ()) -> dict[s
         "engine_version": footprint.engine_version,
         "parameters": footprint.parameters,
         "tensor_parallel": footprint.tensor_parallel,
+        "pipeline_parallel": len(footprint.ranks),
         "data_parallel": footprint.data_parallel,
+        "gpus": footprint.gpu_count,
         "per_gpu": _rank_json(footprint.fullest),
         "ranks": [{"pipeline_stage": rank.pipeline_stage, **_rank_json(rank)} for rank in footprint.ranks],
         "kv_cache": {

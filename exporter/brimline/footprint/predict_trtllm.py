@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brimline.errors import FootprintError, SettingError
+from brimline.errors import SettingError
 from brimline.estimate import Estimate, exact, total
 from brimline.footprint import settings as read
 from brimline.footprint.activations import BatchSettings, forward_bytes
@@ -100,12 +100,29 @@ def trtllm_launch(settings: Settings) -> TrtllmLaunch:
     )
 
 
-def _context(architecture: Architecture, launch: TrtllmLaunch) -> int:
+# _torch/pyexecutor/model_engine.py _infer_max_seq_len_from_config.
+_UNSTATED_CONTEXT = 2048
+
+
+def _context(architecture: Architecture, launch: TrtllmLaunch, notes: list[str]) -> int:
+    """The longest request. TensorRT-LLM lowers --max_seq_len to what the model was made for, with a warning.
+
+    _torch/pyexecutor/model_engine.py _init_max_seq_len.
+    """
     longest = architecture.max_position
+    if longest is None:
+        if launch.max_seq_len is None:
+            notes.append(
+                f"The model states no context length: TensorRT-LLM serves {_UNSTATED_CONTEXT:,} tokens."
+            )
+        longest = max(_UNSTATED_CONTEXT, launch.max_seq_len or 0)
     wanted = launch.max_seq_len or longest
-    if wanted is None:
-        raise FootprintError("the model states no context length; give --max_seq_len")
-    return wanted
+    if wanted > longest:
+        notes.append(
+            f"--max_seq_len {wanted:,} is lowered to the {longest:,} tokens that the model was made for, as "
+            "TensorRT-LLM does without TLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
+        )
+    return min(wanted, longest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +201,7 @@ def predict_trtllm(
     ):
         notes.append(calibration.unused)
         calibration = None
-    context = _context(architecture, launch)
+    context = _context(architecture, launch, notes)
     sharding = Sharding(
         tensor=launch.tp_size, pipeline=launch.pp_size, expert=launch.ep_size == launch.tp_size > 1
     )

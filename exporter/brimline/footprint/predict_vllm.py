@@ -152,6 +152,7 @@ def vllm_kv_cache(
             speculative_tokens=draft.tokens if draft is not None else 0,
             multi_module_mtp=draft.multi_module if draft is not None else False,
             draft_layers=draft.layers if draft is not None else (),
+            drafts_from_text=draft is not None and draft.memory is None,
             skipped_layers=skipped_layers(architecture, launch),
             num_gpu_blocks_override=launch.num_gpu_blocks_override,
         ),
@@ -189,6 +190,10 @@ def predict_vllm(
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
     architecture, stored = _without_senses(architecture, stored, launch.unwanted)
     context = context_of(architecture, launch, version)
+    if architecture.max_position is None and launch.max_model_len is None:
+        assumptions.append(
+            f"The model states no context length: vLLM serves {context:,} tokens (--max-model-len)."
+        )
     sequences, batched = batch_of(launch, gpu, context, assumptions)
     check_launch(architecture, launch, gpu, version)
     assumptions += _said_of(launch, version)
@@ -326,11 +331,6 @@ def _without_senses(
 def _said_of(launch: VllmLaunch, version: str | None) -> list[str]:
     """What people should know of flags that are not followed, or that the figures are a part of."""
     said = []
-    if launch.data_parallel_size > 1:
-        gpus = launch.data_parallel_size * launch.tensor_parallel_size * launch.pipeline_parallel_size
-        said.append(
-            f"All figures are of one of {launch.data_parallel_size} data-parallel ranks; {gpus} GPUs in all."
-        )
     if launch.prefill_context_parallel_size > 1:
         said.append("What --prefill-context-parallel-size splits is not followed: all is counted whole.")
     if launch.swap_space is not None and not swap_gib(launch, version):

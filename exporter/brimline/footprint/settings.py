@@ -119,6 +119,11 @@ def mapping(settings: Settings, name: str) -> dict[str, Any] | None:
 def _json_mapping(text: str, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingError(
+            f"{flag(name)}: {text[:60]!r} is no JSON object: line {error.lineno}, column {error.colno}: "
+            f"{error.msg}"
+        ) from None
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

@@ -83,8 +83,9 @@ class VllmCacheSettings:
     dtype, kv_cache_dtype, mamba_cache_dtype, mamba_ssm_cache_dtype: as the flags spell them; None is `auto`.
     block_size: --block-size; None for vLLM's default of 16, raised where the attention kernels take only
     multiples of kernel_block_size. max_concurrent_batches: None derives it from async_scheduling and the
-    pipeline. draft_layers: layers of a drafter, which keep K/V in the same pool. multi_module_mtp: several
-    MTP modules draft, one after the other. pipeline_partition: VLLM_PP_LAYER_PARTITION.
+    pipeline. draft_layers: layers of a drafter, which keep K/V in the same pool. drafts_from_text: there are
+    none, as with n-grams. multi_module_mtp: several MTP modules draft, one after the other.
+    pipeline_partition: VLLM_PP_LAYER_PARTITION.
     skipped_layers: indexes of --kv-cache-dtype-skip-layers, which keep the type the model runs in.
     prefix_caching: None for what the version does by default with such a model.
     """
@@ -110,6 +111,7 @@ class VllmCacheSettings:
     speculative_tokens: int = 0
     multi_module_mtp: bool = False
     draft_layers: tuple[Layer, ...] = ()
+    drafts_from_text: bool = False
     skipped_layers: frozenset[int] = frozenset()
     num_gpu_blocks_override: int | None = None
     kv_cache_layout: str | None = None
@@ -366,7 +368,7 @@ def _laid_out(model: Architecture, settings: VllmCacheSettings) -> VllmCache:
     )
     assumptions = [one for one in (assumed_dtype, assumed_format) if one]
     layers = (*model.layers, *settings.draft_layers)
-    if settings.speculative_tokens and not settings.draft_layers:
+    if settings.speculative_tokens and not settings.draft_layers and not settings.drafts_from_text:
         assumptions.append("The drafter's own K/V is not counted: its layers are not given.")
 
     formats = _formats(layers, settings, chosen, VLLM_KV_FORMATS[dtype], assumptions)

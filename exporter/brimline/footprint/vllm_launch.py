@@ -279,6 +279,10 @@ _WITHOUT_YARN_FACTOR = (0, 32)
 _SHORT_LONGROPE = (0, 11, 1)
 
 
+# What vLLM serves of a model that states no length (0.33, config/model.py _get_and_verify_max_len).
+UNSTATED_CONTEXT = 2048
+
+
 def context_of(architecture: Architecture, launch: VllmLaunch, version: str | None = None) -> int:
     """The longest request, in tokens. Raises FootprintError above what the model was made for.
 
@@ -290,9 +294,7 @@ def context_of(architecture: Architecture, launch: VllmLaunch, version: str | No
         longest = usual = architecture.yarn_position
     if architecture.usual_position is not None and (release is None or release >= _SHORT_LONGROPE):
         usual = architecture.usual_position
-    wanted = launch.max_model_len or usual
-    if wanted is None:
-        raise FootprintError("the model states no context length; give --max-model-len")
+    wanted = launch.max_model_len or usual or UNSTATED_CONTEXT
     if longest is not None and wanted > longest:
         raise FootprintError(
             f"--max-model-len {wanted} is above the {longest} tokens that the model was made for; raise them "

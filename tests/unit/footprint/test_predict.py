@@ -613,3 +613,71 @@ def test_the_explained_layout_shows_groups_padding_and_the_null_block() -> None:
     assert "padded by" in text
     assert "null block" in text
     assert f"{footprint.kv_cache.block_bytes:,} B" in text
+
+
+# --- What is no decoder, and what is said of many GPUs
+
+
+def test_a_model_without_a_context_length_is_served_with_2048_tokens() -> None:
+    """vLLM 0.33, config/model.py _get_and_verify_max_len."""
+    unstated = {name: value for name, value in LLAMA_70B.items() if name != "max_position_embeddings"}
+
+    footprint = of_vllm(model_of(unstated), None)
+
+    assert footprint.kv_cache.max_model_len_tokens == 2048
+    assert any("states no context length: vLLM serves 2,048" in text for text in footprint.assumptions)
+    assert of_vllm(model_of(unstated), None, max_model_len=32768).kv_cache.max_model_len_tokens == 32768
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "intermediate_size": 3072, "vocab_size": 30522, "max_position_embeddings": 512},
+        {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"],
+         "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+         "vocab_size": 250002, "max_position_embeddings": 8194},
+        {**LLAMA_70B, "is_causal": False},
+    ],
+    ids=["bert", "xlm-roberta", "bidirectional"],
+)  # fmt: skip
+def test_an_encoder_is_refused_and_not_counted_as_a_decoder(config: dict[str, Any]) -> None:
+    with pytest.raises(FootprintError, match="is an encoder, which keeps no K/V cache"):
+        model_of(config)
+
+
+def test_a_head_of_another_task_is_said_to_be_counted_as_an_output_head() -> None:
+    model = model_of({**LLAMA_70B, "architectures": ["LlamaForSequenceClassification"]})
+
+    assert any("has a small head of its own" in text for text in of_vllm(model, None).assumptions)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"tensor_parallel_size": 8}, "All figures are of one GPU; 8 GPUs in all."),
+        (
+            {"tensor_parallel_size": 4, "pipeline_parallel_size": 2},
+            "All figures are of one GPU of the fullest of 2 stages; 8 GPUs in all.",
+        ),
+        (
+            {"tensor_parallel_size": 4, "data_parallel_size": 2},
+            "All figures are of one of 2 data-parallel ranks; 8 GPUs in all.",
+        ),
+    ],
+)
+def test_of_how_many_gpus_the_figures_are_one_is_said(flags: dict[str, int], said: str) -> None:
+    footprint = of_vllm(model_of(LLAMA_70B), None, **flags)  # type: ignore[arg-type]
+
+    document = as_json(footprint)
+    assert said in footprint.assumptions
+    assert document["gpus"] == 8
+    assert document["pipeline_parallel"] == flags.get("pipeline_parallel_size", 1)
+
+
+def test_n_grams_have_no_keys_and_values_to_leave_out() -> None:
+    config = '{"method": "ngram", "num_speculative_tokens": 4}'
+
+    said = predict("vllm", read_model(LLAMA_8B), {"speculative_config": config}).assumptions
+
+    assert not any("drafter" in text for text in said)

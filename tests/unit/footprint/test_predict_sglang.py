@@ -172,7 +172,7 @@ def test_attention_of_replicas_is_split_among_fewer_gpus() -> None:
         for one, other in [(replicated, split)]
     ]
     assert more[0] == pytest.approx(attention / 2 - attention / 8, rel=0.001)
-    assert replicated.data_parallel == 1
+    assert (replicated.data_parallel, replicated.tensor_parallel, replicated.gpu_count) == (4, 8, 8)
 
 
 def test_windows_hold_what_they_see_of_a_request() -> None:
