@@ -240,6 +240,8 @@ def stated_flags(flags: Mapping[str, str | bool | None]) -> dict[str, str]:
 
 def _own_flags(engine: str, flags: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:
     """The settings that our own command line gives. Raises FootprintError for flags of another engine."""
+    if not more and (engine == DEFAULT_ENGINE or not flags):
+        return dict(flags)
     from brimline.engines import ENGINES
     from brimline.engines.launch import normalize
     from brimline.errors import FootprintError
@@ -272,6 +274,8 @@ def _own_flags(engine: str, flags: Mapping[str, str], more: Sequence[str]) -> di
 
 def _check_names(engine: str, model: Model, settings: Mapping[str, str], more: Sequence[str]) -> None:
     """Raise FootprintError for a --setting on which no memory depends: misspelt, or of another engine."""
+    if not more:
+        return
     from brimline.engines import ENGINES
 
     adapter = ENGINES.get(engine)
