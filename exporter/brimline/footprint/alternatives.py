@@ -32,6 +32,7 @@ from brimline.footprint.weights import (
     ENDS,
     GGUF_FILE_BITS,
     LINEAR,
+    METHODS,
     QUANTIZATIONS,
     RankWeights,
     Sharding,
@@ -105,7 +106,8 @@ class Predicted:
     def architecture(self) -> Architecture:
         """As it runs: with overrides, and quantized where the launch asks for it."""
         architecture = self.model.overridden(self.settings).architecture
-        name = self.settings.get("quantization", "").lower()
+        stated = self.settings.get("quantization", "").lower()
+        name = METHODS.get(stated, stated)
         if architecture.quantization is None and (name in QUANTIZATIONS or name in GGUF_FILE_BITS):
             return quantize(architecture, name)
         return architecture
