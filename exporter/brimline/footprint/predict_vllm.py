@@ -759,6 +759,10 @@ def _of_given_pool(
     elif besides.expected + size > visible.expected:
         certainty = "expected"
     rest, pool = format_bytes(besides.expected), format_bytes(size)
+    if besides.expected > visible.expected:
+        return Obstacle(
+            "card", certainty, f"weights and all else take {rest}, more than the GPU has without any KV cache"
+        )
     left = max(0, visible.low - besides.high)
     text = (
         f"{flag(name)} asks for a KV cache of {pool}; with the {rest} of all else that is more than the GPU "

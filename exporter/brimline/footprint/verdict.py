@@ -53,7 +53,8 @@ def _too_large(footprint: Footprint, gpu: Gpu) -> Verdict:
     if left.expected < 0:
         lacking = units.format_bytes(-left.expected)
         return Verdict("too_large", "DOES NOT FIT", f"one request of {length} tokens lacks {lacking}")
-    lacking = units.format_bytes(max(0, -left.low))
+    # vLLM keeps one block empty beside the request.
+    lacking = units.format_bytes(-left.low) if left.low < 0 else "a block"
     return Verdict(
         "too_large",
         "MAY NOT FIT",

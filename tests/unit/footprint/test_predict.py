@@ -313,6 +313,14 @@ def test_a_given_pool_larger_than_the_card_is_what_is_wrong(name: str, value: in
     assert "lower --max-model-len" not in footprint.obstacle.text
 
 
+def test_where_the_weights_alone_exceed_the_card_no_pool_is_to_blame() -> None:
+    footprint = of_vllm(model_of(LLAMA_70B), kv_cache_memory_bytes=GIB)
+
+    assert (footprint.fits, footprint.starts) == (False, False)
+    assert footprint.obstacle is not None
+    assert "more than the GPU has without any KV cache" in footprint.obstacle.text
+
+
 def test_a_pool_that_only_the_bounds_leave_no_room_for_may_not_fit() -> None:
     footprint = of_vllm(read_model(LLAMA_8B), kv_cache_memory_bytes=60 * GIB, max_model_len=32768)
 
