@@ -748,6 +748,13 @@ def _of_given_pool(
     tightest = max(range(len(ranks)), key=lambda stage: _besides(ranks[stage]).high + pools[stage])
     besides, size = _besides(ranks[tightest]), pools[tightest]
     asked = ranks[tightest].components.get("kv_cache")
+    rest, pool = format_bytes(besides.expected), format_bytes(size)
+    if besides.expected > visible.expected:
+        return Obstacle(
+            "card",
+            "certain" if besides.low > visible.high else "expected",
+            f"weights and all else take {rest}, more than the GPU has without any KV cache",
+        )
     if besides.high + size <= visible.low or asked is None or asked.high < size:
         return None  # or what lacks room is one request, whatever pool is asked for
     name = (
@@ -758,11 +765,6 @@ def _of_given_pool(
         certainty = "certain"
     elif besides.expected + size > visible.expected:
         certainty = "expected"
-    rest, pool = format_bytes(besides.expected), format_bytes(size)
-    if besides.expected > visible.expected:
-        return Obstacle(
-            "card", certainty, f"weights and all else take {rest}, more than the GPU has without any KV cache"
-        )
     left = max(0, visible.low - besides.high)
     text = (
         f"{flag(name)} asks for a KV cache of {pool}; with the {rest} of all else that is more than the GPU "

@@ -316,7 +316,7 @@ def test_a_given_pool_larger_than_the_card_is_what_is_wrong(name: str, value: in
 def test_where_the_weights_alone_exceed_the_card_no_pool_is_to_blame() -> None:
     footprint = of_vllm(model_of(LLAMA_70B), kv_cache_memory_bytes=GIB)
 
-    assert (footprint.fits, footprint.starts) == (False, False)
+    assert (footprint.fits, footprint.starts, footprint.longest_start_tokens) == (False, False, None)
     assert footprint.obstacle is not None
     assert "more than the GPU has without any KV cache" in footprint.obstacle.text
 
