@@ -34,7 +34,15 @@ from brimline.engines import (
     identify,
 )
 from brimline.engines.families import clean_label
-from brimline.engines.launch import mismatches, misspelt, normalize, parse_launch, split_command, starts
+from brimline.engines.launch import (
+    config_file,
+    mismatches,
+    misspelt,
+    normalize,
+    parse_launch,
+    split_command,
+    starts,
+)
 from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
@@ -536,6 +544,9 @@ class TargetReader:
                 why = f"no visible process that listens on port {target.port} was started as {adapter.title}"
                 problems.append(Problem("launch_command", f"{why}; write the command down instead"))
         settings = parse_launch(words, adapter) if words else {}
+        if words and config_file(words, adapter) is not None:  # of another file system, as a rule
+            why = "the file of settings that the launch command names is not read; write them in launch"
+            problems.append(Problem("launch_command", why))
         return settings, bool(words)
 
     # --- understanding ---

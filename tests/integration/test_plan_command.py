@@ -110,6 +110,22 @@ def test_where_nothing_fits_that_is_an_exit_status_where_asked_for() -> None:
     assert plan(*unfit).returncode == 0
     assert plan(*unfit, "--fail-if-unfit").returncode == 1
     assert plan(MODEL, "--gpu", "L4", "--sweep", "max_model_len=8k,128k", "--fail-if-unfit").returncode == 0
+    undecided = plan(MODEL, "--sweep", "max_model_len=8k", "--fail-if-unfit")
+    assert undecided.returncode == 2
+    assert "name a GPU with --gpu or --sweep gpu=" in undecided.stderr
+
+
+def test_a_launch_command_brings_its_file_its_version_and_its_doubts(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("tensor-parallel-size: 2\nkv-cache-dtyp: fp8\n")
+    image = ("docker", "run", "vllm/vllm-openai:v0.19.0", "--model", MODEL, "--config", file)
+
+    document = json.loads(plan("--gpu", "H100", "--sweep", "max_model_len=8k", "--json", "--", *image).stdout)
+
+    (row,) = document["rows"]
+    assert row["engine_version"] == "0.19.0"
+    assert row["settings"]["tensor_parallel_size"] == "2"
+    assert any("'kv_cache_dtyp' is no flag of vLLM" in text for text in row["assumptions"])
 
 
 @pytest.mark.parametrize(
