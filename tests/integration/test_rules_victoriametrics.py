@@ -112,7 +112,7 @@ class VictoriaMetrics:
 
 @pytest.fixture(scope="module")
 def victoria(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VictoriaMetrics]:
-    """One with a healthy page, that of a sidecar without access to its GPU and others, and what is recorded."""
+    """One with a healthy page, that of a sidecar without access to its GPU and others; recorded."""
     folder, port = tmp_path_factory.mktemp("victoria"), free_port()
     command = [
         program("victoria-metrics"),
