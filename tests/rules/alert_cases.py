@@ -175,6 +175,8 @@ def _readings() -> list[Cause]:
     lost = H.changed("gpu_up", during(0, BEGINS, ENDS), gpu=GPU_A)
     for family in ("total", "used", "free", "reserved", "used_peak"):
         lost = lost.changed(f"gpu_memory_{family}_bytes", during(None, BEGINS, ENDS), gpu=GPU_A)
+    never = lost.changed("gpu_up", during(None, 0, BEGINS), gpu=GPU_A)
+    never = never.changed("gpu_up", during(None, ENDS), gpu=GPU_A)
     driver = H.changed("nvml_up", during(0, BEGINS, ENDS))
     for key in H.series:
         if "gpu" in dict(key[1]) and key[0] != full_name("target_gpu_info"):
@@ -232,6 +234,14 @@ def _readings() -> list[Cause]:
             severity="warning",
             what="a card is lost",
             page=lost,
+            labels={**SCRAPE, "gpu": GPU_A},
+            summary="GPU memory of GPU-aaaa cannot be read on 10.0.0.7:10778",
+        ),
+        Cause(
+            alert="BrimlineGpuUnreadable",
+            severity="warning",
+            what="a server's card cannot be read since the exporter started",
+            page=never,
             labels={**SCRAPE, "gpu": GPU_A},
             summary="GPU memory of GPU-aaaa cannot be read on 10.0.0.7:10778",
         ),
