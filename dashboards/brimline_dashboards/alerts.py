@@ -171,7 +171,7 @@ def _of_readings(chosen: Thresholds) -> list[Alert]:
             severity="warning",
             expr=_named(f"count without (setting) ({family('target_config_mismatch')} == 1)"),
             for_seconds=chosen.number(mismatch, "for"),
-            summary=f"{SERVER} runs with {{{{ $value }}}} settings other than declared",
+            summary=f"{SERVER} runs with {{{{ $value }}}} setting{{{{ if gt $value 1.0 }}}}s{{{{ end }}}} other than declared",
             description="The server's live settings differ from those in the exporter's configuration: it was not "
             "restarted after a change, or the wrong server answers. The plan uses the live ones. The server's board "
             "names the settings.",
