@@ -35,7 +35,7 @@ MISSING = [cause.missing() for cause in CAUSES]
 IDLE, START = quiet_cases.without_traffic(), quiet_cases.after_start()
 OTHERS = [*quiet_cases.everyday(), *quiet_cases.without_families(), *quiet_cases.traps()]
 RECORDED = recording_cases.cases()
-CASES = [*FIRING, *MISSING, *IDLE, *START, *OTHERS, *RECORDED]
+CASES = [*FIRING, *alert_cases.links(), *MISSING, *IDLE, *START, *OTHERS, *RECORDED]
 
 # What alerts are promised to be there for. Two wait for what no engine exports yet.
 PROMISED = [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import yaml
 
 from brimline_dashboards.alerts import Alert, alerts
+from brimline_dashboards.rules import plain_files
 from rules.page import (
     CHAT_A,
     CHAT_B,
@@ -221,6 +224,13 @@ def _readings() -> list[Cause]:
             page=H.changed("target_unparsed_lines_total", counted, target=CHAT_A.name),
             over_at=ENDS + 15,
             summary="The page of chat-a lacks quantities or holds lines that cannot be read",
+        ),
+        Cause(
+            alert="BrimlineConfigMismatch",
+            severity="warning",
+            what="one setting differs",
+            page=H.changed("target_config_mismatch", during(1, BEGINS, ENDS), target=CHAT_A.name),
+            summary="chat-a runs with 1 setting other than declared",
         ),
         Cause(
             alert="BrimlineConfigMismatch",
@@ -566,3 +576,40 @@ def _servers() -> list[Cause]:
 def causes() -> list[Cause]:
     """All of them, in the order of the alerts."""
     return [*_exporters(), *_readings(), *_gpu_memory(), *_main_memory(), *_kv_cache(), *_servers()]
+
+
+# --- where they lead ---
+
+LINKS = {
+    "BrimlineExporterDown, warning: its scrape fails": "/d/brimline-exporter?var-job=brimline",
+    "BrimlineExporterDown, critical: its scrape fails": "/d/brimline-exporter",
+    "BrimlineTargetDown, warning: it cannot be read": "/d/brimline-server?var-job=brimline&var-target=chat-a",
+    "BrimlineGpuUnreadable, warning: a card is lost": "/d/brimline-gpu?var-job=brimline&var-gpu=GPU-aaaa",
+    "BrimlineGpuUnreadable, warning: NVML is lost": "/d/brimline-gpu?var-job=brimline",
+    "BrimlineHostMemoryLow, critical: the machine": "/d/brimline-server?var-job=brimline",
+    "BrimlineVariantWorse, warning: a verdict": "/d/brimline-ab?var-experiment=ctx",
+}
+
+
+def links() -> list[Case]:
+    """What the templates of links to boards come to: evaluated in place of the summary."""
+    by_name = {cause.name: cause for cause in causes()}
+    written = yaml.safe_load(plain_files()["brimline-alerts.yaml"])["groups"][0]["rules"]
+    templates = {
+        (rule["alert"], rule["labels"]["severity"]): rule["annotations"]["dashboard_url"] for rule in written
+    }
+    made = []
+    for name, link in LINKS.items():
+        cause = by_name[name]
+        rule = replace(cause.rule, summary=templates[cause.alert, cause.severity])
+        series = ({**cause.labels, "severity": cause.severity}, link)
+        case = cause.case()
+        made.append(
+            replace(
+                case,
+                name=f"{name}: link to its board",
+                expectations=(Firing(cause.fires_at, cause.alert, (series,)),),
+                rules=replace(case.rules, alerts=(rule,)),
+            )
+        )
+    return made
