@@ -171,7 +171,7 @@ def _of_readings(chosen: Thresholds) -> list[Alert]:
             severity="warning",
             expr=_named(f"count without (setting) ({family('target_config_mismatch')} == 1)"),
             for_seconds=chosen.number(mismatch, "for"),
-            summary=f"{SERVER} runs with {{{{ $value }}}} settings other than declared",
+            summary=f"{SERVER} runs with {{{{ $value }}}} setting{{{{ if gt $value 1.0 }}}}s{{{{ end }}}} other than declared",
             description="The server's live settings differ from those in the exporter's configuration: it was not "
             "restarted after a change, or the wrong server answers. The plan uses the live ones. The server's board "
             "names the settings.",
@@ -179,7 +179,12 @@ def _of_readings(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=gpu,
             severity="warning",
-            expr=f"{family('gpu_up')} == 0\nor\n({nvml} == 0 and max_over_time({nvml}[1d]) == 1)",
+            # A card that nobody uses and that was never readable (a display's, a MIG parent) is no loss.
+            expr=(
+                f"({family('gpu_up')} == 0 and on ({ON_GPU}) "
+                f"(target:gpu:info or max_over_time({family('gpu_up')}[1d]) == 1))\n"
+                f"or\n({nvml} == 0 and max_over_time({nvml}[1d]) == 1)"
+            ),
             for_seconds=chosen.number(gpu, "for"),
             summary="GPU memory {{ with $labels.gpu }}of {{ . }} {{ end }}cannot be read on {{ $labels.instance }}",
             description="Headroom and VRAM alerts are silent for the servers on it. The reason is on "

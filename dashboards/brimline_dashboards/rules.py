@@ -88,13 +88,14 @@ def anchor(alert: str) -> str:
     return alert.lower()
 
 
+# An empty variable would select nothing: what an alert does not name is left as the board has it.
 _BOARD_VARIABLES = {
     "fleet": "",
     "server": "?var-job={{ $labels.job }}&var-instance={{ $labels.instance }}"
-    "&var-target={{ $labels.target }}",
-    "gpu": "?var-job={{ $labels.job }}&var-gpu={{ $labels.gpu }}",
+    "{{ with $labels.target }}&var-target={{ . }}{{ end }}",
+    "gpu": "?var-job={{ $labels.job }}{{ with $labels.gpu }}&var-gpu={{ . }}{{ end }}",
     "ab": "?var-experiment={{ $labels.experiment }}",
-    "exporter": "?var-job={{ $labels.job }}",
+    "exporter": "{{ with $labels.job }}?var-job={{ . }}{{ end }}",
 }
 
 

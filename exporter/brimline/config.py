@@ -380,18 +380,15 @@ def _translate(source: _Source, plain: Any, error: msgspec.ValidationError) -> C
     text, separator, path = str(error).rpartition(" - at `$")
     if not separator:
         text, path = path, ""
-    place: Path_ = ()
-    value: Any = plain
-    for name, index in _PATH_PART.findall(path.rstrip("`")):
-        if index == "...":
-            # Some value of a mapping with free keys: the first one that is nothing, a list or a mapping, or
-            # that is no text where only text may stand.
-            plain_kinds = str if text.startswith("Expected `str`") else (str, int, float)
-            part: str | int = next(key for key, item in value.items() if not isinstance(item, plain_kinds))
-        else:
-            part = name or int(index)
-        place += (part,)
-        value = value[part]
+    parts = [
+        name or ("..." if index == "..." else int(index))
+        for name, index in _PATH_PART.findall(path.rstrip("`"))
+    ]
+    # Of a mapping with free keys it is not said which value is meant: the first that cannot be one.
+    allowed = {"Expected `str`": str, "Expected `object`": dict}.get(
+        text.partition(",")[0], (str, int, float)
+    )
+    place, value = _wrong(plain, parts, allowed)
     what = f"{_dotted(place)}: " if place else ""
     if missing := re.search(r"missing required field `(\w+)`", text):
         return source.error(place, f"{what}the key {missing.group(1)!r} is missing; add it")
@@ -405,6 +402,17 @@ def _translate(source: _Source, plain: Any, error: msgspec.ValidationError) -> C
         cure = _WHAT_IS_WANTED.get(wanted.group(1), wanted.group(1).strip("`"))
         return source.error(place, f"{what}found {_describe(value, place)}; write {cure}")
     return source.error(place, f"{what}{text}")
+
+
+def _wrong(value: Any, parts: list[str | int], allowed: Any) -> tuple[Path_, Any]:
+    """Place and value at the end of the parts; `...` is the first key that leads to nothing allowed."""
+    if not parts:
+        return (), value
+    for key in value if parts[0] == "..." else parts[:1]:
+        place, found = _wrong(value[key], parts[1:], allowed)
+        if "..." not in parts or not isinstance(found, allowed):
+            break
+    return (key, *place), found
 
 
 def _choices(annotation: Any) -> Iterator[str]:

@@ -76,6 +76,10 @@ def _shown(value: object) -> str:
     return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else repr(value)
 
 
+# Lookaround, back references, comments, conditions, atomic groups and possessive repetition.
+_NOT_RE2 = re.compile(r"\(\?(?:[=!#(>]|<[=!]|P[=>])|\\[1-9]|[*+?}]\+")
+
+
 def _pattern(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{_shown(value)} is not a regular expression; write text such as 'brimline.*'")
@@ -83,6 +87,8 @@ def _pattern(value: object) -> str:
         re.compile(value)
     except (re.error, RecursionError) as error:
         raise ValueError(f"{value!r} is not a regular expression ({error}); write 'brimline.*'") from None
+    if _NOT_RE2.search(value):
+        raise ValueError(f"{value!r} looks around or back, which Prometheus cannot; write 'brimline.*'")
     return value
 
 

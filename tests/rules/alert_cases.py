@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import yaml
 
 from brimline_dashboards.alerts import Alert, alerts
+from brimline_dashboards.rules import plain_files
 from rules.page import (
     CHAT_A,
     CHAT_B,
@@ -170,6 +173,8 @@ def _readings() -> list[Cause]:
     lost = H.changed("gpu_up", during(0, BEGINS, ENDS), gpu=GPU_A)
     for family in ("total", "used", "free", "reserved", "used_peak"):
         lost = lost.changed(f"gpu_memory_{family}_bytes", during(None, BEGINS, ENDS), gpu=GPU_A)
+    never = lost.changed("gpu_up", during(None, 0, BEGINS), gpu=GPU_A)
+    never = never.changed("gpu_up", during(None, ENDS), gpu=GPU_A)
     driver = H.changed("nvml_up", during(0, BEGINS, ENDS))
     for key in H.series:
         if "gpu" in dict(key[1]) and key[0] != full_name("target_gpu_info"):
@@ -216,6 +221,13 @@ def _readings() -> list[Cause]:
         Cause(
             alert="BrimlineConfigMismatch",
             severity="warning",
+            what="one setting differs",
+            page=H.changed("target_config_mismatch", during(1, BEGINS, ENDS), target=CHAT_A.name),
+            summary="chat-a runs with 1 setting other than declared",
+        ),
+        Cause(
+            alert="BrimlineConfigMismatch",
+            severity="warning",
             what="two settings differ",
             page=mismatch,
             summary="chat-a runs with 2 settings other than declared",
@@ -225,6 +237,14 @@ def _readings() -> list[Cause]:
             severity="warning",
             what="a card is lost",
             page=lost,
+            labels={**SCRAPE, "gpu": GPU_A},
+            summary="GPU memory of GPU-aaaa cannot be read on 10.0.0.7:10778",
+        ),
+        Cause(
+            alert="BrimlineGpuUnreadable",
+            severity="warning",
+            what="a server's card cannot be read since the exporter started",
+            page=never,
             labels={**SCRAPE, "gpu": GPU_A},
             summary="GPU memory of GPU-aaaa cannot be read on 10.0.0.7:10778",
         ),
@@ -563,3 +583,44 @@ def _servers() -> list[Cause]:
 def causes() -> list[Cause]:
     """All of them, in the order of the alerts."""
     return [*_exporters(), *_readings(), *_gpu_memory(), *_main_memory(), *_kv_cache(), *_servers()]
+
+
+# --- where they lead ---
+
+LINKS = {
+    "BrimlineExporterDown, warning: its scrape fails": "/d/brimline-exporter?var-job=brimline",
+    "BrimlineExporterDown, critical: its scrape fails": "/d/brimline-exporter",
+    "BrimlineTargetDown, warning: it cannot be read": (
+        "/d/brimline-server?var-job=brimline&var-instance=10.0.0.7:10778&var-target=chat-a"
+    ),
+    "BrimlineGpuUnreadable, warning: a card is lost": "/d/brimline-gpu?var-job=brimline&var-gpu=GPU-aaaa",
+    "BrimlineGpuUnreadable, warning: NVML is lost": "/d/brimline-gpu?var-job=brimline",
+    "BrimlineHostMemoryLow, critical: the machine": (
+        "/d/brimline-server?var-job=brimline&var-instance=10.0.0.7:10778"
+    ),
+    "BrimlineVariantWorse, warning: a verdict": "/d/brimline-ab?var-experiment=ctx",
+}
+
+
+def links() -> list[Case]:
+    """What the templates of links to boards come to: evaluated in place of the summary."""
+    by_name = {cause.name: cause for cause in causes()}
+    written = yaml.safe_load(plain_files()["brimline-alerts.yaml"])["groups"][0]["rules"]
+    templates = {
+        (rule["alert"], rule["labels"]["severity"]): rule["annotations"]["dashboard_url"] for rule in written
+    }
+    made = []
+    for name, link in LINKS.items():
+        cause = by_name[name]
+        rule = replace(cause.rule, summary=templates[cause.alert, cause.severity])
+        series = ({**cause.labels, "severity": cause.severity}, link)
+        case = cause.case()
+        made.append(
+            replace(
+                case,
+                name=f"{name}: link to its board",
+                expectations=(Firing(cause.fires_at, cause.alert, (series,)),),
+                rules=replace(case.rules, alerts=(rule,)),
+            )
+        )
+    return made

@@ -178,6 +178,12 @@ def traps() -> list[Case]:
             *trends,
         ),
         _case("an exporter that never had a GPU", no_gpu),
+        _case(
+            "a card that was never readable and belongs to no server",
+            page.added("gpu_up", 0, gpu="GPU-cccc").added(
+                "gpu_problem", 1, gpu="GPU-cccc", reason="not_supported"
+            ),
+        ),
         _case("the engine says that a full request fits, the prediction not", unfit),
         _case("one scrape of a server fails", blip),
         _case("headroom by tables alone is negative", uncalibrated),

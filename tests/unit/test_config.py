@@ -32,6 +32,7 @@ from brimline.config import (
     parse_listen,
 )
 from brimline.errors import ConfigError
+from brimline.thresholds import ALERTS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -47,6 +48,7 @@ NO_HOST_PORT = "is not HOST:PORT; write 127.0.0.1:10778"
 ELSEWHERE = "the listening process is visible for loopback urls only; write the settings down"
 TWICE = "both stand here; keep one"
 NO_DURATION = "is not a duration; write it with a unit, such as"
+WHOLE_SECONDS = "is not of whole seconds up to 30 days; write it as 90s or 5m"
 DEEP = "nested deeper than 20 levels; flatten it"
 ANCHORS = "YAML anchors and aliases are not supported; repeat the value"
 NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
@@ -61,8 +63,8 @@ A_UUID = "write a GPU's UUID or index"
 MISTAKES = {
     # keys
     "unknown-top-key": (
-        "2: unknown key 'target'; known: gpu, histograms, listen, models, peak_window, scrape_timeout, "
-        "targets"
+        "2: unknown key 'target'; known: alerts, gpu, histograms, listen, models, peak_window, "
+        "scrape_timeout, targets"
     ),
     "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
     "unknown-gpu-key": (
@@ -92,8 +94,54 @@ MISTAKES = {
         "2: model name 'a model' is no plain name; use letters, digits and . _ : / - (at most 128)"
     ),
     "model-path": "2: models.a: found the number 3; write text",
-    "not-yet-alerts": f"1: 'alerts' (thresholds of alert rules) {LATER}",
     "not-yet-targets-files": f"1: 'targets_files' (targets from further files) {LATER}",
+    # alerts
+    "alerts-is-a-list": f"1: alerts: found a list; {MAPPING}",
+    "alert-is-text": f"3: alerts.BrimlineTargetSlow: found the text '5m'; {MAPPING}",
+    "alert-is-nothing": f"2: alerts.BrimlineTargetSlow: found nothing; {MAPPING}",
+    "alert-value-is-a-list": (
+        "4: alerts.BrimlineVramGrowth.growth: found a list; write text, a number or true or false"
+    ),
+    "alert-unknown": (
+        "3: alerts.BrimlineVramHeadroomlow.warning_for: unknown alert 'BrimlineVramHeadroomlow'; "
+        f"known: {', '.join(ALERTS)}"
+    ),
+    "alert-unknown-and-empty": f"2: unknown alert 'BrimlineVramFull'; known: {', '.join(ALERTS)}",
+    "alert-unknown-key": (
+        "3: alerts.BrimlineTargetSlow.warning_for: unknown key 'warning_for' of BrimlineTargetSlow; "
+        "known: enabled, duration, for"
+    ),
+    "alert-enabled-is-a-number": "2: alerts.BrimlineTargetSlow.enabled: 0 is neither true nor false",
+    "alert-duration-without-unit": f"2: alerts.BrimlineTargetSlow.for: 10 {NO_DURATION} 5m",
+    "alert-duration-of-fractions": f"2: alerts.BrimlineTargetSlow.for: '1500ms' {WHOLE_SECONDS}",
+    "alert-duration-too-long": f"2: alerts.BrimlineTargetSlow.for: '31d' {WHOLE_SECONDS}",
+    "alert-size-in-words": (
+        "2: alerts.BrimlineVramGrowth.growth: 'much' is not a size in bytes; "
+        "write it as 512MiB, 2GiB or a plain number"
+    ),
+    "alert-size-is-true": "2: alerts.BrimlineVramGrowth.growth: True is not a size; write 512MiB",
+    "alert-ratio-in-percent": (
+        "2: alerts.BrimlineKvCacheSaturated.usage: 95 is above 1, which is all of it; "
+        "write a number from 0 to 1, such as 0.9"
+    ),
+    "alert-ratio-is-text": (
+        "2: alerts.BrimlineKvCacheSaturated.usage: '95%' is not a ratio; "
+        "write a number from 0 to 1, such as 0.9"
+    ),
+    "alert-number-below-zero": (
+        "2: alerts.BrimlineKvCachePreempting.per_minute: -1 is not a number; write a number from 0 on"
+    ),
+    "alert-pattern-unclosed": (
+        "2: alerts.BrimlineExporterDown.job: 'a(' is not a regular expression "
+        "(missing ), unterminated subpattern at position 1); write 'brimline.*'"
+    ),
+    "alert-pattern-is-a-number": (
+        "2: alerts.BrimlineExporterDown.job: 5 is not a regular expression; write text such as 'brimline.*'"
+    ),
+    "alert-pattern-of-python": (
+        "2: alerts.BrimlineExporterDown.job: '(?!test).*' looks around or back, which Prometheus cannot; "
+        "write 'brimline.*'"
+    ),
     # the text itself
     "file-is-a-list": "1: the file holds a list; write keys such as `targets:`",
     "file-is-text": "1: the file holds the text 'targets'; write keys such as `targets:`",
@@ -271,6 +319,11 @@ def test_a_full_file_decodes_to_what_it_says() -> None:
             processes=True,
         ),
         models={"llama-70b": "/models/llama-70b"},
+        alerts={
+            "BrimlineVramHeadroomLow": {"warning_headroom": "2GiB", "warning_for": "15m"},
+            "BrimlineHostMemoryLow": {"warning_ratio": 0.8},
+            "BrimlineTargetSlow": {"enabled": False},
+        },
         targets=[
             Target(
                 name="chat-a",

@@ -16,6 +16,8 @@ from brimline.units import (
     parse_bytes,
     parse_count,
     parse_duration,
+    write_bytes,
+    write_duration,
 )
 
 
@@ -155,3 +157,47 @@ def test_ratios_are_shown_in_percent(ratio: float | None, text: str) -> None:
 )
 def test_durations_are_shown_in_the_unit_that_people_use(seconds: float | None, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (0.9, "0s"),
+        (59, "59s"),
+        (60, "1m"),
+        (90, "1m30s"),
+        (5400, "1h30m"),
+        (86400, "1d"),
+        (90061, "1d1h1m1s"),
+    ],
+)
+def test_a_duration_is_written_as_prometheus_reads_it(seconds: float, text: str) -> None:
+    assert write_duration(seconds) == text
+
+
+@given(st.integers(0, 400 * 86400))
+def test_a_written_duration_is_read_back(seconds: int) -> None:
+    assert parse_duration(write_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (1000, "1000"),
+        (1023, "1023"),
+        (1024, "1KiB"),
+        (512 << 20, "512MiB"),
+        (1536 << 20, "1536MiB"),
+        (2 << 30, "2GiB"),
+        (3 << 40, "3TiB"),
+    ],
+)
+def test_a_size_is_written_in_the_largest_unit_that_is_exact(count: float, text: str) -> None:
+    assert write_bytes(count) == text
+
+
+@given(st.integers(0, 1 << 50))
+def test_a_written_size_is_read_back(count: int) -> None:
+    assert parse_bytes(write_bytes(count)) == count
