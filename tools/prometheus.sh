@@ -1,6 +1,6 @@
 #!/bin/sh
-# Print the folder that holds `prometheus`, `promtool`, `amtool` and `prometheus-alertmanager`, taking them from Debian's
-# packages into a cache if need be; `vmalert` and `victoria-metrics` too, where Debian has them.
+# Print the folder that holds `prometheus`, `promtool`, `amtool` and `alertmanager`, taking them from Debian's packages
+# into a cache if need be; `vmalert` and `victoria-metrics` too, where Debian has them.
 # No root is needed, nothing is installed and no service starts. Exit status 1 and the reason where it cannot be had.
 set -eu
 if command -v prometheus >/dev/null 2>&1 && command -v promtool >/dev/null 2>&1 && command -v amtool >/dev/null 2>&1; then
@@ -10,7 +10,7 @@ fi
 cache=${BRIMLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/brimline}/prometheus
 needed=
 [ -x "$cache/usr/bin/prometheus" ] && [ -x "$cache/usr/bin/promtool" ] || needed=prometheus
-[ -x "$cache/usr/bin/amtool" ] || needed="$needed prometheus-alertmanager"
+[ -x "$cache/usr/bin/amtool" ] && [ -x "$cache/usr/bin/alertmanager" ] || needed="$needed prometheus-alertmanager"
 if [ -z "$needed" ]; then
   echo "$cache/usr/bin"
   exit 0
@@ -49,6 +49,18 @@ for package in "$work"/*.deb; do
   dpkg-deb -x "$package" "$work/root"
 done
 mkdir -p "$cache"
+# Debian's Alertmanager opens its templates in /usr/share and nowhere else: lay the unpacked ones over that folder, for
+# this process alone. Where the kernel does not let us, it does not start.
+cat >"$work/root/usr/bin/alertmanager" <<'WRAPPER'
+#!/bin/sh
+here=$(cd "$(dirname "$0")" && pwd)
+[ "$(id -u)" = 0 ] && space=-m || space=-rm
+[ -e /usr/share/prometheus/alertmanager/default.tmpl ] && exec "$here/prometheus-alertmanager" "$@"
+exec unshare "$space" sh -c '
+  mount -t overlay overlay -o "lowerdir=$0/../share:/usr/share" /usr/share && exec "$0/prometheus-alertmanager" "$@"
+' "$here" "$@"
+WRAPPER
+chmod +x "$work/root/usr/bin/alertmanager"
 # Programs that run from there go on with their old file.
 cp -a --remove-destination "$work/root/." "$cache/"
 echo "$cache/usr/bin"

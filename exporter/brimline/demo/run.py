@@ -181,7 +181,7 @@ def _start_all(
     processes.start("exporter", [sys.executable, "-m", "brimline", "serve", "--config", config])
     processes.wait_until("exporter", lambda: answers(exporter_port, "/-/ready"))
     prometheus = shutil.which("prometheus")
-    prometheus_port = None
+    prometheus_port = alertmanager_port = None
     if prometheus is not None:
         prometheus_port = free_port(PROMETHEUS_PORT)
         rule_files = [folder / name for name in rules]
@@ -214,6 +214,8 @@ def _start_all(
         query = "brimline_kv_cache_usage_ratio&g0.tab=0&g0.range_input=15m"
         say(f"  Prometheus    http://127.0.0.1:{prometheus_port}/graph?g0.expr={query}")
         say(f"  alerts        http://127.0.0.1:{prometheus_port}/alerts")
+        if alertmanager_port is not None:
+            say(f"  Alertmanager  http://127.0.0.1:{alertmanager_port}/")
     else:
         say("  Prometheus    not found on PATH: install it to see history")
     for name, port in zip(PROFILES, server_ports, strict=True):
@@ -223,7 +225,7 @@ def _start_all(
 
 
 def _start_alertmanager(processes: Processes) -> int | None:
-    """Its port; None where there is no Alertmanager on PATH, which leaves alerts on Prometheus' own page."""
+    """Its port; None where no Alertmanager runs here, which leaves alerts on Prometheus' own page."""
     alertmanager = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
     if alertmanager is None:
         return None
@@ -240,7 +242,14 @@ def _start_alertmanager(processes: Processes) -> int | None:
             "--cluster.listen-address=",
         ],
     )
-    processes.wait_until("alertmanager", lambda: answers(port, "/-/ready"))
+    try:
+        processes.wait_until("alertmanager", lambda: answers(port, "/-/ready"))
+    except BrimlineError:
+        # One that cannot start (an unpacked package without its templates) must not end the demo.
+        if processes.running[-1][1].poll() is None:
+            raise
+        processes.running.pop()
+        return None
     return port
 
 
