@@ -256,6 +256,7 @@ def growth() -> list[Case]:
         return 60 <= minute < 120 or 225 <= minute < 270
 
     overweight = replace(CHAT_A, total=CHAT_A.total_high + 100 * MIB)
+    heavy = memory(page, GPU_A, overweight.total)
     wakes = memory(page, GPU_A, lambda minute: 2 * GIB if 60 <= minute < 90 else overweight.total)
     sleeper = memory(day, GPU_A, lambda minute: 2 * GIB if naps(minute) else CHAT_A.used)
     roomy = memory(
@@ -263,7 +264,7 @@ def growth() -> list[Case]:
     )
     return [
         _case("fast growth within the plan", memory(page, GPU_A, within_plan), *trends),
-        _case("a start that ends a little beyond the plan", restarted(page, overweight, at=60), *trends),
+        _case("a start that ends a little beyond the plan", restarted(heavy, overweight, at=60), *trends),
         _case(
             "a server that wakes to a little more than its plan",
             wakes.changed("target_sleeping", during(1, 60, 90), target=a),
