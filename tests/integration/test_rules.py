@@ -33,7 +33,14 @@ CAUSES = alert_cases.causes()
 FIRING = [cause.case() for cause in CAUSES]
 MISSING = [cause.missing() for cause in CAUSES]
 IDLE, START = quiet_cases.without_traffic(), quiet_cases.after_start()
-OTHERS = [*quiet_cases.everyday(), *quiet_cases.without_families(), *quiet_cases.traps()]
+OTHERS = [
+    *quiet_cases.everyday(),
+    *quiet_cases.without_families(),
+    *quiet_cases.traps(),
+    *quiet_cases.near_thresholds(),
+    *quiet_cases.growth(),
+    *quiet_cases.slower(),
+]
 RECORDED = recording_cases.cases()
 CASES = [*FIRING, *alert_cases.links(), *MISSING, *IDLE, *START, *OTHERS, *RECORDED]
 

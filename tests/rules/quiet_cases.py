@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from brimline_dashboards.alerts import alerts
 from rules.alert_cases import BY_KEY
 from rules.page import (
@@ -22,7 +25,7 @@ from rules.page import (
     restarted,
     server,
 )
-from rules.promtool import Case, RuleSet, nothing_fires, stands_on
+from rules.promtool import Case, Gives, RuleSet, nothing_fires, stands_on
 
 Key = tuple[str, str]
 EVERY: frozenset[Key] = frozenset(BY_KEY)
@@ -192,13 +195,121 @@ def traps() -> list[Case]:
             restarted(uncalibrated, CHAT_B, at=45),
         ),
         _case(
-            "a card that is 99 % full within its plan",
+            "a card that is nearly full within its plan",
             tight.changed("predicted_total_memory_high_bytes", CUDA - 600 * MIB, target=b),
         ),
         _case("a server is taken out of the configuration", removed),
         _case("an exporter restarts", exporter_restart),
         _case(
             "a spare GPU that belongs to no server",
-            page.beside(gpu(90, "GPU-cccc", CUDA - 10 * MIB, index="2")),
+            page.beside(gpu(90, "GPU-cccc", CUDA - 10 * MIB, index="2")).changed(
+                "gpu_process_memory_bytes", 70 * GIB, gpu="GPU-cccc", owner="other"
+            ),
         ),
+    ]
+
+
+def near_thresholds() -> list[Case]:
+    """A little less than it takes, everywhere at once."""
+    a, b = CHAT_A.name, CHAT_B.name
+
+    def page(left: float, beyond: float, stranger: float, main_memory: float, *, cache: float) -> Page:
+        """left: by the plan of chat-a, and at the peaks of chat-b. beyond: the plan of chat-a."""
+        page = memory(healthy(90), GPU_A, CHAT_A.total_high + beyond)
+        return (
+            page.changed("memory_headroom_bytes", left, target=a)
+            .changed("gpu_memory_used_peak_bytes", CUDA - left, gpu=CHAT_B.gpu)
+            .changed("gpu_process_memory_bytes", stranger, gpu=GPU_A, owner="other")
+            .changed("server_host_memory_used_bytes", main_memory * 64 * GIB, target=a)
+            .changed("host_memory_available_bytes", (1 - main_memory) * 256 * GIB)
+            .changed("kv_cache_usage_ratio", cache, target=a)
+            .changed("requests_waiting", 5, target=a)
+            .changed("preemptions_total", lambda minute: 0.9 * minute, target=a)
+            .changed("target_scrape_duration_seconds", 0.95, target=a)
+            .changed("kv_cache_max_concurrency_requests", 1.01, target=b)
+            .changed("predicted_total_memory_high_bytes", CUDA - MIB, target=b)
+        )
+
+    warnings = page(520 * MIB, 250 * MIB, 250 * MIB, 0.89, cache=0.94)
+    # Restarts after that much headroom, too.
+    warnings = restarted(warnings, CHAT_B, at=60)
+    criticals = page(130 * MIB, 250 * MIB, 250 * MIB, 0.96, cache=0.94)
+    fired = 'count by (alertname) (count_over_time(ALERTS{alertstate="firing", severity="critical"}[2h]))'
+    return [
+        _case("a little less than a warning takes", warnings),
+        Case(
+            "a little less than a critical alert takes", criticals, (Gives(89, fired),), interval_seconds=120
+        ),
+    ]
+
+
+def growth() -> list[Case]:
+    """Use of GPU memory that grows for a reason."""
+    a = CHAT_A.name
+    trends = ("BrimlineVramWillExhaust", "BrimlineVramGrowth")
+    page, day = healthy(150), healthy(560)
+
+    def within_plan(minute: int) -> float:
+        return 50 * GIB + 0.3 * GIB * max(0, min(60, minute - 60))
+
+    def naps(minute: int) -> bool:
+        return 60 <= minute < 120 or 225 <= minute < 270
+
+    overweight = replace(CHAT_A, total=CHAT_A.total_high + 100 * MIB)
+    heavy = memory(page, GPU_A, overweight.total)
+    wakes = memory(page, GPU_A, lambda minute: 2 * GIB if 60 <= minute < 90 else overweight.total)
+    sleeper = memory(day, GPU_A, lambda minute: 2 * GIB if naps(minute) else CHAT_A.used)
+    roomy = memory(
+        unplanned(healthy(240), CHAT_A), GPU_A, lambda minute: 30 * GIB + 0.13 * GIB * max(0, minute - 60)
+    )
+    return [
+        _case("fast growth within the plan", memory(page, GPU_A, within_plan), *trends),
+        _case("a start that ends a little beyond the plan", restarted(heavy, overweight, at=60), *trends),
+        _case(
+            "a server that wakes to a little more than its plan",
+            wakes.changed("target_sleeping", during(1, 60, 90), target=a),
+            *trends,
+        ),
+        _case(
+            "a server that sleeps twice within six hours",
+            sleeper.changed("target_sleeping", lambda minute: float(naps(minute)), target=a),
+            *trends,
+            interval_seconds=300,
+        ),
+        _case("growth without a plan on a card with much room", roomy, *trends),
+        _case(
+            "a KV cache that fills after a start",
+            restarted(healthy(150), CHAT_A, at=30).changed(
+                "kv_cache_usage_ratio", during(lambda minute: min(0.9, 0.09 * (minute - 34)), 34), target=a
+            ),
+            "BrimlineKvCacheWillSaturate",
+        ),
+    ]
+
+
+def slower() -> list[Case]:
+    """Fewer tokens per second for a reason, or with too little to compare with."""
+    a, name = CHAT_A.name, "BrimlineThroughputRegression"
+    page = healthy(220)
+
+    def halved(since: int) -> Callable[[int], float]:
+        return lambda minute: 6000 * min(minute, since) + 3000 * max(0, minute - since)
+
+    loaded = page.changed("requests_waiting", 4, target=a).changed(
+        "generation_tokens_total", halved(130), target=a
+    )
+    longer_prompts = loaded.changed(
+        "prompt_tokens_total", lambda minute: 12000 * minute + 12000 * max(0, minute - 130), target=a
+    )
+    young = page.changed("requests_waiting", during(4, 80), target=a).changed(
+        "generation_tokens_total", halved(110), target=a
+    )
+    seldom = page.changed(
+        "requests_waiting", lambda minute: 4 if minute < 130 or minute % 30 < 15 else 0, target=a
+    )
+    seldom = seldom.changed("generation_tokens_total", halved(130), target=a)
+    return [
+        _case("longer prompts", longer_prompts, name, interval_seconds=30),
+        _case("an hour of load is no yardstick", young, name, interval_seconds=30),
+        _case("requests wait now and then", seldom, name, interval_seconds=30),
     ]
