@@ -38,13 +38,33 @@ def read_architecture(path: Path) -> Architecture:
     if path.suffix == ".gguf":
         return architecture_of_gguf(read_gguf(path), str(path))
     file = path / "config.json" if path.is_dir() else path
+    return architecture_of_config(read_model_config(file), str(file))
+
+
+# ModelOpt up to 0.29 writes it beside config.json.
+QUANTIZATION_FILE = "hf_quant_config.json"
+
+
+def read_model_config(file: Path) -> dict[str, Any]:
+    """Settings of a config.json, with those of the quantization that stand beside it. Raises FootprintError."""
     config = read_config(file)
-    # ModelOpt up to 0.29 writes it beside config.json; what stands there itself wins (vLLM 0.32,
-    # transformers_utils/config.py get_config).
-    beside = file.with_name("hf_quant_config.json")
-    if config.get("quantization_config") is None and file.name == "config.json" and beside.exists():
-        config = {**config, "quantization_config": read_config(beside)}
-    return architecture_of_config(config, str(file))
+    beside = file.with_name(QUANTIZATION_FILE)
+    if file.name == "config.json" and wants_quantization(config) and beside.exists():
+        return with_quantization(config, read_config(beside))
+    return config
+
+
+def wants_quantization(config: Mapping[str, Any]) -> bool:
+    """True where a config.json does not say how the weights are quantized, so that a file beside it may.
+
+    What stands there itself wins (vLLM 0.32, transformers_utils/config.py get_config).
+    """
+    return config.get("quantization_config") is None
+
+
+def with_quantization(config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with those of an hf_quant_config.json."""
+    return {**config, "quantization_config": dict(beside)}
 
 
 def architecture_of_gguf(file: Gguf, source: str) -> Architecture:

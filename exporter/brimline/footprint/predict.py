@@ -12,9 +12,8 @@ from brimline.errors import FootprintError
 from brimline.estimate import Estimate
 from brimline.footprint.architecture import Architecture
 from brimline.footprint.calibration import Calibration
-from brimline.footprint.config_file import read_config
 from brimline.footprint.gpus import Gpu
-from brimline.footprint.hf_config import architecture_of_config, read_architecture
+from brimline.footprint.hf_config import architecture_of_config, read_architecture, read_model_config
 from brimline.footprint.settings import Settings, mapping
 from brimline.footprint.weights import StoredWeights, stored_weights
 from brimline.readings import COMPONENTS, Footprint, RankFootprint
@@ -117,7 +116,7 @@ def read_model(path: Path) -> Model:
         architecture = read_architecture(path)
         return Model(architecture, stored_weights(path, architecture))
     file = path / "config.json" if path.is_dir() else path
-    config = read_config(file)
+    config = read_model_config(file)
     architecture = architecture_of_config(config, str(file))
     return Model(architecture, stored_weights(file.parent, architecture), config)
 

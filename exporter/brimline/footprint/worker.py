@@ -31,7 +31,7 @@ from brimline.footprint.calibration import read_calibration
 from brimline.footprint.config_file import parse_config
 from brimline.footprint.controls import control_of
 from brimline.footprint.gpus import Gpu, described_gpu, find_gpu, live_gpu
-from brimline.footprint.hf_config import architecture_of_config
+from brimline.footprint.hf_config import QUANTIZATION_FILE, architecture_of_config
 from brimline.footprint.predict import Model, read_model
 from brimline.footprint.what_if import Scenario, Surroundings, surroundings, what_if_json
 from brimline.units import parse_bytes
@@ -177,10 +177,15 @@ def _read(path: Path) -> Model:
         raise FootprintError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Tells a model's file from the one that it is replaced by."""
+def _stamp(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    """Tells a model's files from those that they are replaced by."""
+    file = path / "config.json" if path.is_dir() else path
+    return tuple(map(_stamp_of_file, (file, file.with_name(QUANTIZATION_FILE))))
+
+
+def _stamp_of_file(file: Path) -> tuple[int, int] | None:
     try:
-        found = (path / "config.json").stat() if path.is_dir() else path.stat()
+        found = file.stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
