@@ -801,6 +801,7 @@ def _kv_cache(server: _Server, layout: _Layout) -> KvCacheFootprint:
         capacity_tokens=cache.cells,
         max_concurrency_requests=min(float(server.slots), cache.cells / longest),
         is_proportional=not (cache.window_bytes or cache.state_bytes),
+        of_all_devices=True,
     )
 
 

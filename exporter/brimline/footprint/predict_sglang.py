@@ -20,7 +20,13 @@ from brimline.footprint.architecture import Architecture, LatentAttention
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.constants import GIB, Name, constant
 from brimline.footprint.gpus import Gpu
-from brimline.footprint.other_caches import SglangCache, SglangCacheSettings, SglangPool, sglang_cache
+from brimline.footprint.other_caches import (
+    SglangCache,
+    SglangCacheSettings,
+    SglangPool,
+    SglangStage,
+    sglang_cache,
+)
 from brimline.footprint.runtime import (
     RuntimeSettings,
     SglangSettings,
@@ -324,14 +330,10 @@ class _Pools:
     visible_bytes: int
     source: str
 
-    @property
-    def bytes(self) -> Estimate:
-        return Estimate(
-            self.low.kv_bytes + self.low.state_bytes,
-            self.expected.kv_bytes + self.expected.state_bytes,
-            self.high.kv_bytes + self.high.state_bytes,
-            self.source,
-        )
+    def bytes_of(self, stage: SglangStage) -> Estimate:
+        """Of the pool on a GPU of one stage."""
+        low, expected, high = (stage.pool_bytes(pool) for pool in (self.low, self.expected, self.high))
+        return Estimate(low, expected, high, self.source)
 
     @property
     def pages(self) -> Estimate:
@@ -440,7 +442,9 @@ def predict_sglang(
     ratio, why = _static_ratio(architecture, launch, batch, gpu) if gpu is not None else (0.0, "")
     pools = _pools(cache, launch, fixed, gpu, ratio, why)
     table = _request_table(launch, pools, context)
-    ranks = tuple(_rank(stage, part, pools, table) for stage, part in enumerate(fixed))
+    ranks = tuple(
+        _rank(stage, part, cache.stages[stage], pools, table) for stage, part in enumerate(fixed)
+    )
     fits, headroom = _fit(ranks, cache, pools, context, gpu)
     return Footprint(
         engine="sglang",
@@ -476,7 +480,9 @@ def _cache_settings(launch: SglangLaunch) -> SglangCacheSettings:
     )
 
 
-def _rank(stage: int, fixed: _Fixed, pools: _Pools | None, table: Estimate) -> RankFootprint:
+def _rank(
+    stage: int, fixed: _Fixed, cache: SglangStage, pools: _Pools | None, table: Estimate
+) -> RankFootprint:
     working = fixed.forward
     if pools is not None and pools.slack is not None:
         # Nothing holds the working memory to what it needs but the slack itself.
@@ -492,11 +498,11 @@ def _rank(stage: int, fixed: _Fixed, pools: _Pools | None, table: Estimate) -> R
         "runtime": total((fixed.context, table), f"{fixed.context.source}; {table.source}"),
     }
     if pools is not None:
-        components["kv_cache"] = pools.bytes
+        components["kv_cache"] = pools.bytes_of(cache)
     whole = total(components.values(), "sum of the components")
     if pools is not None and pools.slack is not None:
         # What the weights take more, the pool takes less; beside both there is the slack and no more.
-        parts = (fixed.weights, pools.bytes)
+        parts = (fixed.weights, components["kv_cache"])
         static = sum(part.expected for part in parts)
         most = max(whole.expected, pools.visible_bytes)
         least = static + fixed.context.low + fixed.graphs.low + table.low + working.low
@@ -536,11 +542,11 @@ def _kv_cache(
         full_request_bytes=cache.request_bytes(context),
         bytes_by_tokens={length: cache.request_bytes(length) for length in shown_lengths(context)},
         block_tokens=page,
-        stage_block_bytes=(cache.full_token_bytes * page,) if plain else (),
+        stage_block_bytes=tuple(stage.full_token_bytes * page for stage in cache.stages) if plain else (),
         num_blocks=pages,
         capacity_tokens=None if pools is None else pools.expected.tokens,
         max_concurrency_requests=None if pools is None else pools.expected.tokens / context,
-        is_proportional=plain and page == 1,
+        is_proportional=plain,  # its tokens are whole pages
     )
 
 
