@@ -707,7 +707,8 @@ METRICS: tuple[Family, ...] = (
         "prediction_error_ratio",
         "gauge",
         "(observed - predicted) / predicted for a component whose observation is measured, of the rank with "
-        "the least cache. Of a KV cache in blocks it is the error of their number, not of their size. Absent where nothing is measured.",
+        "the least cache. Of a KV cache in blocks it is the error of their number, not of their size. "
+        "Absent where nothing is measured.",
         ("target", "component"),
         lambda snapshot: ((key, ratio) for key, ratio in snapshot.memory.error_ratio.items()),
         "reconciliation",

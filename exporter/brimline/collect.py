@@ -543,7 +543,9 @@ class TargetReader:
         self, detected: _Detected, reading: EngineReading, problems: list[Problem]
     ) -> TargetSnapshot:
         adapter = detected.adapter
-        settings = dict(sorted((_visible(detected.launch, adapter) | dict(reading.settings)).items()))
+        live = {name: clean_label(value) for name, value in reading.settings.items()}
+        declared = _visible(detected.launch, adapter)
+        settings = dict(sorted((declared | live).items()))
         if reading.bad_values:
             problems.append(Problem("bad_values", f"impossible values of {', '.join(reading.bad_values)}"))
         if reading.dropped_series:
@@ -564,8 +566,8 @@ class TargetReader:
             reading=reading,
             problems=tuple(problems),
             settings=settings,
-            mismatches=mismatches(_visible(detected.launch, adapter), reading.settings),
-            declared=_visible(detected.launch, adapter),
+            mismatches=mismatches(declared, live),
+            declared=declared,
             fingerprint=fingerprint,
         )
 
@@ -831,7 +833,7 @@ def with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple[
 
 
 def _rank_with_bytes(rank: RankReading, footprint: Footprint) -> RankReading:
-    """The rank with its cache in bytes: of its blocks where it counts them, as token counts may be logical."""
+    """The rank with its cache in bytes: of its blocks where it counts them, as tokens may be logical."""
     cache = footprint.kv_cache
     block_bytes = cache.block_bytes
     if block_bytes is not None and rank.kv_cache_blocks is not None:

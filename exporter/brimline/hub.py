@@ -46,7 +46,6 @@ def read_hub_model(name: str) -> Model:
     repository, _, revision = name.partition("@")
     wanted = revision or None
     try:
-        import huggingface_hub
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise FootprintError(

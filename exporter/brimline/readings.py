@@ -275,7 +275,7 @@ class KvCacheFootprint:
 
     bytes_per_token: that one more token of context costs for good; layers with windows or states cost none.
     full_request_bytes: most that one request of max_model_len_tokens may hold. bytes_by_tokens: the same for
-    other lengths. stage_block_bytes: of a block on each pipeline stage, one for each of Footprint.ranks; empty
+    other lengths. stage_block_bytes: of a block on each pipeline stage, as many as Footprint.ranks; empty
     where there are no blocks.
     num_blocks, capacity_tokens, max_concurrency_requests: None where the pool's size is not known.
     is_proportional: no windows or states, and tokens that are none but the cache's own, so that bytes are

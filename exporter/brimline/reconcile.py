@@ -268,7 +268,8 @@ def _strangers(
 def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
     """What no target accounts for on each GPU with a part; negative where less is used than said.
 
-    Of a GPU whose target tells no parts, that is all but what strangers hold. Measured less measured is measured; a remainder that holds the error of a prediction is not.
+    Of a GPU whose target tells no parts, that is all but what strangers hold. Measured less measured is
+    measured; a remainder that holds the error of a prediction is not.
     """
     accounted: dict[Uuid, int] = {}
     estimated = {part.gpu for part in parts if part.basis == "predicted"}

@@ -277,7 +277,9 @@ def test_layers_in_main_memory_keep_their_part_of_the_cache_there() -> None:
     )
     said = RankReading(model="m", kv_cache_capacity_bytes=40.0 * GIB, kv_cache_used_bytes=20.0 * GIB)
 
-    parts = in_gib(settled([target("chat", ((A, "0"),), footprint(on_gpu, kv_cache=cache), said)], [device()]))
+    parts = in_gib(
+        settled([target("chat", ((A, "0"),), footprint(on_gpu, kv_cache=cache), said)], [device()])
+    )
 
     assert parts["chat", "kv_cache_used", "measured"] == 15
     assert parts["chat", "kv_cache_free", "measured"] == 15

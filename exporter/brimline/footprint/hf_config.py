@@ -46,7 +46,7 @@ QUANTIZATION_FILE = "hf_quant_config.json"
 
 
 def read_model_config(file: Path) -> dict[str, Any]:
-    """Settings of a config.json, with those of the quantization that stand beside it. Raises FootprintError."""
+    """Settings of a config.json, with the quantization that stands beside it. Raises FootprintError."""
     config = read_config(file)
     beside = file.with_name(QUANTIZATION_FILE)
     if file.name == "config.json" and wants_quantization(config) and beside.exists():

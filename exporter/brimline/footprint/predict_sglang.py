@@ -10,7 +10,7 @@ stand between what a full prefill needs and all of the slack.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, exact, total
@@ -18,7 +18,7 @@ from brimline.footprint import settings as read
 from brimline.footprint.activations import BatchSettings, forward_bytes
 from brimline.footprint.architecture import Architecture, LatentAttention
 from brimline.footprint.calibration import Calibration
-from brimline.footprint.constants import GIB, Name, constant
+from brimline.footprint.constants import GIB, Name, constant, parse_version
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.other_caches import (
     SglangCache,
@@ -74,6 +74,8 @@ class SglangLaunch:
     dp_size: int = 1
     ep_size: int = 1
     enable_dp_attention: bool = False
+    attn_dp_size: int = 1
+    enable_dp_lm_head: bool = False
     swa_full_tokens_ratio: float = 0.8
     hybrid_windows: bool = True
     mamba_full_memory_ratio: float = 0.9
@@ -82,9 +84,25 @@ class SglangLaunch:
     cpu_offload_gb: float = 0.0
 
     @property
+    def attention_replicas(self) -> int:
+        """Attentions that the GPUs of --tp-size are divided among.
+
+        --attn-dp-size of newer versions, of which --dp-size with --enable-dp-attention is the older spelling
+        (0.5.23, arg_groups/parallel_hook.py handle_deprecated_dp_attention).
+        """
+        if self.attn_dp_size > 1:
+            return self.attn_dp_size
+        return self.dp_size if self.enable_dp_attention else 1
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the whole model, each on GPUs of its own."""
+        return 1 if self.enable_dp_attention and self.attn_dp_size == 1 else self.dp_size
+
+    @property
     def attention_ranks(self) -> int:
         """GPUs that share one request's attention."""
-        return self.tp_size // self.dp_size if self.enable_dp_attention else self.tp_size
+        return self.tp_size // self.attention_replicas
 
 
 def sglang_launch(settings: Settings) -> SglangLaunch:
@@ -114,6 +132,8 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
         dp_size=read.count(settings, "dp_size") or 1,
         ep_size=read.count(settings, "ep_size") or 1,
         enable_dp_attention=read.switch(settings, "enable_dp_attention") or False,
+        attn_dp_size=read.count(settings, "attn_dp_size") or 1,
+        enable_dp_lm_head=read.switch(settings, "enable_dp_lm_head") or False,
         swa_full_tokens_ratio=_or(read.number(settings, "swa_full_tokens_ratio"), 0.8),
         hybrid_windows=not read.switch(settings, "disable_hybrid_swa_memory"),
         mamba_full_memory_ratio=_or(read.number(settings, "mamba_full_memory_ratio"), 0.9),
@@ -124,8 +144,9 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
     ratio = launch.mem_fraction_static
     if ratio is not None and not 0 < ratio < 1:
         raise SettingError(f"--mem-fraction-static {ratio} must be between 0 and 1")
-    if launch.enable_dp_attention and launch.tp_size % launch.dp_size:
-        raise FootprintError(f"--dp-size {launch.dp_size} must divide --tp-size {launch.tp_size}")
+    if launch.tp_size % launch.attention_replicas:
+        flag = "--attn-dp-size" if launch.attn_dp_size > 1 else "--dp-size"
+        raise FootprintError(f"{flag} {launch.attention_replicas} must divide --tp-size {launch.tp_size}")
     return launch
 
 
@@ -185,7 +206,7 @@ def _static_ratio(
             prefill_graph_batches=batch.prefill_graphs,
             vision=vision,
             latent=batch.latent,
-            attention_replicas=launch.dp_size if launch.enable_dp_attention else 1,
+            attention_replicas=launch.attention_replicas,
         ),
     )
     return ratio, "the default of SGLang 0.5.23"
@@ -206,13 +227,34 @@ def _context(architecture: Architecture, launch: SglangLaunch) -> int:
 # --- the parts
 
 
+# The input embedding with data-parallel attention: in all models up to 0.5.7 whole on each GPU (models/*.py,
+# enable_tp=not is_dp_attention_enabled()), split over the GPUs of one attention (use_attn_tp_group) since 0.5.8
+# in models/deepseek_v2.py and since 0.5.9 in the others; in these few it is whole up to 0.5.23.
+_EMBEDDING_OF_ATTENTION = (0, 5, 9)
+_DEEPSEEK_EMBEDDING_OF_ATTENTION = (0, 5, 8)
+_DEEPSEEK = ("deepseek", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite")
+_WHOLE_EMBEDDING = ("exaone_moe", "qwen3_5", "step3p5")
+
+
+def _has_whole_embedding(model_type: str, version: str | None) -> bool:
+    """True where each GPU has all of the input embedding, if its attention is data-parallel."""
+    if model_type.startswith(_WHOLE_EMBEDDING):
+        return True
+    if version is None:
+        return False
+    is_deepseek = model_type.startswith(_DEEPSEEK)
+    since = _DEEPSEEK_EMBEDDING_OF_ATTENTION if is_deepseek else _EMBEDDING_OF_ATTENTION
+    return parse_version(version) < since
+
+
 def _weights(
-    architecture: Architecture, launch: SglangLaunch, stored: StoredWeights | None
+    architecture: Architecture, launch: SglangLaunch, stored: StoredWeights | None, version: str | None
 ) -> list[RankWeights]:
     """The weights of the first rank of each stage.
 
     The remainder of the layers goes to the last stages (distributed/utils.py get_pp_indices). With data
-    parallel attention a rank holds more of the attention than of the rest.
+    parallel attention a rank holds more of the attention than of the rest, and so of the input embedding;
+    of the head only with --enable-dp-lm-head.
     """
     count = len(architecture.layers)
     if launch.pp_size > count:
@@ -235,15 +277,21 @@ def _weights(
     if launch.attention_ranks == launch.tp_size:
         return whole
     wider = ranks(launch.attention_ranks)
+    embedding = wider
+    if _has_whole_embedding(architecture.model_type, version):
+        embedding = ranks(1)
+    head = wider if launch.enable_dp_lm_head else whole
     return [
-        RankWeights(
-            pipeline_stage=rank.pipeline_stage,
-            tensor_rank=0,
-            layers=rank.layers,
-            parts={**rank.parts, "attention": other.parts["attention"]},
-            host=rank.host,
+        replace(
+            rank,
+            parts={
+                **rank.parts,
+                "attention": wider[stage].parts["attention"],
+                "embedding": embedding[stage].parts["embedding"],
+                "head": head[stage].parts["head"],
+            },
         )
-        for rank, other in zip(whole, wider, strict=True)
+        for stage, rank in enumerate(whole)
     ]
 
 
@@ -437,14 +485,12 @@ def predict_sglang(
     cache = sglang_cache(architecture, _cache_settings(launch))
     notes += cache.assumptions
     batch = _batch(architecture, launch, gpu, notes)
-    stages = _weights(architecture, launch, stored)
+    stages = _weights(architecture, launch, stored, version)
     fixed = [_fixed(architecture, launch, batch, weights, gpu, calibration) for weights in stages]
     ratio, why = _static_ratio(architecture, launch, batch, gpu) if gpu is not None else (0.0, "")
     pools = _pools(cache, launch, fixed, gpu, ratio, why)
     table = _request_table(launch, pools, context)
-    ranks = tuple(
-        _rank(stage, part, cache.stages[stage], pools, table) for stage, part in enumerate(fixed)
-    )
+    ranks = tuple(_rank(stage, part, cache.stages[stage], pools, table) for stage, part in enumerate(fixed))
     fits, headroom = _fit(ranks, cache, pools, context, gpu)
     return Footprint(
         engine="sglang",
@@ -453,7 +499,7 @@ def predict_sglang(
         ranks=ranks,
         kv_cache=_kv_cache(cache, launch, pools, context),
         tensor_parallel=launch.tp_size,
-        data_parallel=1 if launch.enable_dp_attention else launch.dp_size,
+        data_parallel=launch.replicas,
         max_running_requests=launch.max_running_requests,
         decode_ceiling=_ceiling(architecture, launch, stages, gpu, notes),
         fits=fits,
@@ -559,7 +605,7 @@ def _ceiling(
 ) -> DecodeCeiling | None:
     if gpu is None or gpu.bandwidth_bytes_per_second is None:
         return None
-    if launch.pp_size > 1 or launch.enable_dp_attention:
+    if launch.pp_size > 1 or launch.attention_replicas > 1:
         notes.append("No decode ceiling is given for a pipeline, nor with data-parallel attention.")
         return None
     element = 1.0 if launch.kv_cache_dtype.startswith(("fp8", "mxfp8")) else 2.0

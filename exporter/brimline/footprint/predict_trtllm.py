@@ -69,15 +69,15 @@ def trtllm_launch(settings: Settings) -> TrtllmLaunch:
     A flag wins over kv_cache_config.
     """
     options = read.mapping(settings, "kv_cache_config") or {}
-    merged = dict(settings)
+    of_file: dict[str, str] = {}
     for name, flag in (
         ("free_gpu_memory_fraction", "kv_cache_free_gpu_memory_fraction"),
         ("dtype", "kv_cache_dtype"),
         ("tokens_per_block", "tokens_per_block"),
         ("max_tokens", "max_tokens"),
     ):
-        for key, value in _of_file(options, name, flag).items():
-            merged.setdefault(key, value)
+        of_file |= _of_file(options, name, flag)
+    merged = {**of_file, **settings}
     fraction = read.number(merged, "kv_cache_free_gpu_memory_fraction")
     if fraction is None:
         fraction = read.number(merged, "free_gpu_memory_fraction")

@@ -32,7 +32,8 @@ LLAMA = {
     "max_position_embeddings": 131072, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
 }  # fmt: skip
 WINDOWS = {
-    **LLAMA, "model_type": "gemma3_text", "head_dim": 256, "sliding_window": 1024, "sliding_window_pattern": 6,
+    **LLAMA, "model_type": "gemma3_text", "head_dim": 256, "sliding_window": 1024,
+    "sliding_window_pattern": 6,
 }  # fmt: skip
 TOKEN = 2 * 8 * 128 * 2  # of one layer
 
@@ -134,7 +135,9 @@ def test_a_pool_of_sglang_is_smaller_on_a_stage_with_fewer_layers() -> None:
 def test_a_server_of_sglang_that_states_its_tokens_only_has_bytes_that_are_no_measurement() -> None:
     footprint = of("sglang", pp_size=2)
 
-    memory = settled(footprint, RankReading(model="m", kv_cache_capacity_tokens=65536, kv_cache_used_tokens=0))
+    memory = settled(
+        footprint, RankReading(model="m", kv_cache_capacity_tokens=65536, kv_cache_used_tokens=0)
+    )
 
     assert sizes(memory, 1)["kv_cache_free", "predicted"] == 65536 * 17 * TOKEN
     assert sizes(memory, 0)["kv_cache_free", "predicted"] == 65536 * 16 * TOKEN
