@@ -228,8 +228,8 @@ def _context(architecture: Architecture, launch: SglangLaunch) -> int:
 
 
 # The input embedding with data-parallel attention: in all models up to 0.5.7 whole on each GPU (models/*.py,
-# enable_tp=not is_dp_attention_enabled()), split over the GPUs of one attention (use_attn_tp_group) since 0.5.8
-# in models/deepseek_v2.py and since 0.5.9 in the others; in these few it is whole up to 0.5.23.
+# enable_tp=not is_dp_attention_enabled()), split over the GPUs of one attention (use_attn_tp_group) since
+# 0.5.8 in models/deepseek_v2.py and since 0.5.9 in the others; in these few it is whole up to 0.5.23.
 _EMBEDDING_OF_ATTENTION = (0, 5, 9)
 _DEEPSEEK_EMBEDDING_OF_ATTENTION = (0, 5, 8)
 _DEEPSEEK = ("deepseek", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite")

@@ -178,7 +178,7 @@ def test_attention_of_replicas_is_split_among_fewer_gpus() -> None:
 
 
 def test_both_spellings_of_data_parallel_attention_are_one() -> None:
-    """0.5.23 says attn_dp_size 4, dp_size 1 and enable_dp_attention of a server started with the older one."""
+    """0.5.23 says attn_dp_size 4, dp_size 1 and enable_dp_attention where the older one was given."""
     older, newer, stated = (
         of(tp_size=8, dp_size=4, enable_dp_attention=True),
         of(tp_size=8, attn_dp_size=4),
