@@ -405,7 +405,8 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
     slots make 3 of 512). Windows get min(context, window * (slots where unified) + micro batch) cells,
     rounded up to 256 (src/llama-kv-cache-iswa.cpp). MLA keeps one latent and no V (src/llama-kv-cache.cpp).
     Recurrent states are float32, one for each slot (src/llama-memory-recurrent.cpp).
-    Raises FootprintError for cache types that are not known or do not divide a row.
+    Raises FootprintError for cache types that are not known or do not divide a row, and for more slots than
+    cells (src/llama-context.cpp: n_ctx_seq == 0).
     """
     _at_least_one(
         {
@@ -431,6 +432,10 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
     assumptions: list[str] = []
     total = _rounded_up(context, _CELL_STEP)
     slot_context = total if settings.unified else _rounded_up(total // settings.slots, _CELL_STEP)
+    if not slot_context:
+        raise FootprintError(
+            f"--parallel {settings.slots}: the {total:,} cells of --ctx-size give no slot a whole one"
+        )
     streams = 1 if settings.unified else settings.slots
     micro = min(context, settings.batch, settings.micro_batch)
     mixers = _mixers(model)

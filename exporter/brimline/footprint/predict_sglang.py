@@ -127,12 +127,12 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
         ),
         page_size=read.count(settings, "page_size") or 1,
         mem_fraction_static=read.number(settings, "mem_fraction_static"),
-        tp_size=read.count(settings, "tp_size") or 1,
-        pp_size=read.count(settings, "pp_size") or 1,
-        dp_size=read.count(settings, "dp_size") or 1,
-        ep_size=read.count(settings, "ep_size") or 1,
+        tp_size=read.ranks(settings, "tp_size") or 1,
+        pp_size=read.ranks(settings, "pp_size") or 1,
+        dp_size=read.ranks(settings, "dp_size") or 1,
+        ep_size=read.ranks(settings, "ep_size") or 1,
         enable_dp_attention=read.switch(settings, "enable_dp_attention") or False,
-        attn_dp_size=read.count(settings, "attn_dp_size") or 1,
+        attn_dp_size=read.ranks(settings, "attn_dp_size") or 1,
         enable_dp_lm_head=read.switch(settings, "enable_dp_lm_head") or False,
         swa_full_tokens_ratio=_or(read.number(settings, "swa_full_tokens_ratio"), 0.8),
         hybrid_windows=not read.switch(settings, "disable_hybrid_swa_memory"),
@@ -257,8 +257,6 @@ def _weights(
     of the head only with --enable-dp-lm-head.
     """
     count = len(architecture.layers)
-    if launch.pp_size > count:
-        raise FootprintError(f"--pp-size {launch.pp_size} is more than the model's {count} layers")
     sizes = [count // launch.pp_size] * launch.pp_size
     for back in range(1, count % launch.pp_size + 1):
         sizes[-back] += 1
@@ -481,6 +479,9 @@ def predict_sglang(
     ):
         notes.append(calibration.unused)
         calibration = None
+    layers = len(architecture.layers)
+    if launch.pp_size > layers:
+        raise FootprintError(f"--pp-size {launch.pp_size} is more than the model's {layers} layers")
     context = _context(architecture, launch)
     cache = sglang_cache(architecture, _cache_settings(launch))
     notes += cache.assumptions

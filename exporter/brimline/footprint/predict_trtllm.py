@@ -86,9 +86,9 @@ def trtllm_launch(settings: Settings) -> TrtllmLaunch:
     return TrtllmLaunch(
         dtype=read.text(merged, "dtype"),
         quantization=read.text(merged, "quantization"),
-        tp_size=read.count(merged, "tp_size") or 1,
-        pp_size=read.count(merged, "pp_size") or 1,
-        ep_size=read.count(merged, "ep_size") or 1,
+        tp_size=read.ranks(merged, "tp_size") or 1,
+        pp_size=read.ranks(merged, "pp_size") or 1,
+        ep_size=read.ranks(merged, "ep_size") or 1,
         max_seq_len=read.count(merged, "max_seq_len"),
         max_batch_size=read.count(merged, "max_batch_size") or 2048,
         max_num_tokens=read.count(merged, "max_num_tokens") or 8192,

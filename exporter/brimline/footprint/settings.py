@@ -44,6 +44,18 @@ def count(settings: Settings, name: str, *, least: int = 1) -> int | None:
     return number
 
 
+# More GPUs than any server is spread over; what is larger is refused before anything is made for each.
+MOST_RANKS = 4096
+
+
+def ranks(settings: Settings, name: str, *, least: int = 1) -> int | None:
+    """GPUs, or groups of them, among which something is divided. Raises SettingError as `count` does."""
+    number = count(settings, name, least=least)
+    if number is not None and number > MOST_RANKS:
+        raise SettingError(f"{flag(name)} {number}: no server is spread over more than {MOST_RANKS} GPUs")
+    return number
+
+
 def size(settings: Settings, name: str) -> int | None:
     """A size in bytes such as 8GiB, 4294967296 or, as vLLM writes it, 8G. Raises SettingError for others."""
     stated = _stated(settings, name)

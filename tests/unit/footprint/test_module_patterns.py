@@ -27,7 +27,8 @@ NAMES = [
     "lm_head", "model.lm_head", NAME, "model.layers.3.mlp.gate", "model.layers.3.mlp.gate_proj",
     "model.layers.18.mlp.gate_up_proj", "vision_tower.blocks.0.qkv",
     "model.layers.1.mlp.experts.0.down_proj",
-    "model.layers.15.linear_attn.in_proj_a", "visual.blocks.1.q_proj", "model.layers.123.self_attn.v_proj", "",
+    "model.layers.15.linear_attn.in_proj_a", "visual.blocks.1.q_proj", "model.layers.123.self_attn.v_proj",
+    "",
 ]  # fmt: skip
 
 ATTACKS = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from brimline.collect import with_kv_bytes
+from brimline.errors import FootprintError
 from brimline.footprint.gpus import find_gpu
 from brimline.footprint.hf_config import architecture_of_config
 from brimline.footprint.predict import PREDICTORS, Model, as_json, predict
@@ -112,7 +114,7 @@ def test_a_server_is_reconciled_and_planned_in_every_number_of_stages(
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 def test_a_stage_with_fewer_layers_has_less_of_the_cache(engine: str) -> None:
     """33 layers in two stages are 16 and 17; what the server states is of the fullest GPU."""
-    footprint = of(engine, **TWO_STAGES[engine])
+    footprint = of(engine, LLAMA, **TWO_STAGES[engine])
     block = footprint.kv_cache.block_tokens or 1
 
     assert sorted(footprint.kv_cache.stage_block_bytes) == [16 * TOKEN * block, 17 * TOKEN * block]
@@ -127,6 +129,46 @@ def test_a_pool_of_sglang_is_smaller_on_a_stage_with_fewer_layers() -> None:
     first, last = of("sglang", pp_size=2).ranks
 
     assert first.components["kv_cache"].expected * 17 == last.components["kv_cache"].expected * 16
+
+
+# --- sizes from anywhere ---
+
+
+@pytest.mark.parametrize("number", [300_000_000, 10**15])
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        *(("vllm", f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data")),
+        ("vllm", "decode_context_parallel_size"), ("vllm", "prefill_context_parallel_size"),
+        *(("sglang", f"{kind}_size") for kind in ("tp", "pp", "dp", "ep", "attn_dp")),
+        *(("trtllm", f"{kind}_size") for kind in ("tp", "pp", "ep")),
+        ("llamacpp", "main_gpu"),
+    ],
+)  # fmt: skip
+def test_a_server_over_more_gpus_than_there_are_is_refused_at_once(
+    engine: str, name: str, number: int
+) -> None:
+    """A server states its sizes itself: one page must not take the exporter's memory."""
+    with pytest.raises(FootprintError, match=f"--{name.replace('_', '-')} {number}: no server is spread"):
+        of(engine, LLAMA, **{name: number, "split_mode": "none"})
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [("sglang", "pp_size"), ("trtllm", "pp_size"), ("vllm", "pipeline_parallel_size")]
+)
+def test_more_stages_than_layers_are_refused(engine: str, name: str) -> None:
+    with pytest.raises(FootprintError, match=r"34 (is more than|stages|.*33 layers)|33 layers"):
+        of(engine, LLAMA, **{name: 34})
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [("sglang", "chunked_prefill_size"), ("llamacpp", "n_cpu_moe"), ("llamacpp", "parallel")],
+)
+def test_a_huge_count_takes_no_more_memory_or_time_than_a_small_one(engine: str, name: str) -> None:
+    """Nothing is made for each of 10^15: this test would not come back."""
+    with contextlib.suppress(FootprintError):
+        of(engine, LLAMA, **{name: 10**15})
 
 
 # --- what is measured ---
