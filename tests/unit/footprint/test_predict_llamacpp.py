@@ -424,9 +424,9 @@ def test_nothing_is_lowered_where_layers_were_asked_for() -> None:
 
 
 def test_a_server_that_leaves_layers_on_the_host_fits_whatever_its_context() -> None:
-    """It measures its own parts and gives up layers until its margin is left: no length but a longer one fails.
+    """It measures its own parts and gives up layers until its margin is left.
 
-    Of 32 layers of 70B's width on a card of 16 GiB, some cannot lie there with any context.
+    14 GiB of weights on a card of 16 GiB leave room for few tokens beside all layers, for more beside fewer.
     """
     card = described_gpu(16 * GIB, 1e12)
     said = [
@@ -455,7 +455,8 @@ def test_a_server_that_may_not_move_layers_is_judged_by_its_high_bounds() -> Non
 def test_the_longest_context_that_fits_does_not_depend_on_where_the_search_begins() -> None:
     """With layers that stay where they are, and with layers that move: whatever lies below it fits, too."""
     card = described_gpu(24 * GIB, 1e12)
-    for settings, longest in (({"n_gpu_layers": "99"}, None), ({}, 131072)):
+    cases: tuple[tuple[dict[str, Any], int | None], ...] = (({"n_gpu_layers": "99"}, None), ({}, 131072))
+    for settings, longest in cases:
         scenario = Scenario(model=LLAMA, engine="llamacpp", settings=settings, gpu=card)
         found = longest_context(scenario, "ctx_size")
         around = surroundings(scenario, seconds=60)
@@ -466,11 +467,11 @@ def test_the_longest_context_that_fits_does_not_depend_on_where_the_search_begin
         # A slot has cells in steps of 256.
         assert -(-around.longest_fitting // 256) == -(-found // 256)
         assert all(
-            of(gpu=card, ctx_size=length, **settings).fits
+            of(LLAMA, card, ctx_size=length, **settings).fits
             for length in range(256, found, max(256, found // 20))
         )
         if found < 131072:
-            assert not of(gpu=card, ctx_size=found + 512, **settings).fits
+            assert not of(LLAMA, card, ctx_size=found + 512, **settings).fits
 
 
 def test_a_gpu_holds_its_cuda_context_beside() -> None:
