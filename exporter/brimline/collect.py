@@ -174,6 +174,7 @@ class TargetReader:
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
         self._defect: str | None = None
+        self._troubles: frozenset[str] = frozenset()
         self._last_success: float | None = None
         self._fingerprint: str | None = None
         self._config_changed: float | None = None
@@ -230,6 +231,7 @@ class TargetReader:
             logger.exception("target=%s unexpected error", self.target.name)
             trouble = Problem("internal", f"{type(error).__name__}: {error}")
             snapshot = dataclasses.replace(snapshot, problems=(*snapshot.problems, trouble))
+        self._log_troubles(snapshot)
         for problem in snapshot.problems:
             # What min_interval serves again was not met again.
             if not any(problem is known for known in kept):
@@ -319,6 +321,16 @@ class TargetReader:
             logger.info("target=%s state=up", self.target.name)
         else:
             logger.warning("target=%s state=down reason=%s detail=%r", self.target.name, reason, detail)
+
+    def _log_troubles(self, snapshot: TargetSnapshot) -> None:
+        """A line for each problem that a target has newly while it is up."""
+        if self._quiet or not snapshot.up:
+            return
+        for problem in snapshot.problems:
+            if problem.reason not in self._troubles:
+                name = self.target.name
+                logger.warning("target=%s problem=%s detail=%r", name, problem.reason, problem.detail)
+        self._troubles = frozenset(problem.reason for problem in snapshot.problems)
 
     @property
     def trace(self) -> list[str]:

@@ -185,8 +185,8 @@ def sglang_prefill_graphs(max_tokens: int) -> int:
         *range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64),
         *range(1280, 4097, 256),
     ]  # fmt: skip
-    large = len(range(4608, max_tokens + 1, 512))
-    return large + sum(size <= max_tokens for size in sizes)
+    small = [size for size in sizes if size <= max_tokens]
+    return len(small) + len(range(4608, max_tokens + 1, 512))
 
 
 def sglang_static_ratio(gpu_memory_bytes: int, settings: SglangSettings) -> float:
