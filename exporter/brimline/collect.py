@@ -290,7 +290,7 @@ class TargetReader:
         """The snapshot where what is predicted met a defect of ours, which must not cost other targets."""
         if is_new:
             self._errors["internal"] += 1
-            if self._defect != detail:  # once, and not at every scrape
+            if self._defect != detail and not self._quiet:  # once, and not at every scrape
                 logger.error("target=%s unexpected error detail=%r", self.target.name, detail)
         self._defect = detail
         problems = (*snapshot.problems, Problem("internal", detail))

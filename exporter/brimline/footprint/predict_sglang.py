@@ -136,10 +136,10 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
         enable_dp_lm_head=read.switch(settings, "enable_dp_lm_head") or False,
         swa_full_tokens_ratio=_or(read.number(settings, "swa_full_tokens_ratio"), 0.8),
         hybrid_windows=not read.switch(settings, "disable_hybrid_swa_memory"),
-        mamba_full_memory_ratio=_or(read.number(settings, "mamba_full_memory_ratio"), 0.9),
+        mamba_full_memory_ratio=_or(read.number(settings, "mamba_full_memory_ratio", least=0), 0.9),
         max_mamba_cache_size=read.count(settings, "max_mamba_cache_size"),
         mamba_ssm_dtype=read.text(settings, "mamba_ssm_dtype"),
-        cpu_offload_gb=read.number(settings, "cpu_offload_gb") or 0.0,
+        cpu_offload_gb=read.number(settings, "cpu_offload_gb", least=0) or 0.0,
     )
     ratio = launch.mem_fraction_static
     if ratio is not None and not 0 < ratio < 1:

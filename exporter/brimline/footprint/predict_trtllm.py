@@ -8,6 +8,7 @@ trtllm-serve with underscores; those of its options file that decide memory as k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,15 @@ def trtllm_launch(settings: Settings) -> TrtllmLaunch:
 
     A flag wins over kv_cache_config.
     """
+    try:
+        return _launch(settings)
+    except SettingError as error:
+        # Its flags have underscores on the command line, too (commands/serve.py).
+        said = re.sub(r"--[\w-]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", str(error))
+        raise SettingError(said) from None
+
+
+def _launch(settings: Settings) -> TrtllmLaunch:
     options = read.mapping(settings, "kv_cache_config") or {}
     of_file: dict[str, str] = {}
     for name, flag in (
@@ -185,6 +195,10 @@ def predict_trtllm(
         notes.append(calibration.unused)
         calibration = None
     context = _context(architecture, launch)
+    layers = len(architecture.layers)
+    if launch.pp_size > layers:
+        raise FootprintError(f"--pp_size {launch.pp_size} is more than the model's {layers} layers")
+    caches = _caches(architecture, launch)
     sharding = Sharding(
         tensor=launch.tp_size, pipeline=launch.pp_size, expert=launch.ep_size == launch.tp_size > 1
     )
@@ -194,7 +208,6 @@ def predict_trtllm(
         if rank.tensor_rank == 0
     ]
     fixed = [_fixed(architecture, launch, stage, gpu, calibration) for stage in stages]
-    caches = _caches(architecture, launch)
     notes += caches[1].assumptions
     blocks = _blocks(caches, fixed, launch, gpu)
     ranks = tuple(_rank(stage, part, caches, blocks, gpu) for stage, part in enumerate(fixed))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from brimline.errors import FootprintError
 from brimline.estimate import Estimate, exact, total
 from brimline.footprint.activations import (
     Activations,
@@ -179,6 +180,9 @@ def predict_vllm(
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
     if not launch.takes_images:
         architecture, stored = _without_senses(architecture, stored)
+    depth, layers = launch.pipeline_parallel_size, len(architecture.layers)
+    if depth > layers:
+        raise FootprintError(f"--pipeline-parallel-size {depth} is more than the model's {layers} layers")
     context = context_of(architecture, launch, version)
     sequences, batched = batch_of(launch, gpu, context, assumptions)
     assumptions += _said_of(launch, version)

@@ -69,8 +69,8 @@ def size(settings: Settings, name: str) -> int | None:
         raise SettingError(f"{flag(name)}: {error}") from None
 
 
-def number(settings: Settings, name: str) -> float | None:
-    """A number. Raises SettingError for others."""
+def number(settings: Settings, name: str, *, least: float | None = None) -> float | None:
+    """A number. Raises SettingError for others and below `least`."""
     stated = _stated(settings, name)
     if stated is None:
         return None
@@ -80,6 +80,16 @@ def number(settings: Settings, name: str) -> float | None:
         value = math.nan
     if not math.isfinite(value):
         raise SettingError(f"{flag(name)}: {stated!r} is not a number")
+    if least is not None and value < least:
+        raise SettingError(f"{flag(name)} {stated}: it is {least:g} or more")
+    return value
+
+
+def ratio(settings: Settings, name: str) -> float | None:
+    """A part of a whole, above 0 and at most 1. Raises SettingError for others."""
+    value = number(settings, name)
+    if value is not None and not 0 < value <= 1:
+        raise SettingError(f"{flag(name)} {settings[name]}: it is above 0 and at most 1")
     return value
 
 

@@ -149,7 +149,8 @@ def test_a_server_over_more_gpus_than_there_are_is_refused_at_once(
     engine: str, name: str, number: int
 ) -> None:
     """A server states its sizes itself: one page must not take the exporter's memory."""
-    with pytest.raises(FootprintError, match=f"--{name.replace('_', '-')} {number}: no server is spread"):
+    flag = name if engine == "trtllm" else name.replace("_", "-")
+    with pytest.raises(FootprintError, match=f"--{flag} {number}: no server is spread"):
         of(engine, LLAMA, **{name: number, "split_mode": "none"})
 
 
@@ -157,7 +158,7 @@ def test_a_server_over_more_gpus_than_there_are_is_refused_at_once(
     ("engine", "name"), [("sglang", "pp_size"), ("trtllm", "pp_size"), ("vllm", "pipeline_parallel_size")]
 )
 def test_more_stages_than_layers_are_refused(engine: str, name: str) -> None:
-    with pytest.raises(FootprintError, match=r"34 (is more than|stages|.*33 layers)|33 layers"):
+    with pytest.raises(FootprintError, match="34 is more than the model's 33 layers"):
         of(engine, LLAMA, **{name: 34})
 
 
