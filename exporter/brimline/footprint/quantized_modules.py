@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from brimline.errors import FootprintError
 from brimline.footprint.architecture import Quantization
-from brimline.footprint.module_patterns import Effort, Pattern, Patterns, glob, regular_expression
+
+if TYPE_CHECKING:
+    from brimline.footprint.module_patterns import Effort, Pattern, Patterns
 
 _MAX_PATTERNS = 2000
 _NUMBER = re.compile(r"\d+")
@@ -40,12 +43,7 @@ class Modules:
                 f"quantization_config: {len(patterns)} patterns name modules, more than are read"
             )
         # Patterns of one layer by its number; of every layer under None; of some layers under "".
-        grouped: dict[str | None, list[Pattern]] = {}
-        for entry in patterns:
-            read = regular_expression(entry[3:]) if entry.startswith("re:") else glob(entry)
-            grouped.setdefault(_where(entry), []).append(read)
-        effort = effort or Effort()
-        self._patterns = {where: Patterns(listed, effort) for where, listed in grouped.items()}
+        self._patterns = _read(patterns, effort) if patterns else {}
         self._known: dict[str, bool] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -81,6 +79,19 @@ class Modules:
         return any(patterns.matches(name) for patterns in tried if patterns is not None)
 
 
+def _read(entries: Iterable[str], effort: Effort | None) -> dict[str | None, Patterns]:
+    """Patterns by the layer that they are of."""
+    # Imported late: most models need no patterns.
+    from brimline.footprint.module_patterns import Effort, Patterns, glob, regular_expression
+
+    grouped: dict[str | None, list[Pattern]] = {}
+    for entry in entries:
+        read = regular_expression(entry[3:]) if entry.startswith("re:") else glob(entry)
+        grouped.setdefault(_where(entry), []).append(read)
+    effort = effort or Effort()
+    return {where: Patterns(listed, effort) for where, listed in grouped.items()}
+
+
 def _is_start(entry: str) -> bool:
     """True where an entry is the beginning of names and a star behind it."""
     return entry.endswith("*") and not entry.startswith("re:") and not set(entry[:-1]) & set("*?[")
@@ -99,6 +110,8 @@ class Schemes:
 
     def __init__(self, quantization: Quantization, *, experts: bool) -> None:
         self._base, self._experts = quantization, experts
+        from brimline.footprint.module_patterns import Effort  # late, as above
+
         effort = Effort()
         self._skipped = Modules(quantization.skipped, effort)
         self._targets = Modules(quantization.targets, effort) if quantization.targets else None
