@@ -681,6 +681,8 @@ METRICS: tuple[Family, ...] = (
         "memory_bytes",
         "gauge",
         "What the memory in use on a GPU is used for. basis: measured (by the engine or NVML) or predicted. "
+        "A KV cache is measured where the server tells its bytes, or its blocks, whose size the model tells; "
+        "one that is known in tokens only is predicted. "
         f"component: {', '.join(PARTS)}. All parts of a GPU add up to gpu_memory_used_bytes; target is empty "
         "for what belongs to none. unaccounted is the remainder: negative where less is used than predicted, "
         "and measured only where all other parts of the GPU are, as else it holds the prediction's error. "
@@ -706,7 +708,8 @@ METRICS: tuple[Family, ...] = (
         "prediction_error_ratio",
         "gauge",
         "(observed - predicted) / predicted for a component whose observation is measured, of the rank with "
-        "the least cache. Absent where nothing is measured.",
+        "the least cache. Of a KV cache in blocks it is the error of their number, not of their size. "
+        "Absent where nothing is measured.",
         ("target", "component"),
         lambda snapshot: ((key, ratio) for key, ratio in snapshot.memory.error_ratio.items()),
         "reconciliation",

@@ -181,6 +181,7 @@ class TargetReader:
         self._detected: _Detected | None = None
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
+        self._defect: str | None = None
         self._troubles: frozenset[str] = frozenset()
         self._last_success: float | None = None
         self._fingerprint: str | None = None
@@ -292,6 +293,16 @@ class TargetReader:
         """The snapshot for a scraper that cannot wait for the read in flight."""
         detail = "no whole answer before the scrape's deadline"
         return self._snapshot(up=False, problems=(Problem("timeout", detail),))
+
+    def without_prediction(self, snapshot: TargetSnapshot, detail: str, *, is_new: bool) -> TargetSnapshot:
+        """The snapshot where what is predicted met a defect of ours, which must not cost other targets."""
+        if is_new:
+            self._errors["internal"] += 1
+            if self._defect != detail and not self._quiet:  # once, and not at every scrape
+                logger.error("target=%s unexpected error detail=%r", self.target.name, detail)
+        self._defect = detail
+        problems = (*snapshot.problems, Problem("internal", detail))
+        return dataclasses.replace(snapshot, footprint=None, problems=problems, errors=dict(self._errors))
 
     def _snapshot(self, **fields: Any) -> TargetSnapshot:
         target = self.target
@@ -555,7 +566,9 @@ class TargetReader:
         self, detected: _Detected, reading: EngineReading, problems: list[Problem]
     ) -> TargetSnapshot:
         adapter = detected.adapter
-        settings = dict(sorted((_visible(detected.launch, adapter) | dict(reading.settings)).items()))
+        live = {name: clean_label(value) for name, value in reading.settings.items()}
+        declared = _visible(detected.launch, adapter)
+        settings = dict(sorted((declared | live).items()))
         if reading.bad_values:
             problems.append(Problem("bad_values", f"impossible values of {', '.join(reading.bad_values)}"))
         if reading.dropped_series:
@@ -576,8 +589,8 @@ class TargetReader:
             reading=reading,
             problems=tuple(problems),
             settings=settings,
-            mismatches=mismatches(_visible(detected.launch, adapter), reading.settings),
-            declared=_visible(detected.launch, adapter),
+            mismatches=mismatches(declared, live),
+            declared=declared,
             fingerprint=fingerprint,
         )
 
@@ -699,13 +712,13 @@ class TargetReader:
                 elif not any(problem.reason == reason for problem in problems):
                     problems.append(Problem(reason, str(error)))
         if question is not None and footprint is not None and question.card is not None:
-            with_bytes, _ = _with_kv_bytes(reading, footprint)
+            with_bytes, _ = with_kv_bytes(reading, footprint)
             why = beyond_card(with_bytes, footprint, question.card.visible_bytes)
             if why is not None:
                 problems.append(self._wrong_model(question, why))
                 footprint = None
         self._footprint = footprint
-        reading, source = _with_kv_bytes(reading, footprint)
+        reading, source = with_kv_bytes(reading, footprint)
         return dataclasses.replace(
             snapshot,
             reading=reading,
@@ -828,7 +841,7 @@ def _fingerprint(reading: EngineReading, settings: Mapping[str, str]) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple[EngineReading, str | None]:
+def with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple[EngineReading, str | None]:
     """The reading with its KV cache in bytes, where they are known, and what they come from."""
     if reading.sleeping:
         return reading, None  # the memory has been given up
@@ -843,23 +856,27 @@ def _with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple
 
 
 def _rank_with_bytes(rank: RankReading, footprint: Footprint) -> RankReading:
-    """The rank with its cache in bytes: of its blocks where it has them, as token counts may be logical."""
+    """The rank with its cache in bytes: of its blocks where it counts them, as tokens may be logical."""
     cache = footprint.kv_cache
-
-    def bytes_of(blocks: float | None, tokens: float | None) -> float | None:
-        if cache.block_bytes is not None:
-            return None if blocks is None else float(int(blocks * cache.block_bytes))
-        return (
-            None
-            if tokens is None or not cache.is_proportional
-            else float(int(tokens * cache.bytes_per_token))
+    block_bytes = cache.block_bytes
+    if block_bytes is not None and rank.kv_cache_blocks is not None:
+        return dataclasses.replace(
+            rank,
+            kv_cache_capacity_bytes=_times(rank.kv_cache_blocks, block_bytes),
+            kv_cache_used_bytes=_times(rank.kv_cache_used_blocks, block_bytes),
         )
-
+    if not cache.is_proportional or rank.kv_cache_capacity_tokens is None:
+        return rank
     return dataclasses.replace(
         rank,
-        kv_cache_capacity_bytes=bytes_of(rank.kv_cache_blocks, rank.kv_cache_capacity_tokens),
-        kv_cache_used_bytes=bytes_of(rank.kv_cache_used_blocks, rank.kv_cache_used_tokens),
+        kv_cache_capacity_bytes=_times(rank.kv_cache_capacity_tokens, cache.bytes_per_token),
+        kv_cache_used_bytes=_times(rank.kv_cache_used_tokens, cache.bytes_per_token),
+        kv_cache_bytes_computed=True,
     )
+
+
+def _times(count: float | None, size_bytes: float) -> float | None:
+    return None if count is None else float(int(count * size_bytes))
 
 
 # --- all targets ---
@@ -874,6 +891,8 @@ class _Round:
         self.tasks = [reader.start(finish) for reader in readers]
         self._deadline = deadline
         self._timer = self._loop.call_at(deadline, self._end)
+        # Targets whose numbers met a defect, which each scraper of the round meets, but which counts once.
+        self.defective: set[str] = set()
 
     def is_over(self) -> bool:
         return all(task.done() for task in self.tasks)
@@ -1014,11 +1033,18 @@ class Collector:
         targets = await current.snapshots(deadline)
         total, available = read_memory()
         gpu = self.gpu_reading()
+        memory = self._account(targets, current.readers, gpu)
+        for index, reader in enumerate(current.readers):
+            detail = memory.defects.get(reader.target.name)
+            if detail is not None:
+                is_new = reader.target.name not in current.defective
+                current.defective.add(reader.target.name)
+                targets[index] = reader.without_prediction(targets[index], detail, is_new=is_new)
         return Snapshot(
             time=self._clock(),
             targets=tuple(targets),
             gpu=gpu,
-            memory=self._account(targets, current.readers, gpu),
+            memory=memory,
             host=HostReading(total, available),
             reload_successful=self.reload_successful,
             reload_success_time=self.reload_success_time,

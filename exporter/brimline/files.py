@@ -1,13 +1,31 @@
-"""Open files that somebody else names: regular ones only, because anything else could hang."""
+"""Files that somebody else names: opened where they are regular, because anything else could hang, and shown
+without the folders that they lie in.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
+
+# An absolute path, up to what a sentence may put behind one; none within a URL, a ratio or a relative path.
+_PATH = re.compile(r"(?<![\w.:/%)\]>-])/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]+)/?")
+
+
+def without_folders(text: str, *known: str) -> str:
+    """The text with each absolute path as its last part, for people who need not know this machine's folders.
+
+    known: paths that stand in it, which may hold what a sentence may not; what lies within them keeps its
+    way there.
+    """
+    for path in sorted(known, key=len, reverse=True):
+        if path.startswith("/") and PurePath(path).name:
+            text = text.replace(path.rstrip("/"), PurePath(path).name)
+    return _PATH.sub(r"\1", text)
 
 
 class NotARegularFile(Exception):  # noqa: N818 - what it is, not what went wrong

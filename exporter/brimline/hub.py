@@ -12,11 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brimline.errors import FootprintError
 from brimline.footprint.config_file import MAX_CONFIG_BYTES, read_config
-from brimline.footprint.hf_config import architecture_of_config
+from brimline.footprint.hf_config import (
+    QUANTIZATION_FILE,
+    architecture_of_config,
+    wants_quantization,
+    with_quantization,
+)
 from brimline.footprint.predict import Model
 from brimline.footprint.safetensors import DTYPE_BITS, StoredTensor
 from brimline.footprint.weights import DTYPE_BYTES, StoredWeights, stored_in_safetensors
@@ -42,7 +47,6 @@ def read_hub_model(name: str) -> Model:
     repository, _, revision = name.partition("@")
     wanted = revision or None
     try:
-        import huggingface_hub
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise FootprintError(
@@ -50,14 +54,13 @@ def read_hub_model(name: str) -> Model:
         ) from None
     disable_progress_bars()
     with _refusals(name):
-        url = huggingface_hub.hf_hub_url(repository, "config.json", revision=wanted)
-        size = None if _is_offline() else huggingface_hub.get_hf_file_metadata(url).size
-        if size is not None and size > MAX_CONFIG_BYTES:
-            raise FootprintError(f"{name}: its config.json is too large for one")
-        file = Path(huggingface_hub.hf_hub_download(repository, "config.json", revision=wanted))
-    config = read_config(file)
+        config = _settings(name, repository, wanted, "config.json")
+    if wants_quantization(config):
+        config = _with_quantization_beside(config, name, repository, wanted)
     architecture = architecture_of_config(config, f"config.json of {name}")
     if architecture.encoders and not _is_offline():
+        import huggingface_hub
+
         with _refusals(name):
             both = all(
                 huggingface_hub.file_exists(repository, file_name, revision=wanted)
@@ -65,6 +68,31 @@ def read_hub_model(name: str) -> Model:
             )
         architecture = replace(architecture, mistral_format=both)
     return Model(architecture, _stored(name, repository, wanted, architecture), config)
+
+
+def _settings(name: str, repository: str, revision: str | None, file: str) -> dict[str, Any]:
+    """The settings in a file of the hub. Raises FootprintError, and what the hub's own library raises."""
+    import huggingface_hub
+
+    url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
+    size = None if _is_offline() else huggingface_hub.get_hf_file_metadata(url).size
+    if size is not None and size > MAX_CONFIG_BYTES:
+        raise FootprintError(f"{name}: its {file} is too large for one")
+    return read_config(Path(huggingface_hub.hf_hub_download(repository, file, revision=revision)))
+
+
+def _with_quantization_beside(
+    config: dict[str, Any], name: str, repository: str, revision: str | None
+) -> dict[str, Any]:
+    """The settings with those of an hf_quant_config.json, where the model has one."""
+    from huggingface_hub import errors
+
+    with _refusals(name):
+        try:
+            beside = _settings(name, repository, revision, QUANTIZATION_FILE)
+        except errors.EntryNotFoundError:  # without the hub: it is not in the cache, either
+            return config
+    return with_quantization(config, beside)
 
 
 def _is_offline() -> bool:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 from brimline import units
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.predict import decode_ceilings, in_order
 from brimline.footprint.verdict import judged
 from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, Step
+from brimline.tables import Console, Table
 
 if TYPE_CHECKING:
     from brimline.footprint.alternatives import Alternative, Figure
@@ -29,7 +27,7 @@ def print_prediction(
     footprint: Footprint, gpu: Gpu | None, answers: Sequence[Alternative] = (), *, explain: bool = False
 ) -> None:
     """Print a prediction to standard output, and apart from it what was asked besides."""
-    console = Console(markup=False, highlight=False)
+    console = Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     print_footprint(footprint, console, gpu)
@@ -93,7 +91,7 @@ def _spread(low: int, expected: int, high: int) -> str:
 
 def _components(footprint: Footprint, rank: RankFootprint, title: str) -> Table:
     whole = rank.total
-    table = Table(title=title, title_justify="left")
+    table = Table(title)
     table.add_column("component", no_wrap=True)
     for bound in ("low", "expected", "high"):
         table.add_column(bound, justify="right", no_wrap=True)
@@ -168,7 +166,7 @@ def _bare(footprint: Footprint) -> tuple[Step, ...]:
 def print_alternative(answer: Alternative, console: Console) -> None:
     """Print the answer to a question, which is no part of the prediction."""
     console.print()
-    table = Table(title=f"What if: {answer.title}", title_justify="left")
+    table = Table(f"What if: {answer.title}")
     table.add_column("")
     bounded = any(figure.low is not None for figure in answer.figures)
     for column in ("predicted", "then", "least", "most")[: 4 if bounded else 2]:

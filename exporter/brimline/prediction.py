@@ -18,6 +18,9 @@ from brimline.files import NotARegularFile, open_regular
 from brimline.readings import DeviceReading, Footprint
 from brimline.threads import in_daemon_thread
 
+# What may say beside config.json how the weights are quantized (footprint/hf_config.py, imported later).
+_QUANTIZATION = "hf_quant_config.json"
+
 # Reserved memory that differs by less than this does not make another GPU of it.
 _RESERVED_STEP = 16 << 20
 
@@ -95,9 +98,20 @@ def is_same(model: Path, other: Path) -> bool:
     try:
         if first.samefile(second):
             return True
-        return first.name.endswith(".json") and filecmp.cmp(first, second, shallow=False)
+        return (
+            first.name.endswith(".json")
+            and filecmp.cmp(first, second, shallow=False)
+            and _are_alike(first.with_name(_QUANTIZATION), second.with_name(_QUANTIZATION))
+        )
     except OSError:
         return False
+
+
+def _are_alike(first: Path, second: Path) -> bool:
+    """True for copies of one file, and where neither is there."""
+    if first.exists() and second.exists():
+        return filecmp.cmp(first, second, shallow=False)
+    return first.exists() == second.exists()
 
 
 def _description(model: Path) -> Path:

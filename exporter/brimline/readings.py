@@ -75,6 +75,8 @@ class RankReading:
     """What one engine core (one data-parallel rank) of one model says of itself.
 
     measured_memory_bytes: by component, on each GPU of the rank, where the engine itself measures it.
+    kv_cache_bytes_computed: the cache's bytes are tokens times the bytes that are predicted for one. No
+    measurement; blocks that the server counted, times the bytes of one, pass for one.
     """
 
     model: str
@@ -98,6 +100,7 @@ class RankReading:
     kv_cache_used_tokens: float | None = None
     kv_cache_capacity_bytes: float | None = None
     kv_cache_used_bytes: float | None = None
+    kv_cache_bytes_computed: bool = False
     kv_cache_max_concurrency_requests: float | None = None
     max_model_len_tokens: float | None = None
     measured_memory_bytes: Mapping[str, float] | None = None
@@ -267,15 +270,18 @@ def shown_lengths(longest: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvCacheFootprint:
-    """The predicted KV cache on the fullest GPU of one data-parallel rank (llama.cpp: on all its devices).
+    """The predicted KV cache on the fullest GPU of one data-parallel rank; of_all_devices: on all of them and
+    the host together (llama.cpp).
 
     bytes_per_token: that one more token of context costs for good; layers with windows shorter than the
     context or with states cost none. window_bytes_per_token: the same up to window_tokens, where the first
     window is full; None where no layer has one that is shorter than the context.
     full_request_bytes: most that one request of max_model_len_tokens may hold. bytes_by_tokens: the same for
-    other lengths. stage_block_bytes: of a block on each pipeline stage; empty where there are no blocks.
+    other lengths. stage_block_bytes: of a block on each pipeline stage, as many as Footprint.ranks; empty
+    where there are no blocks.
     num_blocks, capacity_tokens, max_concurrency_requests: None where the pool's size is not known.
-    is_proportional: no windows, states or blocks, so that bytes are tokens times bytes_per_token.
+    is_proportional: no windows or states, and tokens that are none but the cache's own, so that bytes are
+    tokens times bytes_per_token.
     """
 
     bytes_per_token: float
@@ -290,6 +296,7 @@ class KvCacheFootprint:
     is_proportional: bool = False
     window_bytes_per_token: float | None = None
     window_tokens: int | None = None
+    of_all_devices: bool = False
 
     @property
     def block_bytes(self) -> int | None:
@@ -369,6 +376,14 @@ class Footprint:
     assumptions: tuple[str, ...] = ()
     model_source: str = ""
     explain: Callable[[], tuple[Step, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        stages = [rank.pipeline_stage for rank in self.ranks]
+        if not stages or stages != list(range(len(stages))):
+            raise ValueError(f"the stages of a footprint are counted from 0, not {stages[:20]}")
+        sizes = self.kv_cache.stage_block_bytes
+        if len(sizes) not in (0, len(stages)):
+            raise ValueError(f"{len(stages)} stages, but {len(sizes)} sizes of a block")
 
     @property
     def gpu_count(self) -> int:
@@ -475,7 +490,8 @@ class MemoryAccount:
     parts: of each GPU that belongs to a target. headroom_bytes: by target. error_ratio: observed less
     predicted over predicted, by target and component, where the observation is measured.
     ceiling_tokens_per_second: what a target cannot exceed at the load it has now. process_bytes: by GPU and
-    owner: a target's name, OTHER for processes of none, UNKNOWN where that cannot be told.
+    owner: a target's name, OTHER for processes of none, UNKNOWN where that cannot be told. defects: what went
+    wrong here with a target, by its name; it has no numbers then.
     """
 
     parts: tuple[MemoryPart, ...] = ()
@@ -483,6 +499,7 @@ class MemoryAccount:
     error_ratio: Mapping[tuple[str, str], float] = field(default_factory=dict)
     ceiling_tokens_per_second: Mapping[str, float] = field(default_factory=dict)
     process_bytes: Mapping[Uuid, Mapping[str, int]] = field(default_factory=dict)
+    defects: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,10 @@ A predicted size never poses as an observation: every part says whether it was m
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 from brimline import units
@@ -67,34 +69,53 @@ def account(
     """What the memory of every assigned GPU is used for, and what that leaves. Pure."""
     by_uuid = {device.uuid: device for device in devices}
     parts: list[MemoryPart] = []
+    errors: dict[tuple[str, str], float] = {}
+    ceilings: dict[str, float] = {}
+    defects: dict[str, str] = {}
     for target in targets:
-        parts += _parts_of(target, by_uuid)
+        try:
+            mine = list(_parts_of(target, by_uuid))
+            ratios = {line.name: line.difference_ratio for line in _component_comparisons(target)}
+            ceiling = _ceiling_now(target)
+        except Exception as error:  # noqa: BLE001 - the edge of one target: a defect must not cost the others
+            defects[target.name] = _said_of(error)
+            continue
+        parts += mine
+        errors |= {(target.name, name): ratio for name, ratio in ratios.items() if ratio is not None}
+        if ceiling is not None:
+            ceilings[target.name] = ceiling
     owners = {device.uuid: owned for device in devices if (owned := _process_owners(device, targets))}
     parts += _strangers(owners, targets)
     parts += _remainders(parts, by_uuid)
+    plans: dict[str, Mapping[Uuid, int] | None] = {}
+    for tenant in tenants:
+        try:
+            plans[tenant.name] = _plan_of(tenant)
+        except Exception as error:  # noqa: BLE001 - as above
+            defects.setdefault(tenant.name, _said_of(error))
+            plans[tenant.name] = None
     is_read = {target.name for target in targets if target.up}
     headroom = {}
     for tenant in tenants:
-        if tenant.name in is_read:
-            left = _headroom(tenant, tenants, by_uuid, reserve_other_bytes)
+        if tenant.name in is_read and tenant.name not in defects:
+            left = _headroom(tenant, plans, tenants, by_uuid, reserve_other_bytes)
             if left is not None:
                 headroom[tenant.name] = left
-    errors: dict[tuple[str, str], float] = {}
-    ceilings = {}
-    for target in targets:
-        for line in _component_comparisons(target):
-            if line.difference_ratio is not None:
-                errors[target.name, line.name] = line.difference_ratio
-        ceiling = _ceiling_now(target)
-        if ceiling is not None:
-            ceilings[target.name] = ceiling
     return MemoryAccount(
         parts=tuple(parts),
         headroom_bytes=headroom,
         error_ratio=errors,
         ceiling_tokens_per_second=ceilings,
         process_bytes=owners,
+        defects=defects,
     )
+
+
+def _said_of(error: Exception) -> str:
+    """A defect, and where it is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error)[:200]}{where}"
 
 
 # --- what a GPU's memory is used for ---
@@ -121,13 +142,11 @@ def _parts_of(target: TargetSnapshot, devices: Mapping[Uuid, DeviceReading]) -> 
         # Without a rank of its own a GPU's share of the cache is known only where there is one rank.
         rank = ranks.get(rank_name) or (next(iter(ranks.values())) if len(ranks) == 1 else None)
         stage = stages.get(gpu)
-        measured = {} if rank is None else _measured(rank, stage, target.footprint)
-        for component, size in measured.items():
-            yield MemoryPart(
-                gpu=gpu, target=target.name, component=component, basis="measured", size_bytes=size
-            )
+        observed = {} if rank is None else _observed(rank, stage, target.footprint)
+        for component, (size, basis) in observed.items():
+            yield MemoryPart(gpu=gpu, target=target.name, component=component, basis=basis, size_bytes=size)
         for component, estimate in stage.components.items() if stage is not None else ():
-            if component in measured or (component == "kv_cache" and "kv_cache_used" in measured):
+            if component in observed or (component == "kv_cache" and "kv_cache_used" in observed):
                 continue
             yield MemoryPart(
                 gpu=gpu,
@@ -138,38 +157,60 @@ def _parts_of(target: TargetSnapshot, devices: Mapping[Uuid, DeviceReading]) -> 
             )
 
 
-def _measured(rank: RankReading, stage: RankFootprint | None, footprint: Footprint | None) -> dict[str, int]:
-    """What the engine itself says of its memory on a GPU of this stage."""
-    said = {component: int(size) for component, size in (rank.measured_memory_bytes or {}).items()}
+Basis = Literal["measured", "predicted"]
+
+
+def _observed(
+    rank: RankReading, stage: RankFootprint | None, footprint: Footprint | None
+) -> dict[str, tuple[int, Basis]]:
+    """What the engine itself says of its memory on a GPU of this stage, and whether it measured that.
+
+    A cache known in tokens only is told by the predicted bytes of one: how it is divided into used and free
+    is the server's word, its size is none.
+    """
+    said: dict[str, tuple[int, Basis]] = {
+        component: (int(size), "measured") for component, size in (rank.measured_memory_bytes or {}).items()
+    }
     capacity, used = rank.kv_cache_capacity_bytes, rank.kv_cache_used_bytes
     if capacity is None:
         return said
+    basis: Basis = "predicted" if rank.kv_cache_bytes_computed else "measured"
     share = 1.0 if stage is None or footprint is None else _kv_share(stage, footprint)
     if used is None and rank.kv_cache_usage_ratio is not None:
         used = capacity * rank.kv_cache_usage_ratio
     if used is None:
-        said["kv_cache"] = int(capacity * share)
+        said["kv_cache"] = int(capacity * share), basis
         return said
-    said["kv_cache_used"] = int(used * share)
-    said["kv_cache_free"] = int(capacity * share) - int(used * share)
+    said["kv_cache_used"] = int(used * share), basis
+    said["kv_cache_free"] = int(capacity * share) - int(used * share), basis
     return said
+
+
+def _measured(rank: RankReading, stage: RankFootprint, footprint: Footprint) -> dict[str, int]:
+    """What of that was measured."""
+    observed = _observed(rank, stage, footprint)
+    return {component: size for component, (size, basis) in observed.items() if basis == "measured"}
 
 
 def _kv_share(stage: RankFootprint, footprint: Footprint) -> float:
     """A stage's share of the bytes that a rank's cache is stated with.
 
-    These are of the fullest stage where the cache has blocks, else of all devices together.
+    These are of the fullest stage, or of all devices and the host together.
     """
-    sizes = footprint.kv_cache.stage_block_bytes
-    if sizes:
-        fullest = max(sizes)
-        return sizes[stage.pipeline_stage] / fullest if fullest else 0.0
+    cache = footprint.kv_cache
+    if cache.stage_block_bytes:
+        fullest = max(cache.stage_block_bytes)
+        return cache.stage_block_bytes[stage.pipeline_stage] / fullest if fullest else 0.0
     pools = [
         rank.components["kv_cache"].expected for rank in footprint.ranks if "kv_cache" in rank.components
     ]
+    if cache.of_all_devices:
+        pools += [rank.host["kv_cache"].expected for rank in footprint.ranks if "kv_cache" in rank.host]
+    whole = sum(pools) if cache.of_all_devices else max(pools, default=0)
     mine = stage.components.get("kv_cache")
-    whole = sum(pools)
-    return mine.expected / whole if mine is not None and whole else 1.0
+    if not whole:
+        return 1.0
+    return mine.expected / whole if mine is not None else 0.0
 
 
 def beyond_card(reading: EngineReading, footprint: Footprint, visible_bytes: int) -> str | None:
@@ -178,7 +219,7 @@ def beyond_card(reading: EngineReading, footprint: Footprint, visible_bytes: int
     Its weights and the cache that it has, in this model's bytes, must lie on GPUs of which CUDA shows
     visible_bytes each: a server that answers has loaded them.
     """
-    if any("kv_cache" in rank.host for rank in footprint.ranks):
+    if not footprint.kv_cache.of_all_devices and any("kv_cache" in rank.host for rank in footprint.ranks):
         return None
     capacity = max((rank.kv_cache_capacity_bytes or 0.0 for rank in reading.ranks), default=0.0)
     for stage in footprint.ranks:
@@ -225,15 +266,16 @@ def _strangers(
 
 
 def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
-    """What no target accounts for on each GPU that a target holds; negative where less is used than said.
+    """What no target accounts for on each GPU with a part; negative where less is used than said.
 
-    Measured less measured is measured; a remainder that holds the error of a prediction is not.
+    Of a GPU whose target tells no parts, that is all but what strangers hold. Measured less measured is
+    measured; a remainder that holds the error of a prediction is not.
     """
     accounted: dict[Uuid, int] = {}
     estimated = {part.gpu for part in parts if part.basis == "predicted"}
     for part in parts:
         accounted[part.gpu] = accounted.get(part.gpu, 0) + part.size_bytes
-    for gpu in dict.fromkeys(part.gpu for part in parts if part.target):
+    for gpu in accounted:
         device = devices.get(gpu)
         if device is not None and device.used_bytes is not None:
             yield MemoryPart(
@@ -248,12 +290,20 @@ def _remainders(parts: Sequence[MemoryPart], devices: Mapping[Uuid, DeviceReadin
 # --- what is left ---
 
 
-def _planned_bytes(rank: RankFootprint, footprint: Footprint) -> int:
-    return rank.total.expected if footprint.calibrated else rank.total.high
+def _plan_of(tenant: Tenant) -> dict[Uuid, int] | None:
+    """What the tenant should use of each of its GPUs; None where that is not predicted."""
+    footprint = tenant.footprint
+    if footprint is None:
+        return None
+    return {
+        gpu: rank.total.expected if footprint.calibrated else rank.total.high
+        for gpu, rank in stages_of_gpus(tenant.gpus, footprint).items()
+    }
 
 
 def _headroom(
     tenant: Tenant,
+    plans: Mapping[str, Mapping[Uuid, int] | None],
     tenants: Sequence[Tenant],
     devices: Mapping[Uuid, DeviceReading],
     reserve_other_bytes: int,
@@ -275,9 +325,10 @@ def _headroom(
         for other in tenants:
             if all(gpu != mine for mine, _ in other.gpus):
                 continue
-            if other.footprint is None:
+            plan = plans[other.name]
+            if plan is None:
                 return None
-            planned += _planned_bytes(stages_of_gpus(other.gpus, other.footprint)[gpu], other.footprint)
+            planned += plan[gpu]
         left.append(device.free_bytes - max(0, planned - device.used_bytes) - reserve_other_bytes)
     return min(left)
 

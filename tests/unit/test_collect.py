@@ -865,3 +865,32 @@ def test_a_reload_during_a_round_asks_the_server_once() -> None:
     assert [snapshot.name for snapshot in before.targets] == ["kept"]
     assert [snapshot.name for snapshot in after.targets] == ["kept", "new"]
     assert server.count("/metrics") == 2  # one for `kept`, one for `new`
+
+
+def test_a_defect_in_one_targets_numbers_costs_neither_the_page_nor_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Patched, since no page is known to bring about a defect of ours."""
+
+    def ceiling(state: TargetSnapshot) -> float | None:
+        if state.name == "bad":
+            raise IndexError("tuple index out of range")
+        return 100.0
+
+    monkeypatch.setattr("brimline.reconcile._ceiling_now", ceiling)
+
+    async def run() -> list[Snapshot]:
+        with FakeServer(FakeVllm().routes()) as one, FakeServer(FakeVllm().routes()) as other:
+            async with collecting(target("bad", one), target("good", other)) as collector:
+                return [await collector.snapshot(), await collector.snapshot()]
+
+    _, snapshot = asyncio.run(run())
+
+    bad, good = exposed(snapshot, "bad"), exposed(snapshot, "good")
+    assert bad["brimline_target_up", frozenset()] == 1
+    assert bad["brimline_target_problem", frozenset({("reason", "internal")})] == 1
+    assert bad["brimline_target_errors_total", frozenset({("reason", "internal")})] == 2
+    assert any(sample == "brimline_kv_cache_usage_ratio" for sample, _ in bad)
+    assert snapshot.memory.ceiling_tokens_per_second == {"good": 100.0}
+    assert good["brimline_target_errors_total", frozenset({("reason", "internal")})] == 0
+    assert [record.levelname for record in caplog.records if "IndexError" in record.getMessage()] == ["ERROR"]

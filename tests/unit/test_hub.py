@@ -59,6 +59,10 @@ FILES: dict[str, bytes] = {
     "org/sharded/model.safetensors.index.json": json.dumps(INDEX).encode(),
     **{f"org/sharded/{name}": content for name, content in SHARDS.items()},
     "org/bare/config.json": json.dumps(CONFIG).encode(),
+    "org/modelopt/config.json": json.dumps(CONFIG).encode(),
+    "org/modelopt/hf_quant_config.json": json.dumps(
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    ).encode(),
     "org/no-config/README.md": b"",
     "org/broken/config.json": b"{",
     "org/huge/config.json": b" " * (5 << 20),
@@ -146,6 +150,8 @@ for name in sys.argv[1:]:
         answers[name] = str(error)
     else:
         answers[name] = [model.architecture.hidden, model.stored and model.stored.total]
+        if model.architecture.quantization is not None:
+            answers[name].append(model.architecture.quantization.method)
 print(json.dumps(answers))
 """
 
@@ -157,6 +163,7 @@ def answers(hub: dict[str, str]) -> dict[str, Any]:
         "whole",
         "sharded",
         "bare",
+        "modelopt",
         "gated",
         "missing",
         "busy",
@@ -182,6 +189,10 @@ def test_settings_and_headers_are_read(answers: dict[str, Any]) -> None:
 
 def test_a_model_without_safetensors_is_computed_from_its_settings(answers: dict[str, Any]) -> None:
     assert answers["org/bare"] == [64, None]
+
+
+def test_the_quantization_that_stands_beside_the_config_is_read(answers: dict[str, Any]) -> None:
+    assert answers["org/modelopt"] == [64, None, "fp8"]
 
 
 def test_weights_are_never_downloaded(answers: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ CONFIG = json.loads((LLAMA / "config.json").read_text())
 # Reads its question and never answers.
 SILENT = (sys.executable, "-c", "import sys; sys.stdin.buffer.read()")
 H100 = {"name": "H100 SXM"}
-# Backtracks for longer than anybody waits on a name of forty letters, without one group that repeats.
+# Python's own `re` backtracks for longer than anybody waits on a name of forty letters.
 ENDLESS = "re:" + "[a-z._0-9]*" * 40 + "!"
 
 
@@ -296,7 +296,7 @@ def test_without_a_gpu_sizes_are_told_and_nothing_is_said_to_fit() -> None:
         ({"source": {"model": "/etc/passwd"}}, 404, "no model of that name"),
         ({"source": {"model": "../llama-3.1-8b"}}, 404, "no model of that name"),
         ({"source": {"target": "nobody"}}, 404, "no target of that name"),
-        ({"source": {"model": "gone"}}, 422, "/nowhere/at/all"),
+        ({"source": {"model": "gone"}}, 422, "all cannot be read"),
         ({"source": {"model": "llama-3.1-8b"}, "gpu": {"path": "/etc"}}, 400, "path"),
         ({"source": {"model": "llama-3.1-8b"}, "settings": {"model": "/etc"}}, 400, "cannot be set here"),
         (
@@ -405,7 +405,7 @@ SCHEME = {
         (json.dumps({**CONFIG, "hidden_size": "10**300"}), "not a whole number"),
         (json.dumps({**CONFIG, "num_key_value_heads": -8}), "num_key_value_heads is -8"),
         (json.dumps({**CONFIG, "quantization_config": {"quant_method": "<b>x"}}), "'<b>x'"),
-        (json.dumps({**CONFIG, "quantization_config": {**SCHEME, "ignore": ["re:(a+)+$"]}}), "pattern"),
+        (json.dumps({**CONFIG, "quantization_config": {**SCHEME, "ignore": ["re:(a)\\1"]}}), "pattern"),
         ('{"hidden_size": 1' + "0" * 5000 + "}", "not JSON"),
     ],
     ids=range(14),
@@ -422,17 +422,15 @@ def test_a_file_that_is_no_config_is_refused_in_words(text: str, said: str) -> N
     run(scenario)
 
 
-def test_a_file_that_computes_for_ever_is_refused_and_the_next_one_answered() -> None:
+def test_a_file_with_a_pattern_that_backtracks_endlessly_elsewhere_is_answered_like_any_other() -> None:
     async def scenario() -> None:
         async with serving(process=PlanProcess(limit_seconds=3.0)) as port:
             await port.ask(dropped())
-            refused = await port.ask(dropped(quantization_config={**SCHEME, "ignore": [ENDLESS]}))
+            said = await port.ask(dropped(quantization_config={**SCHEME, "ignore": [ENDLESS]}))
             metrics, _ = await port.get("/metrics")
-            after = await port.ask(dropped())
 
-            assert refused.status == 422
+            assert said.status == 200
             assert "brimline_build_info" in metrics
-            assert after.status == 200
 
     run(scenario)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import brimline.demo
 from brimline.footprint.alternatives import Predicted, ask
@@ -16,6 +15,7 @@ from brimline.footprint.hf_config import architecture_of_config
 from brimline.footprint.predict import Model, predict, read_model
 from brimline.predicted import WIDTH, print_alternative, print_footprint, print_steps
 from brimline.readings import Footprint
+from brimline.tables import Console
 
 LLAMA_8B = Path(brimline.demo.__file__).parent / "llama-3.1-8b"
 H100 = find_gpu("H100")
@@ -28,7 +28,7 @@ def of_8b(**flags: Any) -> Footprint:
 
 def shown(footprint: Footprint, *, steps: bool = False) -> str:
     out = StringIO()
-    console = Console(file=out, width=WIDTH, markup=False, highlight=False)
+    console = Console(file=out, width=WIDTH)
     if steps:
         print_steps(footprint, console)
     else:
@@ -110,7 +110,7 @@ def test_an_answer_is_a_table_of_its_own_with_its_parameters_and_source() -> Non
     )
     out = StringIO()
 
-    print_alternative(ask(asked, "pod"), Console(file=out, width=WIDTH, markup=False, highlight=False))
+    print_alternative(ask(asked, "pod"), Console(file=out, width=WIDTH))
 
     text = out.getvalue()
     assert "What if: Keys of distant tokens shared" in text

@@ -18,7 +18,7 @@ from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Seconds, Size, Target
 from brimline.footprint.gpus import find_gpu
 from brimline.footprint.predict import predict, read_model
-from brimline.prediction import Card, release, smallest_card
+from brimline.prediction import Card, is_same, release, smallest_card
 from brimline.readings import DeviceReading, Footprint, GpuReading, Snapshot, TargetSnapshot, Uuid
 from fake_servers import FakeServer, FakeVllm, json_answer
 
@@ -498,3 +498,12 @@ def test_reserved_memory_that_moves_a_little_is_the_same_card() -> None:
         )
 
     assert card(551 * MIB) == card(552 * MIB)
+
+
+def test_copies_of_one_config_are_the_same_model_unless_one_is_quantized(tmp_path: Path) -> None:
+    for name in ("one", "copy", "quantized"):
+        shutil.copytree(LLAMA_8B, tmp_path / name)
+    (tmp_path / "quantized" / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+
+    assert is_same(tmp_path / "one", tmp_path / "copy")
+    assert not is_same(tmp_path / "one", tmp_path / "quantized")

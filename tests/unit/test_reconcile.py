@@ -194,6 +194,111 @@ def test_gpus_that_contradict_the_settings_are_given_no_parts_of_the_server() ->
     assert (memory.parts, memory.headroom_bytes) == ((), {})
 
 
+def test_strangers_beside_a_server_without_parts_add_up_to_what_is_used() -> None:
+    """Neither a sleeping server nor one whose model is not known tells parts; the stranger's are told."""
+    processes = {1: 40 * GIB, 2: 5 * GIB}
+    busy = dataclasses.replace(device(used=60), processes=processes)
+    for state in (
+        dataclasses.replace(asleep(), process=ProcessReading(pids=frozenset({1}))),
+        dataclasses.replace(
+            target("chat", ((A, "0"),), None, RankReading(model="m")),
+            footprint=None,
+            process=ProcessReading(pids=frozenset({1})),
+        ),
+    ):
+        memory = settled([state], [busy])
+
+        assert in_gib(memory) == {
+            ("", "other_processes", "measured"): 5,
+            ("", "unaccounted", "measured"): 55,
+        }
+
+
+# --- a defect in one target's numbers ---
+
+
+def test_a_defect_costs_its_target_and_no_other() -> None:
+    def broken(_batch: int, _tokens: int) -> float:
+        raise IndexError("tuple index out of range")
+
+    busy = RankReading(
+        model="m", kv_cache_capacity_bytes=38.0 * GIB, requests_running=1, kv_cache_used_tokens=100
+    )
+    bad = target("bad", ((A, "0"),), footprint(decode_ceiling=broken), busy)
+    good = target("good", ((B, "0"),))
+
+    memory = settled([bad, good], [device(A), device(B)])
+
+    assert list(memory.defects) == ["bad"]
+    assert memory.defects["bad"].startswith("IndexError: tuple index out of range (test_reconcile.py:")
+    assert in_gib(memory, A) == {}
+    assert in_gib(memory, B)["good", "kv_cache_used", "measured"] == 10
+    assert list(memory.headroom_bytes) == ["good"]
+
+
+def test_a_footprint_has_a_size_of_a_block_for_each_stage_or_none() -> None:
+    two = (rank_footprint(0, weights=9), rank_footprint(1, weights=9))
+
+    with pytest.raises(ValueError, match="2 stages, but 1 sizes of a block"):
+        footprint(*two, kv_cache=dataclasses.replace(footprint().kv_cache, stage_block_bytes=(2 << 20,)))
+    with pytest.raises(ValueError, match="counted from 0"):
+        footprint(two[1])
+
+
+# --- what is measured, and what is computed from a prediction ---
+
+
+def test_tokens_times_predicted_bytes_are_no_measurement() -> None:
+    computed = RankReading(
+        model="m",
+        kv_cache_capacity_bytes=38.0 * GIB,
+        kv_cache_used_bytes=10.0 * GIB,
+        kv_cache_bytes_computed=True,
+    )
+    state = target("chat", ((A, "0"),), None, computed)
+
+    memory = settled([state], [device()])
+
+    parts = in_gib(memory)
+    assert parts["chat", "kv_cache_used", "predicted"] == 10
+    assert parts["chat", "kv_cache_free", "predicted"] == 28
+    assert memory.error_ratio == {}
+    lines = {line.name: line.observed for line in comparisons(state, Snapshot(time=0))}
+    assert lines["kv_cache"] is None
+
+
+def test_layers_in_main_memory_keep_their_part_of_the_cache_there() -> None:
+    """Of a cache of 40 GiB, 30 lie on the GPU and 10 beside layers that the CPU has."""
+    cache = KvCacheFootprint(
+        bytes_per_token=1.0, max_model_len_tokens=1, full_request_bytes=1, of_all_devices=True
+    )
+    on_gpu = dataclasses.replace(
+        rank_footprint(weights=16, kv_cache=30), host={"kv_cache": exact(10 * GIB, "test")}
+    )
+    said = RankReading(model="m", kv_cache_capacity_bytes=40.0 * GIB, kv_cache_used_bytes=20.0 * GIB)
+
+    parts = in_gib(
+        settled([target("chat", ((A, "0"),), footprint(on_gpu, kv_cache=cache), said)], [device()])
+    )
+
+    assert parts["chat", "kv_cache_used", "measured"] == 15
+    assert parts["chat", "kv_cache_free", "measured"] == 15
+
+
+def test_a_cache_that_lies_in_main_memory_alone_is_none_of_the_gpus() -> None:
+    cache = KvCacheFootprint(
+        bytes_per_token=1.0, max_model_len_tokens=1, full_request_bytes=1, of_all_devices=True
+    )
+    nothing = dataclasses.replace(rank_footprint(weights=16), host={"kv_cache": exact(40 * GIB, "test")})
+    said = RankReading(model="m", kv_cache_capacity_bytes=40.0 * GIB, kv_cache_used_bytes=20.0 * GIB)
+
+    parts = in_gib(
+        settled([target("chat", ((A, "0"),), footprint(nothing, kv_cache=cache), said)], [device()])
+    )
+
+    assert parts["chat", "kv_cache_used", "measured"] == 0
+
+
 # --- a server that cannot be the predicted one ---
 
 
@@ -217,7 +322,9 @@ def test_weights_alone_that_no_gpu_holds_are_not_those_of_a_server_that_answers(
 
 
 def test_a_cache_without_blocks_lies_on_all_gpus_together() -> None:
-    cache = KvCacheFootprint(bytes_per_token=1.0, max_model_len_tokens=1, full_request_bytes=1)
+    cache = KvCacheFootprint(
+        bytes_per_token=1.0, max_model_len_tokens=1, full_request_bytes=1, of_all_devices=True
+    )
     two = (rank_footprint(0, weights=20, kv_cache=50), rank_footprint(1, weights=20, kv_cache=50))
 
     assert beyond_card(reading_of(100.0), footprint(*two, kv_cache=cache), 80 * GIB) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
@@ -41,6 +40,8 @@ def fail(text: str, code: int = EXIT_USAGE) -> NoReturn:
 
 def set_up_logging(level: str) -> None:
     """Log to standard error."""
+    import logging
+
     logging.basicConfig(
         stream=sys.stderr,
         level=level.upper(),
@@ -88,6 +89,8 @@ def open_config_or_fail(config_path: Path | None, listen: str | None = None) -> 
 
 def leave(code: int) -> NoReturn:
     """End at once: daemon threads may hang in a driver, and the interpreter's farewell could trip over it."""
+    import logging
+
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -91,32 +91,53 @@ TABLE: dict[str, Quantity] = {
 CONFIG_INFO = _named("cache_config_info")  # 0.5.9 and 0.5.10 only
 WANTED = wanted_names(TABLE, SIMULATED, START_TIME, *CONFIG_INFO)
 
-# Server arguments that /server_info repeats. The document also holds the server's API keys.
-_SETTINGS = frozenset(
+# Names as server_args.py of 0.5 spells them: all that decides memory or speed.
+FLAGS = frozenset(
     {
         "attention_backend",
+        "attn_dp_size",
         "chunked_prefill_size",
         "context_length",
+        "cpu_offload_gb",
         "cuda_graph_max_bs",
+        "cuda_graph_max_bs_decode",
+        "disable_cuda_graph",
+        "disable_hybrid_swa_memory",
+        "disable_piecewise_cuda_graph",
+        "disable_prefill_cuda_graph",
         "disable_radix_cache",
         "dp_size",
         "dtype",
+        "enable_dp_attention",
+        "enable_dp_lm_head",
+        "enable_lora",
         "ep_size",
+        "json_model_override_args",
         "kv_cache_dtype",
+        "lora_paths",
+        "lora_target_modules",
+        "mamba_full_memory_ratio",
+        "mamba_ssm_dtype",
+        "max_lora_rank",
+        "max_loras_per_batch",
+        "max_mamba_cache_size",
         "max_prefill_tokens",
         "max_running_requests",
         "max_total_tokens",
         "mem_fraction_static",
-        "model_path",
         "nnodes",
         "page_size",
         "pp_size",
         "quantization",
         "schedule_policy",
         "speculative_algorithm",
+        "swa_full_tokens_ratio",
         "tp_size",
     }
 )
+# /server_info repeats every server argument; the document also holds the server's API keys.
+_SETTINGS = FLAGS | {"model_path"}
+_OVERRIDES = "json_model_override_args"  # JSON, which must not be cut
 _SERVER_INFO = _SETTINGS | {
     "version", "max_total_num_tokens", "internal_states", "memory_usage", "kvcache", "weight", "graph",
 }  # fmt: skip
@@ -232,7 +253,7 @@ def read(evidence: Evidence) -> EngineReading:
         table,
         engine_version=clean_label(version) if isinstance(version, str) and version else None,
         settings={
-            name: normalize(name, clean_label(str(info[name])))
+            name: normalize(name, str(info[name]) if name == _OVERRIDES else clean_label(str(info[name])))
             for name in sorted(_SETTINGS)
             if isinstance(info.get(name), str | int | float)
         },
@@ -250,46 +271,18 @@ def _is_program(words: Sequence[str]) -> bool:
 def _world_size(settings: Mapping[str, str]) -> int | None:
     """GPUs of all ranks: tensor × pipeline parallel.
 
-    None on several machines, and with data parallelism, whose ranks share the GPUs or have their own.
+    None on several machines, and where it is not said whether data-parallel ranks share the GPUs.
     """
-    if settings.get("nnodes", "1") != "1" or settings.get("dp_size", "1") != "1":
+    if settings.get("nnodes", "1") != "1":
         return None
     sizes = [settings.get("tp_size", "1"), settings.get("pp_size", "1")]
+    shares = settings.get("enable_dp_attention") == "true" and settings.get("attn_dp_size", "1") == "1"
+    if not shares and settings.get("dp_size", "1") != "1":
+        if "enable_dp_attention" not in settings:
+            return None
+        sizes.append(settings["dp_size"])
     return math.prod(map(int, sizes)) if all(size.isascii() and size.isdigit() for size in sizes) else None
 
-
-# Names as server_args.py of 0.5 spells them.
-FLAGS = _SETTINGS - {"model_path"} | {
-    "chunked_prefill_size",
-    "context_length",
-    "cpu_offload_gb",
-    "cuda_graph_max_bs",
-    "cuda_graph_max_bs_decode",
-    "disable_cuda_graph",
-    "disable_hybrid_swa_memory",
-    "dp_size",
-    "dtype",
-    "enable_dp_attention",
-    "enable_lora",
-    "ep_size",
-    "json_model_override_args",
-    "kv_cache_dtype",
-    "lora_target_modules",
-    "mamba_full_memory_ratio",
-    "mamba_ssm_dtype",
-    "max_lora_rank",
-    "max_loras_per_batch",
-    "max_mamba_cache_size",
-    "max_prefill_tokens",
-    "max_running_requests",
-    "max_total_tokens",
-    "mem_fraction_static",
-    "page_size",
-    "pp_size",
-    "quantization",
-    "swa_full_tokens_ratio",
-    "tp_size",
-}
 
 ADAPTER = Adapter(
     name="sglang",
@@ -315,6 +308,7 @@ ADAPTER = Adapter(
         "pipeline_parallel_size": "pp_size",
         "dp": "dp_size",
         "data_parallel_size": "dp_size",
+        "attention_data_parallel_size": "attn_dp_size",
         "ep": "ep_size",
         "expert_parallel_size": "ep_size",
     },
@@ -332,7 +326,10 @@ ADAPTER = Adapter(
         {
             "disable_cuda_graph",
             "disable_hybrid_swa_memory",
+            "disable_piecewise_cuda_graph",
+            "disable_prefill_cuda_graph",
             "enable_dp_attention",
+            "enable_dp_lm_head",
             "enable_lora",
             "trust_remote_code",
         }

@@ -108,6 +108,7 @@ def _is_program(words: Sequence[str]) -> bool:
 FLAGS = frozenset(
     {
         "backend",
+        "cuda_graph_config",
         "dtype",
         "ep_size",
         "free_gpu_memory_fraction",

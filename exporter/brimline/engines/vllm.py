@@ -327,6 +327,7 @@ FLAGS = frozenset(
         "async_scheduling",
         "attention_backend",
         "compilation_config",
+        "config_format",
         "data_parallel_rank",
         "data_parallel_size",
         "data_parallel_size_local",

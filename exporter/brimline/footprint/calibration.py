@@ -22,8 +22,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from brimline.errors import FootprintError
 from brimline.files import NotARegularFile, open_regular
 from brimline.footprint.constants import parse_version
@@ -163,39 +161,16 @@ _KEYS = tuple(field.name for field in fields(Calibration))
 _BYTES = tuple(name for name in _KEYS if name.endswith("_bytes"))
 
 
-class _Strict(yaml.SafeLoader):
-    """YAML without aliases, merge keys and duplicate keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "an alias stands here", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
-                raise yaml.constructor.ConstructorError(None, None, "a key is no word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def parse_calibration(text: str, name: str = "calibration.yaml") -> Calibration:
     """A calibration from the text of its file; `name` stands in the error messages. Raises FootprintError."""
+    # Imported late: a prediction without a calibration needs no YAML.
+    from brimline.footprint.strict_yaml import NotStrictYamlError, strict_yaml
+
     try:
-        # S506: the loader is a stricter SafeLoader.
-        plain = yaml.load(text, Loader=_Strict)  # noqa: S506
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        what = error.problem or "not YAML"
-        raise FootprintError(f"{name}:{line}: {what}; write `key: value` lines") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise FootprintError(f"{name}: not YAML; write `key: value` lines") from None
+        plain = strict_yaml(text)
+    except NotStrictYamlError as error:
+        line = "" if error.line is None else f":{error.line}"
+        raise FootprintError(f"{name}{line}: {error}; write `key: value` lines") from None
     if not isinstance(plain, dict):
         raise FootprintError(f"{name}: holds no mapping; write `key: value` lines")
     for key in plain:
@@ -286,6 +261,8 @@ def format_calibration(calibration: Calibration, comments: Iterable[str] = ()) -
         stated["settings"] = {name: _unquoted(value) for name, value in calibration.settings}
     heads = ("Measured on one server; see `brimline calibrate`.", *comments)
     lines = [f"# {line}" for comment in heads for line in comment.splitlines()]
+    import yaml  # as above
+
     text: str = yaml.safe_dump(stated, sort_keys=False)
     return "\n".join([*lines, text])
 

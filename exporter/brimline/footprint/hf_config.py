@@ -78,15 +78,30 @@ def _has_mistral_format(folder: Path) -> bool:
     return (folder / "params.json").exists() and any(folder.glob("consolidated*.safetensors"))
 
 
-def read_model_config(file: Path) -> Mapping[str, Any]:
-    """A config.json, with the quantization that a file beside it states. Raises FootprintError."""
+# ModelOpt up to 0.29 writes it beside config.json.
+QUANTIZATION_FILE = "hf_quant_config.json"
+
+
+def read_model_config(file: Path) -> dict[str, Any]:
+    """Settings of a config.json, with the quantization that stands beside it. Raises FootprintError."""
     config = read_config(file)
-    # ModelOpt up to 0.29 writes it beside config.json; what stands there itself wins (vLLM 0.32,
-    # transformers_utils/config.py get_config).
-    beside = file.with_name("hf_quant_config.json")
-    if config.get("quantization_config") is None and file.name == "config.json" and beside.exists():
-        return {**config, "quantization_config": read_config(beside)}
+    beside = file.with_name(QUANTIZATION_FILE)
+    if file.name == "config.json" and wants_quantization(config) and beside.exists():
+        return with_quantization(config, read_config(beside))
     return config
+
+
+def wants_quantization(config: Mapping[str, Any]) -> bool:
+    """True where a config.json does not say how the weights are quantized, so that a file beside it may.
+
+    What stands there itself wins (vLLM 0.32, transformers_utils/config.py get_config).
+    """
+    return config.get("quantization_config") is None
+
+
+def with_quantization(config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with those of an hf_quant_config.json."""
+    return {**config, "quantization_config": dict(beside)}
 
 
 def architecture_of_gguf(file: Gguf, source: str) -> Architecture:

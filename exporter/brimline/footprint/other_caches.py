@@ -104,9 +104,27 @@ class SglangPool:
     state_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class SglangStage:
+    """Bytes on one GPU of a pipeline stage: of a token in layers with full attention, of one in layers with
+    windows, and of one request's recurrent states.
+    """
+
+    full_token_bytes: int
+    window_token_bytes: int
+    state_slot_bytes: int
+
+    def pool_bytes(self, pool: SglangPool) -> int:
+        """Of its part of a pool, which has as many tokens and states on every stage."""
+        states = 0 if pool.states is None else (pool.states + 1) * self.state_slot_bytes
+        return (
+            pool.tokens * self.full_token_bytes + (pool.window_tokens or 0) * self.window_token_bytes + states
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SglangCache:
-    """SGLang's KV cache on the fullest GPU.
+    """SGLang's KV cache on the fullest GPU. stages: the same of each pipeline stage.
 
     full_token_bytes, window_token_bytes: of one token in the layers with full attention and with windows.
     windows: span and bytes of a token of each layer with a window. state_slot_bytes: of one request's
@@ -118,6 +136,7 @@ class SglangCache:
     window_token_bytes: int
     windows: tuple[tuple[int, int], ...]
     state_slot_bytes: int
+    stages: tuple[SglangStage, ...]
     assumptions: tuple[str, ...]
     source: str
 
@@ -238,15 +257,19 @@ def sglang_cache(model: Architecture, settings: SglangCacheSettings) -> SglangCa
         )
 
     count = settings.pipeline_parallel
+    if count > len(model.layers):
+        raise FootprintError(f"--pp-size {count} is more than the model's {len(model.layers)} layers")
     sizes = [len(model.layers) // count] * count
     for back in range(1, len(model.layers) % count + 1):
         sizes[-back] += 1
     stages = []
-    for stage in range(count):
-        start = sum(sizes[:stage])
+    start = 0
+    for size_of_stage in sizes:
         full = states = 0
         windows: list[tuple[int, int]] = []
-        for layer in model.layers[start : start + sizes[stage]]:
+        held = model.layers[start : start + size_of_stage]
+        start += size_of_stage
+        for layer in held:
             for mixer in layer.mixers:
                 if isinstance(mixer, State):
                     states += _sglang_state_bytes(mixer, settings)
@@ -268,6 +291,9 @@ def sglang_cache(model: Architecture, settings: SglangCacheSettings) -> SglangCa
         window_token_bytes=sum(row for _, row in widest),
         windows=tuple(widest),
         state_slot_bytes=max(stage[2] for stage in stages),
+        stages=tuple(
+            SglangStage(full, sum(row for _, row in windows), states) for full, windows, states in stages
+        ),
         assumptions=(*model.assumptions, *assumptions),
         source=f"{model.source or model.model_type}, cell size of SGLang 0.5.23",
     )
@@ -383,7 +409,8 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
     slots make 3 of 512). Windows get min(context, window * (slots where unified) + micro batch) cells,
     rounded up to 256 (src/llama-kv-cache-iswa.cpp). MLA keeps one latent and no V (src/llama-kv-cache.cpp).
     Recurrent states are float32, one for each slot (src/llama-memory-recurrent.cpp).
-    Raises FootprintError for cache types that are not known or do not divide a row.
+    Raises FootprintError for cache types that are not known or do not divide a row, and for more slots than
+    cells (src/llama-context.cpp: n_ctx_seq == 0).
     """
     _at_least_one(
         {
@@ -409,6 +436,10 @@ def llamacpp_cache(model: Architecture, settings: LlamacppCacheSettings) -> Llam
     assumptions: list[str] = []
     total = _rounded_up(context, _CELL_STEP)
     slot_context = total if settings.unified else _rounded_up(total // settings.slots, _CELL_STEP)
+    if not slot_context:
+        raise FootprintError(
+            f"--parallel {settings.slots}: the {total:,} cells of --ctx-size give no slot a whole one"
+        )
     streams = 1 if settings.unified else settings.slots
     micro = min(context, settings.batch, settings.micro_batch)
     mixers = _mixers(model)

@@ -59,6 +59,7 @@ _FEW_OUTPUTS = 9464
 _SLOTS_BY_DEFAULT = 4
 _LEAST_FITTED_CONTEXT = 4096  # --fit-ctx
 _CELL_STEP = 256
+_MAX_SLOTS = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 
 # Flags whose memory is not in the model's own file.
 _NOT_COUNTED = {
@@ -146,7 +147,10 @@ def _devices(settings: Settings) -> int | None:
     stated = read.text(settings, "device") if settings.get("device", "").lower() != "none" else "none"
     if stated is None:
         return None
-    return 0 if stated == "none" else len([name for name in stated.split(",") if name.strip()])
+    count = 0 if stated == "none" else len([name for name in stated.split(",") if name.strip()])
+    if count > read.MOST_RANKS:
+        raise SettingError(f"--device names {count} devices: no server is spread over so many")
+    return count
 
 
 def llamacpp_launch(settings: Settings) -> LlamacppLaunch:
@@ -172,7 +176,7 @@ def llamacpp_launch(settings: Settings) -> LlamacppLaunch:
         devices=_devices(settings),
         tensor_split=_tensor_split(settings),
         split_mode=split_mode,
-        main_gpu=read.count(settings, "main_gpu", least=0),
+        main_gpu=read.ranks(settings, "main_gpu", least=0),
         kv_offload=read.switch(settings, "kv_offload") is not False,
         op_offload=read.switch(settings, "op_offload") is not False,
         cpu_experts=1 << 16 if read.switch(settings, "cpu_moe") else experts,
@@ -364,6 +368,8 @@ class _Server:
             launch.slot_context is not None and launch.parallel == _SLOTS_BY_DEFAULT
         )
         self.slots = launch.parallel or (_SLOTS_BY_DEFAULT if since >= _SHARED_SLOTS else 1)
+        if self.slots > _MAX_SLOTS:
+            raise FootprintError(f"--parallel {self.slots}: llama.cpp has at most {_MAX_SLOTS} slots")
         self.unified = (
             launch.kv_unified
             if launch.kv_unified is not None
@@ -381,6 +387,25 @@ class _Server:
     @property
     def streams(self) -> int:
         return 1 if self.unified else self.slots
+
+    @property
+    def given_layers(self) -> int:
+        """Layers on GPUs, the output counted as one, before the server fits itself."""
+        wanted = self.launch.gpu_layers
+        if wanted is None:
+            return self.layers_by_default
+        return self.all_layers if wanted == "all" else wanted
+
+    @property
+    def shrinks_context(self) -> bool:
+        """Whether fitting itself may lower the context: flags that are given stay."""
+        return self.launch.ctx_size is None and not self.launch.kv_unified_per_slot
+
+    @property
+    def moves_layers(self) -> bool:
+        """Whether fitting itself may leave experts and layers on the host."""
+        launch = self.launch
+        return launch.gpu_layers is None and not launch.tensor_split and launch.split_mode != "row"
 
     def context(self) -> int:
         """Tokens of all slots together before the server fits itself. Raises FootprintError."""
@@ -449,7 +474,7 @@ class _Server:
             and launch.kv_offload
             and not cpu_experts
         )
-        given_up = {index for index in range(cpu_experts) if index < len(placement.layers)}
+        given_up = set(range(min(cpu_experts, len(placement.layers))))
         stays = not launch.op_offload and any(
             placement.layers[index] is not None and self.weights.layers[index].experts.high
             for index in given_up
@@ -583,7 +608,7 @@ def _fitted(
     if holds(context, layers, experts):
         return context, layers, experts
     full = sum(used(context, layers, experts))
-    if launch.ctx_size is None and not launch.kv_unified_per_slot and full > gpus * free_bytes:
+    if server.shrinks_context and full > gpus * free_bytes:
         least = min(context, launch.fit_ctx * server.streams)
         spare = gpus * free_bytes - sum(used(least, layers, experts))
         if spare > 0:
@@ -595,7 +620,7 @@ def _fitted(
         notes.append(f"--fit lowers the context to {context:,} tokens, so that it fits the GPU.")
         if holds(context, layers, experts):
             return context, layers, experts
-    if launch.gpu_layers is not None or launch.tensor_split or launch.split_mode == "row":
+    if not server.moves_layers:
         return context, layers, experts
     count = len(server.architecture.layers)
     if any(layer.experts.expected for layer in server.weights.layers):
@@ -651,8 +676,10 @@ def predict_llamacpp(
     assumptions += layout.cache.assumptions
     _mention(server, layout, assumptions)
     drafters = _draft(server, layout, settings, assumptions)
-    ranks = _ranks(layout, runtime, [_draft_bytes(device, server.slots) for device in drafters])
-    fits, headroom = _fit(ranks, gpu if gpus else None)
+    # What a drafter takes is not in what the server fits.
+    most = None if drafters else _most_bytes(server, layout, gpus, gpu, runtime)
+    ranks = _ranks(layout, runtime, [_draft_bytes(device, server.slots) for device in drafters], most)
+    fits, headroom = _fit(ranks, gpu if gpus else None, adapts=most is not None)
     return Footprint(
         engine="llamacpp",
         engine_version=version,
@@ -781,19 +808,43 @@ def _resolved(
     server: _Server, gpus: int, gpu: Gpu | None, runtime: Estimate, assumptions: list[str]
 ) -> _Layout:
     """The server with its defaults, fitted to the GPU where it does that by itself."""
-    launch = server.launch
-    wanted = launch.gpu_layers
-    layers = server.layers_by_default if wanted is None else server.all_layers if wanted == "all" else wanted
+    launch, layers = server.launch, server.given_layers
     context, experts = server.context(), launch.cpu_experts
     if server.fits_itself and gpus and gpu is not None:
-        margin = (
-            launch.fit_target_mib * MIB
-            if launch.fit_target_mib is not None
-            else constant("llamacpp_fit_margin_bytes", engine="llamacpp").estimate().expected
-        )
-        free = gpu.visible_bytes.expected - runtime.expected - margin
+        free = gpu.visible_bytes.expected - runtime.expected - _fit_margin(launch)
         context, layers, experts = _fitted(server, gpus, max(0, free), (context, layers), assumptions)
     return server.layout(gpus, layers, context, experts)
+
+
+def _fit_margin(launch: LlamacppLaunch) -> int:
+    """Bytes of each GPU that fitting itself leaves free."""
+    if launch.fit_target_mib is not None:
+        return launch.fit_target_mib * MIB
+    return constant("llamacpp_fit_margin_bytes", engine="llamacpp").estimate().expected
+
+
+def _most_bytes(
+    server: _Server, layout: _Layout, gpus: int, gpu: Gpu | None, runtime: Estimate
+) -> int | None:
+    """Most that a server takes of a GPU which it fits itself to; None where it does not, or cannot.
+
+    It measures what is free and what it would take, and gives up layers, or context, until the margin is
+    left: where it takes more than is expected here, it gives up more, so that its bounds are nearer.
+    """
+    if not server.fits_itself or not gpus or gpu is None:
+        return None
+    margin, visible = _fit_margin(server.launch), gpu.visible_bytes
+    if max(device.total.expected for device in layout.gpus) + runtime.expected + margin > visible.expected:
+        return None
+    if not server.moves_layers:
+        if not server.shrinks_context:
+            return None
+        least = min(layout.context, server.launch.fit_ctx * server.streams)
+        layers, experts = server.given_layers, server.launch.cpu_experts
+        smallest = server.layout(gpus, layers, least, experts)
+        if max(one.total.high for one in smallest.gpus) + runtime.high + margin > visible.low:
+            return None
+    return visible.high - margin
 
 
 def _mention(server: _Server, layout: _Layout, assumptions: list[str]) -> None:
@@ -818,8 +869,13 @@ def _mention(server: _Server, layout: _Layout, assumptions: list[str]) -> None:
         )
 
 
-def _ranks(layout: _Layout, runtime: Estimate, drafters: Sequence[Estimate]) -> tuple[RankFootprint, ...]:
-    """A rank for each GPU; the host's memory stands with the first. drafters: on each GPU and on the host."""
+def _ranks(
+    layout: _Layout, runtime: Estimate, drafters: Sequence[Estimate], most: int | None
+) -> tuple[RankFootprint, ...]:
+    """A rank for each GPU; the host's memory stands with the first.
+
+    drafters: on each GPU and on the host. most: that the server takes of a GPU.
+    """
     host = {
         "weights": layout.host.weights,
         "kv_cache": layout.host.kv_cache,
@@ -843,6 +899,12 @@ def _ranks(layout: _Layout, runtime: Estimate, drafters: Sequence[Estimate]) -> 
         if drafters and drafters[stage].high:
             components["draft_model"] = drafters[stage]
         whole = total(components.values(), "sum of the components")
+        if most is not None:
+            whole = replace(
+                whole,
+                high=min(whole.high, max(whole.expected, most)),
+                source=f"{whole.source}, and what --fit leaves free",
+            )
         ranks.append(
             RankFootprint(
                 pipeline_stage=stage, components=components, total=whole, host=host if stage == 0 else {}
@@ -851,11 +913,11 @@ def _ranks(layout: _Layout, runtime: Estimate, drafters: Sequence[Estimate]) -> 
     return tuple(ranks)
 
 
-def _fit(ranks: Sequence[RankFootprint], gpu: Gpu | None) -> tuple[bool | None, int | None]:
-    """All of it is allocated at the start, so all of it must fit every GPU."""
+def _fit(ranks: Sequence[RankFootprint], gpu: Gpu | None, *, adapts: bool) -> tuple[bool | None, int | None]:
+    """All of it is allocated at the start, so all must fit every GPU, unless the server sees to that."""
     if gpu is None:
         return None, None
-    fits = all(rank.total.high <= gpu.visible_bytes.low for rank in ranks)
+    fits = adapts or all(rank.total.high <= gpu.visible_bytes.low for rank in ranks)
     return fits, gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks)
 
 
@@ -873,6 +935,7 @@ def _kv_cache(server: _Server, layout: _Layout) -> KvCacheFootprint:
         capacity_tokens=cache.cells,
         max_concurrency_requests=min(float(server.slots), cache.cells / longest),
         is_proportional=not (cache.window_bytes or cache.state_bytes),
+        of_all_devices=True,
     )
 
 

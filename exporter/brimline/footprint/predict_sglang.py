@@ -19,10 +19,16 @@ from brimline.footprint.activations import BatchSettings, forward_bytes
 from brimline.footprint.architecture import Architecture, LatentAttention
 from brimline.footprint.calibrated import measured_weights
 from brimline.footprint.calibration import Calibration, plain_settings
-from brimline.footprint.constants import GIB, Name, constant
+from brimline.footprint.constants import GIB, Name, constant, parse_version
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.lora import LoraSettings, linears, lora_slots_bytes
-from brimline.footprint.other_caches import SglangCache, SglangCacheSettings, SglangPool, sglang_cache
+from brimline.footprint.other_caches import (
+    SglangCache,
+    SglangCacheSettings,
+    SglangPool,
+    SglangStage,
+    sglang_cache,
+)
 from brimline.footprint.runtime import (
     RuntimeSettings,
     SglangSettings,
@@ -71,6 +77,8 @@ class SglangLaunch:
     dp_size: int = 1
     ep_size: int = 1
     enable_dp_attention: bool = False
+    attn_dp_size: int = 1
+    enable_dp_lm_head: bool = False
     swa_full_tokens_ratio: float = 0.8
     hybrid_windows: bool = True
     mamba_full_memory_ratio: float = 0.9
@@ -83,9 +91,25 @@ class SglangLaunch:
     lora_target_modules: tuple[str, ...] = ()
 
     @property
+    def attention_replicas(self) -> int:
+        """Attentions that the GPUs of --tp-size are divided among.
+
+        --attn-dp-size of newer versions, of which --dp-size with --enable-dp-attention is the older spelling
+        (0.5.23, arg_groups/parallel_hook.py handle_deprecated_dp_attention).
+        """
+        if self.attn_dp_size > 1:
+            return self.attn_dp_size
+        return self.dp_size if self.enable_dp_attention else 1
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the whole model, each on GPUs of its own."""
+        return 1 if self.enable_dp_attention and self.attn_dp_size == 1 else self.dp_size
+
+    @property
     def attention_ranks(self) -> int:
         """GPUs that share one request's attention."""
-        return self.tp_size // self.dp_size if self.enable_dp_attention else self.tp_size
+        return self.tp_size // self.attention_replicas
 
 
 def sglang_launch(settings: Settings) -> SglangLaunch:
@@ -110,17 +134,19 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
         ),
         page_size=read.count(settings, "page_size") or 1,
         mem_fraction_static=read.number(settings, "mem_fraction_static"),
-        tp_size=read.count(settings, "tp_size") or 1,
-        pp_size=read.count(settings, "pp_size") or 1,
-        dp_size=read.count(settings, "dp_size") or 1,
-        ep_size=read.count(settings, "ep_size") or 1,
+        tp_size=read.ranks(settings, "tp_size") or 1,
+        pp_size=read.ranks(settings, "pp_size") or 1,
+        dp_size=read.ranks(settings, "dp_size") or 1,
+        ep_size=read.ranks(settings, "ep_size") or 1,
         enable_dp_attention=read.switch(settings, "enable_dp_attention") or False,
+        attn_dp_size=read.ranks(settings, "attn_dp_size") or 1,
+        enable_dp_lm_head=read.switch(settings, "enable_dp_lm_head") or False,
         swa_full_tokens_ratio=_or(read.number(settings, "swa_full_tokens_ratio"), 0.8),
         hybrid_windows=not read.switch(settings, "disable_hybrid_swa_memory"),
-        mamba_full_memory_ratio=_or(read.number(settings, "mamba_full_memory_ratio"), 0.9),
+        mamba_full_memory_ratio=_or(read.number(settings, "mamba_full_memory_ratio", least=0), 0.9),
         max_mamba_cache_size=read.count(settings, "max_mamba_cache_size"),
         mamba_ssm_dtype=read.text(settings, "mamba_ssm_dtype"),
-        cpu_offload_gb=read.number(settings, "cpu_offload_gb") or 0.0,
+        cpu_offload_gb=read.number(settings, "cpu_offload_gb", least=0) or 0.0,
         enable_lora=bool(read.switch(settings, "enable_lora"))
         or read.text(settings, "lora_paths") is not None,
         max_loras_per_batch=read.count(settings, "max_loras_per_batch") or 8,
@@ -130,8 +156,9 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
     ratio = launch.mem_fraction_static
     if ratio is not None and not 0 < ratio < 1:
         raise SettingError(f"--mem-fraction-static {ratio} must be between 0 and 1")
-    if launch.enable_dp_attention and launch.tp_size % launch.dp_size:
-        raise FootprintError(f"--dp-size {launch.dp_size} must divide --tp-size {launch.tp_size}")
+    if launch.tp_size % launch.attention_replicas:
+        flag = "--attn-dp-size" if launch.attn_dp_size > 1 else "--dp-size"
+        raise FootprintError(f"{flag} {launch.attention_replicas} must divide --tp-size {launch.tp_size}")
     return launch
 
 
@@ -191,7 +218,7 @@ def _static_ratio(
             prefill_graph_batches=batch.prefill_graphs,
             vision=vision,
             latent=batch.latent,
-            attention_replicas=launch.dp_size if launch.enable_dp_attention else 1,
+            attention_replicas=launch.attention_replicas,
         ),
     )
     return ratio, "the default of SGLang 0.5.23"
@@ -212,17 +239,36 @@ def _context(architecture: Architecture, launch: SglangLaunch) -> int:
 # --- the parts
 
 
+# The input embedding with data-parallel attention: in all models up to 0.5.7 whole on each GPU (models/*.py,
+# enable_tp=not is_dp_attention_enabled()), split over the GPUs of one attention (use_attn_tp_group) since
+# 0.5.8 in models/deepseek_v2.py and since 0.5.9 in the others; in these few it is whole up to 0.5.23.
+_EMBEDDING_OF_ATTENTION = (0, 5, 9)
+_DEEPSEEK_EMBEDDING_OF_ATTENTION = (0, 5, 8)
+_DEEPSEEK = ("deepseek", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite")
+_WHOLE_EMBEDDING = ("exaone_moe", "qwen3_5", "step3p5")
+
+
+def _has_whole_embedding(model_type: str, version: str | None) -> bool:
+    """True where each GPU has all of the input embedding, if its attention is data-parallel."""
+    if model_type.startswith(_WHOLE_EMBEDDING):
+        return True
+    if version is None:
+        return False
+    is_deepseek = model_type.startswith(_DEEPSEEK)
+    since = _DEEPSEEK_EMBEDDING_OF_ATTENTION if is_deepseek else _EMBEDDING_OF_ATTENTION
+    return parse_version(version) < since
+
+
 def _weights(
-    architecture: Architecture, launch: SglangLaunch, stored: StoredWeights | None
+    architecture: Architecture, launch: SglangLaunch, stored: StoredWeights | None, version: str | None
 ) -> list[RankWeights]:
     """The weights of the first rank of each stage.
 
     The remainder of the layers goes to the last stages (distributed/utils.py get_pp_indices). With data
-    parallel attention a rank holds more of the attention than of the rest.
+    parallel attention a rank holds more of the attention than of the rest, and so of the input embedding;
+    of the head only with --enable-dp-lm-head.
     """
     count = len(architecture.layers)
-    if launch.pp_size > count:
-        raise FootprintError(f"--pp-size {launch.pp_size} is more than the model's {count} layers")
     sizes = [count // launch.pp_size] * launch.pp_size
     for back in range(1, count % launch.pp_size + 1):
         sizes[-back] += 1
@@ -244,9 +290,21 @@ def _weights(
     if launch.attention_ranks == launch.tp_size:
         return whole
     wider = ranks(launch.attention_ranks)
+    embedding = wider
+    if _has_whole_embedding(architecture.model_type, version):
+        embedding = ranks(1)
+    head = wider if launch.enable_dp_lm_head else whole
     return [
-        replace(rank, parts={**rank.parts, "attention": other.parts["attention"]})
-        for rank, other in zip(whole, wider, strict=True)
+        replace(
+            rank,
+            parts={
+                **rank.parts,
+                "attention": wider[stage].parts["attention"],
+                "embedding": embedding[stage].parts["embedding"],
+                "head": head[stage].parts["head"],
+            },
+        )
+        for stage, rank in enumerate(whole)
     ]
 
 
@@ -388,14 +446,10 @@ class _Pools:
     visible_bytes: int
     source: str
 
-    @property
-    def bytes(self) -> Estimate:
-        return Estimate(
-            self.low.kv_bytes + self.low.state_bytes,
-            self.expected.kv_bytes + self.expected.state_bytes,
-            self.high.kv_bytes + self.high.state_bytes,
-            self.source,
-        )
+    def bytes_of(self, stage: SglangStage) -> Estimate:
+        """Of the pool on a GPU of one stage."""
+        low, expected, high = (stage.pool_bytes(pool) for pool in (self.low, self.expected, self.high))
+        return Estimate(low, expected, high, self.source)
 
     @property
     def pages(self) -> Estimate:
@@ -500,16 +554,19 @@ def predict_sglang(
             settings=_server_settings(launch),
         )
         notes += left_out
+    layers = len(architecture.layers)
+    if launch.pp_size > layers:
+        raise FootprintError(f"--pp-size {launch.pp_size} is more than the model's {layers} layers")
     context = _context(architecture, launch)
     cache = sglang_cache(architecture, _cache_settings(launch))
     notes += cache.assumptions
     batch = _batch(architecture, launch, gpu, notes)
-    stages = _weights(architecture, launch, stored)
+    stages = _weights(architecture, launch, stored, version)
     fixed = [_fixed(architecture, launch, batch, weights, gpu, calibration) for weights in stages]
     ratio, why = _static_ratio(architecture, launch, batch, gpu) if gpu is not None else (0.0, "")
     pools = _pools(cache, launch, fixed, gpu, ratio, why)
     table = _request_table(launch, pools, context)
-    ranks = tuple(_rank(stage, part, pools, table) for stage, part in enumerate(fixed))
+    ranks = tuple(_rank(stage, part, cache.stages[stage], pools, table) for stage, part in enumerate(fixed))
     fit = _fit(ranks, fixed, table, cache, pools, context, gpu)
     return Footprint(
         engine="sglang",
@@ -518,8 +575,8 @@ def predict_sglang(
         ranks=ranks,
         kv_cache=_kv_cache(cache, launch, pools, context),
         tensor_parallel=launch.tp_size,
-        data_parallel=launch.dp_size,
-        gpus=launch.tp_size * launch.pp_size if launch.enable_dp_attention else 0,
+        data_parallel=launch.replicas * launch.attention_replicas,
+        gpus=launch.tp_size * launch.pp_size * launch.replicas,
         max_running_requests=launch.max_running_requests,
         decode_ceiling=_ceiling(architecture, launch, stages, gpu, notes),
         fits=fit.fits,
@@ -563,7 +620,9 @@ def _cache_settings(launch: SglangLaunch) -> SglangCacheSettings:
     )
 
 
-def _rank(stage: int, fixed: _Fixed, pools: _Pools | None, table: Estimate) -> RankFootprint:
+def _rank(
+    stage: int, fixed: _Fixed, cache: SglangStage, pools: _Pools | None, table: Estimate
+) -> RankFootprint:
     working = fixed.forward
     if pools is not None and pools.slack is not None:
         # Nothing holds the working memory to what it needs but the slack itself.
@@ -581,15 +640,15 @@ def _rank(stage: int, fixed: _Fixed, pools: _Pools | None, table: Estimate) -> R
     if fixed.lora.high:
         components["lora"] = fixed.lora
     if pools is not None:
-        components["kv_cache"] = pools.bytes
+        components["kv_cache"] = pools.bytes_of(cache)
     whole = total(components.values(), "sum of the components")
     if pools is not None and pools.slack is not None:
         # What the weights take more, the pool takes less; beside both there is the slack and no more.
-        parts = (fixed.static, pools.bytes)
+        parts = (fixed.static, components["kv_cache"])
         static = sum(part.expected for part in parts)
         most = max(whole.expected, pools.visible_bytes)
         least = static + fixed.context.low + fixed.graphs.low + table.low + working.low
-        if pools.bytes.expected:  # else weights exceed the static part, and the plain sum stands
+        if components["kv_cache"].expected:  # else weights exceed the static part, and the plain sum stands
             whole = Estimate(
                 min(whole.expected, least), whole.expected, min(whole.high, most),
                 "static part, CUDA context and slack",
@@ -689,11 +748,11 @@ def _kv_cache(
         full_request_bytes=cache.request_bytes(context),
         bytes_by_tokens={length: cache.request_bytes(length) for length in shown_lengths(context)},
         block_tokens=page,
-        stage_block_bytes=(cache.full_token_bytes * page,) if plain else (),
+        stage_block_bytes=tuple(stage.full_token_bytes * page for stage in cache.stages) if plain else (),
         num_blocks=pages,
         capacity_tokens=None if pools is None else pools.expected.tokens,
         max_concurrency_requests=None if pools is None else pools.expected.tokens / context,
-        is_proportional=plain and page == 1,
+        is_proportional=plain,  # its tokens are whole pages
     )
 
 
@@ -706,7 +765,7 @@ def _ceiling(
 ) -> DecodeCeiling | None:
     if gpu is None or gpu.bandwidth_bytes_per_second is None:
         return None
-    if launch.pp_size > 1 or launch.enable_dp_attention:
+    if launch.pp_size > 1 or launch.attention_replicas > 1:
         notes.append("No decode ceiling is given for a pipeline, nor with data-parallel attention.")
         return None
     element = 1.0 if launch.kv_cache_dtype.startswith(("fp8", "mxfp8")) else 2.0

@@ -8,11 +8,12 @@ trtllm-serve with underscores; those of its options file that decide memory as k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brimline.errors import SettingError
+from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, exact, total
 from brimline.footprint import settings as read
 from brimline.footprint.activations import BatchSettings, forward_bytes
@@ -68,16 +69,25 @@ def trtllm_launch(settings: Settings) -> TrtllmLaunch:
 
     A flag wins over kv_cache_config.
     """
+    try:
+        return _launch(settings)
+    except SettingError as error:
+        # Its flags have underscores on the command line, too (commands/serve.py).
+        said = re.sub(r"--[\w-]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", str(error))
+        raise SettingError(said) from None
+
+
+def _launch(settings: Settings) -> TrtllmLaunch:
     options = read.mapping(settings, "kv_cache_config") or {}
-    merged = dict(settings)
+    of_file: dict[str, str] = {}
     for name, flag in (
         ("free_gpu_memory_fraction", "kv_cache_free_gpu_memory_fraction"),
         ("dtype", "kv_cache_dtype"),
         ("tokens_per_block", "tokens_per_block"),
         ("max_tokens", "max_tokens"),
     ):
-        for key, value in _of_file(options, name, flag).items():
-            merged.setdefault(key, value)
+        of_file |= _of_file(options, name, flag)
+    merged = {**of_file, **settings}
     fraction = read.number(merged, "kv_cache_free_gpu_memory_fraction")
     if fraction is None:
         fraction = read.number(merged, "free_gpu_memory_fraction")
@@ -86,9 +96,9 @@ def trtllm_launch(settings: Settings) -> TrtllmLaunch:
     return TrtllmLaunch(
         dtype=read.text(merged, "dtype"),
         quantization=read.text(merged, "quantization"),
-        tp_size=read.count(merged, "tp_size") or 1,
-        pp_size=read.count(merged, "pp_size") or 1,
-        ep_size=read.count(merged, "ep_size") or 1,
+        tp_size=read.ranks(merged, "tp_size") or 1,
+        pp_size=read.ranks(merged, "pp_size") or 1,
+        ep_size=read.ranks(merged, "ep_size") or 1,
         max_seq_len=read.count(merged, "max_seq_len"),
         max_batch_size=read.count(merged, "max_batch_size") or 2048,
         max_num_tokens=read.count(merged, "max_num_tokens") or 8192,
@@ -202,6 +212,10 @@ def predict_trtllm(
         notes.append(calibration.unused)
         calibration = None
     context = _context(architecture, launch, notes)
+    layers = len(architecture.layers)
+    if launch.pp_size > layers:
+        raise FootprintError(f"--pp_size {launch.pp_size} is more than the model's {layers} layers")
+    caches = _caches(architecture, launch)
     sharding = Sharding(
         tensor=launch.tp_size, pipeline=launch.pp_size, expert=launch.ep_size == launch.tp_size > 1
     )
@@ -211,7 +225,6 @@ def predict_trtllm(
         if rank.tensor_rank == 0
     ]
     fixed = [_fixed(architecture, launch, stage, gpu, calibration) for stage in stages]
-    caches = _caches(architecture, launch)
     notes += caches[1].assumptions
     blocks = _blocks(caches, fixed, launch, gpu)
     ranks = tuple(_rank(stage, part, caches, blocks, gpu) for stage, part in enumerate(fixed))

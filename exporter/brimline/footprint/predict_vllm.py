@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from brimline.errors import FootprintError
 from brimline.estimate import Estimate, exact, total
 from brimline.footprint.activations import (
     Activations,
@@ -189,6 +190,9 @@ def predict_vllm(
         assumptions.append(gpu.assumption)
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
     architecture, stored = _without_senses(architecture, stored, launch.unwanted)
+    depth, layers = launch.pipeline_parallel_size, len(architecture.layers)
+    if depth > layers:
+        raise FootprintError(f"--pipeline-parallel-size {depth} is more than the model's {layers} layers")
     context = context_of(architecture, launch, version)
     if architecture.max_position is None and launch.max_model_len is None:
         assumptions.append(

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from brimline.errors import FootprintError
 from brimline.footprint.architecture import Quantization
 
-# A repeated group, or one repetition of almost anything behind another, can take a regular expression longer
-# than anybody waits.
-_UNSOUND = re.compile(r"\)\s*[*+{]|(?:\.|\\[wWSD]|\])[*+}]\??(?:\.|\\[wWSD]|\[[^\]]*\])[*+{]")
-_REPEATED = re.compile(r"(?:\.|\\[wWSD]|\])[*+{]")
-_MAX_LENGTH = 512
-_MAX_REPEATED = 3
-# What it may cost to try all patterns on one name. Those of one layer are tried on its names only, those
-# without a number once for all layers; of what is left only few are read.
-_COSTS = {0: 1, 1: 1, 2: 10, _MAX_REPEATED: 150}
-_MAX_PATTERNS, _MAX_COST_OF_ALL, _MAX_COST = 2000, 2000, 200
+if TYPE_CHECKING:
+    from brimline.footprint.module_patterns import Effort, Pattern, Patterns
+
+_MAX_PATTERNS = 2000
 _NUMBER = re.compile(r"\d+")
 _LAYER = re.compile(r"layers\\?\.(\d+)\\?\.")
+# A digit of a number, which may have more: such a pattern tells some layers from others without naming one.
+_ONE_DIGIT = re.compile(r"\\d(?![+*])")
 
 
 class Modules:
@@ -29,10 +25,11 @@ class Modules:
 
     A plain entry means the module of that name, wherever it stands, and all within it; entries with `*` match
     as file names do; `re:` starts a regular expression, matched from the front (compressed-tensors 0.17,
-    utils/match.py). Raises FootprintError for a pattern that cannot be read.
+    utils/match.py). Raises FootprintError for a pattern that cannot be read, and for more work than the
+    effort allows.
     """
 
-    def __init__(self, entries: Iterable[str]) -> None:
+    def __init__(self, entries: Iterable[str], effort: Effort | None = None) -> None:
         listed = list(dict.fromkeys(entries))
         starts = {entry for entry in listed if _is_start(entry)}
         patterns = [
@@ -41,21 +38,12 @@ class Modules:
         self._starts = tuple(entry[:-1] for entry in starts)
         self._plain = frozenset(listed).difference(starts, patterns)
         self._first_words = frozenset(entry.partition(".")[0] for entry in self._plain)
-        # Patterns of one layer by its number; of every layer under None; of some layers under "".
-        self._patterns: dict[str | None, list[re.Pattern[str]]] = {}
-        costs: dict[str | None, int] = {}
-        if len(patterns) <= _MAX_PATTERNS:
-            for entry in patterns:
-                where = _where(entry)
-                compiled, cost = _pattern(entry)
-                self._patterns.setdefault(where, []).append(compiled)
-                costs[where] = costs.get(where, 0) + cost
-        if len(patterns) > _MAX_PATTERNS or any(
-            cost > (_MAX_COST_OF_ALL if where is None else _MAX_COST) for where, cost in costs.items()
-        ):
+        if len(patterns) > _MAX_PATTERNS:
             raise FootprintError(
                 f"quantization_config: {len(patterns)} patterns name modules, more than are read"
             )
+        # Patterns of one layer by its number; of every layer under None; of some layers under "".
+        self._patterns = _read(patterns, effort) if patterns else {}
         self._known: dict[str, bool] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -79,17 +67,29 @@ class Modules:
                         return True
         if name.startswith(self._starts):
             return True
-        if not self._patterns:
-            return False
-        if None in self._patterns:
+        everywhere = self._patterns.get(None)
+        if everywhere is not None:
             alike = _NUMBER.sub("0", name)
             if alike not in self._known:
-                self._known[alike] = any(pattern.match(alike) for pattern in self._patterns[None])
+                self._known[alike] = everywhere.matches(alike)
             if self._known[alike]:
                 return True
         layer = _LAYER.search(name)
-        tried = [*self._patterns.get("", ()), *self._patterns.get(layer[1] if layer else "", ())]
-        return any(pattern.match(name) for pattern in tried)
+        tried = (self._patterns.get(where) for where in dict.fromkeys(("", layer[1] if layer else "")))
+        return any(patterns.matches(name) for patterns in tried if patterns is not None)
+
+
+def _read(entries: Iterable[str], effort: Effort | None) -> dict[str | None, Patterns]:
+    """Patterns by the layer that they are of."""
+    # Imported late: most models need no patterns.
+    from brimline.footprint.module_patterns import Effort, Patterns, glob, regular_expression
+
+    grouped: dict[str | None, list[Pattern]] = {}
+    for entry in entries:
+        read = regular_expression(entry[3:]) if entry.startswith("re:") else glob(entry)
+        grouped.setdefault(_where(entry), []).append(read)
+    effort = effort or Effort()
+    return {where: Patterns(listed, effort) for where, listed in grouped.items()}
 
 
 def _is_start(entry: str) -> bool:
@@ -102,23 +102,7 @@ def _where(entry: str) -> str | None:
     layers = _LAYER.findall(entry)
     if len(layers) == 1 and not _NUMBER.search(_LAYER.sub("", entry)):
         return str(layers[0])
-    return "" if _NUMBER.search(entry) else None
-
-
-def _pattern(entry: str) -> tuple[re.Pattern[str], int]:
-    """The compiled pattern and what it costs to try."""
-    if not entry.startswith("re:"):
-        if len(entry) > _MAX_LENGTH:
-            raise FootprintError(f"quantization_config: pattern {entry[:80]!r} is not read here")
-        return re.compile(rf"(?:{fnmatch.translate(entry)})|(?:{fnmatch.translate(entry + '.*')})"), 1
-    text = entry[3:]
-    repeated = len(_REPEATED.findall(text))
-    if len(text) > _MAX_LENGTH or _UNSOUND.search(text) or repeated > _MAX_REPEATED:
-        raise FootprintError(f"quantization_config: pattern {text[:80]!r} is not read here")
-    try:
-        return re.compile(text), _COSTS[repeated]
-    except (re.error, OverflowError, RecursionError):
-        raise FootprintError(f"quantization_config: {text[:80]!r} is no pattern") from None
+    return "" if _NUMBER.search(entry) or _ONE_DIGIT.search(entry) else None
 
 
 class Schemes:
@@ -126,9 +110,12 @@ class Schemes:
 
     def __init__(self, quantization: Quantization, *, experts: bool) -> None:
         self._base, self._experts = quantization, experts
-        self._skipped = Modules(quantization.skipped)
-        self._targets = Modules(quantization.targets) if quantization.targets else None
-        self._others = [(Modules(other.targets), other) for other in quantization.others]
+        from brimline.footprint.module_patterns import Effort  # late, as above
+
+        effort = Effort()
+        self._skipped = Modules(quantization.skipped, effort)
+        self._targets = Modules(quantization.targets, effort) if quantization.targets else None
+        self._others = [(Modules(other.targets, effort), other) for other in quantization.others]
 
     def of(self, name: str, part: str, *, linear: bool) -> Quantization | None:
         """The way a module is quantized; None where it stays in the model's own type. linear: a matrix."""

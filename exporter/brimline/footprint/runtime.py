@@ -180,9 +180,10 @@ def sglang_prefill_graphs(max_tokens: int) -> int:
     """
     sizes = [
         *range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64),
-        *range(1280, 4097, 256), *range(4608, max_tokens + 1, 512),
+        *range(1280, 4097, 256),
     ]  # fmt: skip
-    return sum(size <= max_tokens for size in sizes)
+    small = [size for size in sizes if size <= max_tokens]
+    return len(small) + len(range(4608, max_tokens + 1, 512))
 
 
 def sglang_static_ratio(gpu_memory_bytes: int, settings: SglangSettings) -> float:

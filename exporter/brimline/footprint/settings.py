@@ -52,6 +52,18 @@ def count(settings: Settings, name: str, *, least: int = 1) -> int | None:
     return number
 
 
+# More GPUs than any server is spread over; what is larger is refused before anything is made for each.
+MOST_RANKS = 4096
+
+
+def ranks(settings: Settings, name: str, *, least: int = 1) -> int | None:
+    """GPUs, or groups of them, among which something is divided. Raises SettingError as `count` does."""
+    number = count(settings, name, least=least)
+    if number is not None and number > MOST_RANKS:
+        raise SettingError(f"{flag(name)} {number}: no server is spread over more than {MOST_RANKS} GPUs")
+    return number
+
+
 def size(settings: Settings, name: str) -> int | None:
     """A size in bytes such as 8GiB, 4294967296 or, as vLLM writes it, 8G. Raises SettingError for others."""
     stated = _stated_value(settings, name)
@@ -65,8 +77,8 @@ def size(settings: Settings, name: str) -> int | None:
         raise SettingError(f"{flag(name)}: {error}") from None
 
 
-def number(settings: Settings, name: str) -> float | None:
-    """A number. Raises SettingError for others."""
+def number(settings: Settings, name: str, *, least: float | None = None) -> float | None:
+    """A number. Raises SettingError for others and below `least`."""
     stated = _stated_value(settings, name)
     if stated is None:
         return None
@@ -76,6 +88,16 @@ def number(settings: Settings, name: str) -> float | None:
         value = math.nan
     if not math.isfinite(value):
         raise SettingError(f"{flag(name)}: {stated!r} is not a number")
+    if least is not None and value < least:
+        raise SettingError(f"{flag(name)} {stated}: it is {least:g} or more")
+    return value
+
+
+def ratio(settings: Settings, name: str) -> float | None:
+    """A part of a whole, above 0 and at most 1. Raises SettingError for others."""
+    value = number(settings, name)
+    if value is not None and not 0 < value <= 1:
+        raise SettingError(f"{flag(name)} {settings[name]}: it is above 0 and at most 1")
     return value
 
 

@@ -11,7 +11,7 @@ from brimline.footprint.architecture import Architecture, Attention
 from brimline.footprint.constants import GIB, batch_defaults, parse_version
 from brimline.footprint.drafts import SpeculativeConfig, read_speculative_config
 from brimline.footprint.gpus import Gpu
-from brimline.footprint.lora import LoraSettings
+from brimline.footprint.lora import RANKS, LoraSettings
 from brimline.footprint.settings import Settings
 from brimline.footprint.weights import DTYPE_BYTES, Sharding
 
@@ -131,6 +131,8 @@ def vllm_launch(settings: Settings) -> VllmLaunch:
     longest = (settings.get("max_model_len") or "").strip().lower()
     auto_fit = longest in ("-1", "auto")
     captures = _captures_graphs(settings)
+    _check_offloading(settings)
+    _check_adapters(settings)
     return VllmLaunch(
         dtype=read.text(settings, "dtype"),
         quantization=read.text(settings, "quantization"),
@@ -143,21 +145,21 @@ def vllm_launch(settings: Settings) -> VllmLaunch:
         enable_chunked_prefill=read.switch(settings, "enable_chunked_prefill") is not False,
         doubles_batch=read.text(settings, "performance_mode") == "throughput",
         block_size=read.count(settings, "block_size"),
-        tensor_parallel_size=read.count(settings, "tensor_parallel_size") or 1,
-        pipeline_parallel_size=read.count(settings, "pipeline_parallel_size") or 1,
-        data_parallel_size=read.count(settings, "data_parallel_size") or 1,
-        prefill_context_parallel_size=read.count(settings, "prefill_context_parallel_size") or 1,
-        decode_context_parallel_size=read.count(settings, "decode_context_parallel_size") or 1,
+        tensor_parallel_size=read.ranks(settings, "tensor_parallel_size") or 1,
+        pipeline_parallel_size=read.ranks(settings, "pipeline_parallel_size") or 1,
+        data_parallel_size=read.ranks(settings, "data_parallel_size") or 1,
+        prefill_context_parallel_size=read.ranks(settings, "prefill_context_parallel_size") or 1,
+        decode_context_parallel_size=read.ranks(settings, "decode_context_parallel_size") or 1,
         enable_expert_parallel=read.switch(settings, "enable_expert_parallel") or False,
         redundant_experts=_redundant_experts(settings),
-        gpu_memory_utilization=read.number(settings, "gpu_memory_utilization"),
+        gpu_memory_utilization=read.ratio(settings, "gpu_memory_utilization"),
         kv_cache_memory_bytes=read.size(settings, "kv_cache_memory_bytes"),
         num_gpu_blocks_override=read.count(settings, "num_gpu_blocks_override"),
-        cpu_offload_gb=read.number(settings, "cpu_offload_gb") or 0.0,
+        cpu_offload_gb=read.number(settings, "cpu_offload_gb", least=0) or 0.0,
         offload_group_size=read.count(settings, "offload_group_size", least=0) or 0,
         offload_num_in_group=read.count(settings, "offload_num_in_group") or 1,
         offload_prefetch_step=read.count(settings, "offload_prefetch_step", least=0) or 1,
-        kv_offloading_size=read.number(settings, "kv_offloading_size"),
+        kv_offloading_size=read.number(settings, "kv_offloading_size", least=0),
         swap_space=read.number(settings, "swap_space"),
         enforce_eager=read.switch(settings, "enforce_eager") or not captures,
         enable_prefix_caching=read.switch(settings, "enable_prefix_caching"),
@@ -179,6 +181,24 @@ def vllm_launch(settings: Settings) -> VllmLaunch:
         encoder_sharding="data" if read.text(settings, "mm_encoder_tp_mode") == "data" else "weights",
         config_format=read.text(settings, "config_format"),
     )
+
+
+def _check_offloading(settings: Settings) -> None:
+    group = read.count(settings, "offload_group_size", least=0) or 0
+    moved = read.count(settings, "offload_num_in_group") or 1
+    if group and moved > group:
+        raise SettingError(
+            f"--offload-num-in-group {moved}: it is at most --offload-group-size, which is {group}"
+        )
+
+
+def _check_adapters(settings: Settings) -> None:
+    rank = read.count(settings, "max_lora_rank")
+    if rank is not None and rank not in RANKS:
+        raise SettingError(f"--max-lora-rank {rank}: vLLM knows {', '.join(map(str, RANKS))}")
+    slots, on_host = _slots(settings), read.count(settings, "max_cpu_loras", least=0)
+    if on_host and on_host < slots:
+        raise SettingError(f"--max-cpu-loras {on_host}: it is at least --max-loras, which is {slots}")
 
 
 def _slots(settings: Settings) -> int:

@@ -1,7 +1,7 @@
 """The process that works predictions out for the planning page: `python -m brimline.footprint.worker`.
 
-A process of its own, because what a model's config.json makes it compute may take arbitrarily long (its
-patterns of module names are regular expressions) and cannot be stopped in a thread. It answers one question
+A process of its own, because what a model's config.json makes it compute may take long, and cannot be stopped
+in a thread. It answers one question
 after the other, each within limits of processor time and memory that the kernel keeps, and ends when its
 standard input does.
 
@@ -19,19 +19,21 @@ import resource
 import struct
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
 from brimline.errors import FootprintError
+from brimline.files import without_folders
 from brimline.footprint.calibration import read_calibration
 from brimline.footprint.config_file import parse_config
 from brimline.footprint.controls import control_of
 from brimline.footprint.gpus import Gpu, described_gpu, find_gpu, live_gpu
-from brimline.footprint.hf_config import architecture_of_config
+from brimline.footprint.hf_config import QUANTIZATION_FILE, architecture_of_config
 from brimline.footprint.predict import Model, read_model
 from brimline.footprint.what_if import Scenario, Surroundings, surroundings, what_if_json
 from brimline.units import parse_bytes
@@ -102,12 +104,18 @@ class Memory:
 
 
 def answer(content: bytes, memory: Memory) -> bytes:
-    """The answer to a question, its kind first. Never raises but for what ends the process."""
+    """The answer to a question, its kind first. Never raises but for what ends the process.
+
+    It is for a browser, which is told no folders of this machine.
+    """
+    known: tuple[str, ...] = ()
     try:
         question = msgspec.json.decode(content, type=Question)
-        return Kind.PREDICTION.value + msgspec.json.encode(_predicted(question, memory))
+        known = tuple(path for path in (question.path, question.calibration) if path is not None)
+        shown = _without_folders(_predicted(question, memory), known)
+        return Kind.PREDICTION.value + msgspec.json.encode(shown)
     except FootprintError as error:
-        return _said(Kind.REFUSAL, str(error))
+        return _said(Kind.REFUSAL, without_folders(str(error), *known))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return _said(Kind.REFUSAL, f"the question is not understood: {error}")
     except RecursionError:
@@ -118,7 +126,21 @@ def answer(content: bytes, memory: Memory) -> bytes:
     except Exception as error:  # noqa: BLE001 - a defect here must not end the process
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
-        return _said(Kind.DEFECT, f"{type(error).__name__}: {str(error)[:200]} ({where})")
+        said = without_folders(str(error)[:200], *known)
+        return _said(Kind.DEFECT, f"{type(error).__name__}: {said} ({where})")
+
+
+def _without_folders(document: Any, known: Sequence[str]) -> Any:
+    """The document with its texts as a browser may see them."""
+    match document:
+        case str():
+            return without_folders(document, *known) if "/" in document else document
+        case dict():
+            return {key: _without_folders(value, known) for key, value in document.items()}
+        case list() | tuple():
+            return [_without_folders(value, known) for value in document]
+        case _:
+            return document
 
 
 def _said(kind: Kind, text: str) -> bytes:
@@ -177,10 +199,15 @@ def _read(path: Path) -> Model:
         raise FootprintError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Tells a model's file from the one that it is replaced by."""
+def _stamp(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    """Tells a model's files from those that they are replaced by."""
+    file = path / "config.json" if path.is_dir() else path
+    return tuple(map(_stamp_of_file, (file, file.with_name(QUANTIZATION_FILE))))
+
+
+def _stamp_of_file(file: Path) -> tuple[int, int] | None:
     try:
-        found = (path / "config.json").stat() if path.is_dir() else path.stat()
+        found = file.stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size

@@ -27,6 +27,7 @@ from brimline import __version__
 from brimline.collect import Collector, TargetReader
 from brimline.engines import ENGINES
 from brimline.errors import BrimlineError
+from brimline.files import without_folders
 from brimline.footprint.controls import CONTROLS
 from brimline.footprint.gpus import GPUS
 from brimline.footprint.settings import flag
@@ -388,6 +389,7 @@ def _facts(reader: TargetReader, target: TargetSnapshot, snapshot: Snapshot, at:
     reading = target.reading
     if reading is None:
         why = "; ".join(f"{problem.reason}: {problem.detail}" for problem in target.problems)
+        why = without_folders(why)
         raise PlanRefusedError(
             422, f"{target.name} cannot be read at this moment ({why}); plan with its model instead"
         )
@@ -404,6 +406,7 @@ def _facts(reader: TargetReader, target: TargetSnapshot, snapshot: Snapshot, at:
             422,
             f"the files of {target.name}'s model are not known; name their folder in `model` of the target",
         )
+    known = [one for one in (path, reader.target.model) if one is not None]
     devices = [device for device in snapshot.gpu.devices if device.uuid in dict(target.gpus)]
     settings = {
         name: value for name, value in target.settings.items() if name != adapter.launch_model_flag and value
@@ -417,7 +420,7 @@ def _facts(reader: TargetReader, target: TargetSnapshot, snapshot: Snapshot, at:
         settings=dict(sorted(settings.items())),
         card=smallest_card(devices),
         observed=_observed(target, reading, snapshot),
-        notes=target.memory_notes,
+        notes=tuple(without_folders(note, *known) for note in target.memory_notes),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from brimline.engines import Evidence, engines_on
 from brimline.engines.sglang import ADAPTER
 from brimline.exposition_text import scan
@@ -247,3 +249,20 @@ def test_damaged_documents_cost_nothing_but_what_they_would_have_said() -> None:
 
     assert reading.engine_version is None
     assert only_rank(reading) == RankReading(model="m", requests_running=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        ({"tp_size": "4"}, 4),
+        ({"tp_size": "4", "pp_size": "2", "dp_size": "1", "attn_dp_size": "4"}, 8),
+        # Replicas have GPUs of their own; data-parallel attentions share those of --tp-size.
+        ({"tp_size": "4", "dp_size": "2", "enable_dp_attention": "false"}, 8),
+        ({"tp_size": "4", "dp_size": "2", "enable_dp_attention": "true"}, 4),
+        ({"tp_size": "4", "dp_size": "2", "attn_dp_size": "2", "enable_dp_attention": "true"}, 8),
+        ({"tp_size": "4", "dp_size": "2"}, None),
+        ({"tp_size": "4", "nnodes": "2"}, None),
+    ],
+)
+def test_gpus_are_those_of_all_ranks(settings: dict[str, str], gpus: int | None) -> None:
+    assert ADAPTER.world_size(settings) == gpus

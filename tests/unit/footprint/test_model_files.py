@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import brimline.demo
 from brimline.errors import FootprintError
 from brimline.footprint.hf_config import read_architecture
-from brimline.footprint.predict import read_model
+from brimline.footprint.predict import predict, read_model
 
 LLAMA_8B = Path(brimline.demo.__file__).parent / "llama-3.1-8b" / "config.json"
 
@@ -79,6 +80,57 @@ def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path, name: st
     with pytest.raises(FootprintError, match="is not a regular file"):
         read_architecture(tmp_path / name)
     assert time.monotonic() - began < 1
+
+
+def modelopt(folder: Path, algorithm: str = "FP8") -> Path:
+    """A checkpoint as ModelOpt 0.29 writes it: config.json says nothing of its quantization."""
+    settings = json.loads(LLAMA_8B.read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "quantization_config": None}))
+    (folder / "hf_quant_config.json").write_text(
+        json.dumps(
+            {
+                "producer": {"name": "modelopt", "version": "0.29.0"},
+                "quantization": {
+                    "quant_algo": algorithm, "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"],
+                },
+            }
+        )
+    )  # fmt: skip
+    return folder
+
+
+def test_a_model_is_read_with_the_quantization_that_stands_beside_its_config(tmp_path: Path) -> None:
+    model = read_model(modelopt(tmp_path))
+    plain = read_model(LLAMA_8B)
+
+    assert model.architecture == read_architecture(tmp_path)
+    assert model.architecture.quantization is not None
+    quantized, whole = (predict("vllm", one, {"max_model_len": "8192"}) for one in (model, plain))
+    # 32 layers of 2 · 8 · 128 elements, 8 bits each.
+    assert quantized.kv_cache.bytes_per_token == 65536
+    assert whole.kv_cache.bytes_per_token == 131072
+    weights = quantized.fullest.components["weights"].expected
+    assert weights < 0.6 * whole.fullest.components["weights"].expected
+
+
+def test_the_quantization_beside_a_config_is_one_that_a_flag_may_name(tmp_path: Path) -> None:
+    model = read_model(modelopt(tmp_path))
+
+    named = predict("vllm", model, {"max_model_len": "8192", "quantization": "modelopt"})
+
+    assert named.fullest == predict("vllm", model, {"max_model_len": "8192"}).fullest
+
+
+def test_what_a_config_says_of_its_quantization_wins(tmp_path: Path) -> None:
+    modelopt(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    quantization = read_model(tmp_path).architecture.quantization
+
+    assert quantization is not None
+    assert quantization.method == "awq"
 
 
 # --- GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md

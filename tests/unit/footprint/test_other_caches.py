@@ -72,6 +72,12 @@ def test_the_context_of_every_slot_is_rounded_up_to_256_cells() -> None:
     assert cache.kv_bytes == 1536 * 131_072
 
 
+def test_more_slots_than_cells_are_refused() -> None:
+    """llama.cpp: `n_ctx_seq == 0`."""
+    with pytest.raises(FootprintError, match="--parallel 5000: the 4,096 cells of --ctx-size give no slot"):
+        llamacpp(LLAMA_3_8B, context=4096, slots=5000)
+
+
 def test_a_unified_cache_is_counted_once() -> None:
     cache = llamacpp(LLAMA_3_8B, context=1000, slots=3, unified=True)
 

@@ -214,8 +214,8 @@ def test_every_component_has_bounds_and_a_source() -> None:
         ({"dtype": "int2"}, "dtype"),
         ({"max_num_seqs": "many"}, "--max-num-seqs: 'many' is not a count"),
         ({"enforce_eager": "perhaps"}, "--enforce-eager: 'perhaps' is neither true nor false"),
-        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),
-        ({"max_loras": 1, "max_lora_rank": 7}, "max_lora_rank is 7"),
+        ({"gpu_memory_utilization": 1.5}, "--gpu-memory-utilization 1.5"),
+        ({"max_loras": 1, "max_lora_rank": 7}, "--max-lora-rank 7"),
     ],
 )
 def test_nonsense_is_refused_by_the_name_of_its_flag(flags: dict[str, Any], rule: str) -> None:

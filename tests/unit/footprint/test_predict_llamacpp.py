@@ -19,6 +19,8 @@ from brimline.footprint.hf_config import architecture_of_config, architecture_of
 from brimline.footprint.predict import Model, as_json, predict
 from brimline.footprint.predict_llamacpp import llamacpp_build
 from brimline.footprint.weights import stored_in_gguf
+from brimline.footprint.what_if import Scenario, surroundings
+from brimline.plan import longest_context
 from brimline.readings import Footprint
 
 GIB = 1 << 30
@@ -423,6 +425,57 @@ def test_nothing_is_lowered_where_layers_were_asked_for() -> None:
     assert footprint.fullest.components["kv_cache"].expected == 32768 * 131072
 
 
+def test_a_server_that_leaves_layers_on_the_host_fits_whatever_its_context() -> None:
+    """It measures its own parts and gives up layers until its margin is left.
+
+    14 GiB of weights on a card of 16 GiB leave room for few tokens beside all layers, for more beside fewer.
+    """
+    card = described_gpu(16 * GIB, 1e12)
+    said = [
+        of(gpu=card, ctx_size=context)
+        for context in (1024, 2048, 4096, 8192, 16384, 24576, 32768, 65536, 131072)
+    ]
+
+    assert [one.fits for one in said] == [True] * len(said)
+    assert len({line for one in said for line in one.assumptions if "--fit leaves" in line}) > 3
+    for one in said:
+        rank = one.fullest
+        assert rank.total.high <= card.visible_bytes.high - GIB
+        assert rank.total.expected == sum(part.expected for part in rank.components.values())
+
+
+def test_a_server_that_may_not_move_layers_is_judged_by_its_high_bounds() -> None:
+    """Weights of 14.0 GiB ± 1 % and a cache of 1 GiB, on cards on both sides of the bound."""
+    wide, narrow = (
+        of(gpu=described_gpu(size, 1e12), ctx_size=8192, n_gpu_layers=99)
+        for size in (int(18.5 * GIB), int(16.2 * GIB))
+    )
+
+    assert (wide.fits, narrow.fits) == (True, False)
+
+
+def test_the_longest_context_that_fits_does_not_depend_on_where_the_search_begins() -> None:
+    """With layers that stay where they are, and with layers that move: whatever lies below it fits, too."""
+    card = described_gpu(24 * GIB, 1e12)
+    cases: tuple[tuple[dict[str, Any], int | None], ...] = (({"n_gpu_layers": "99"}, None), ({}, 131072))
+    for settings, longest in cases:
+        scenario = Scenario(model=LLAMA, engine="llamacpp", settings=settings, gpu=card)
+        found = longest_context(scenario, "ctx_size")
+        around = surroundings(scenario, seconds=60)
+
+        assert found is not None
+        assert longest in (None, found)
+        assert around.longest_fitting is not None
+        # A slot has cells in steps of 256.
+        assert -(-around.longest_fitting // 256) == -(-found // 256)
+        assert all(
+            of(LLAMA, card, ctx_size=length, **settings).fits
+            for length in range(256, found, max(256, found // 20))
+        )
+        if found < 131072:
+            assert not of(LLAMA, card, ctx_size=found + 512, **settings).fits
+
+
 def test_a_gpu_holds_its_cuda_context_beside() -> None:
     """451 MiB on an RTX 4090 (llama.cpp pull request 15860)."""
     runtime = of(gpu=H100, ctx_size=8192).fullest.components["runtime"]
@@ -474,6 +527,7 @@ def test_a_model_that_is_no_gguf_yet_is_computed_as_if_it_were_one() -> None:
     [
         ({"ctx_size": "many"}, "--ctx-size"),
         ({"parallel": 0}, "--parallel 0"),
+        ({"parallel": 5000, "ctx_size": 4096}, "--parallel 5000: llama.cpp has at most 256 slots"),
         ({"cache_type_k": "fp8"}, "--cache-type-k"),
         ({"cache_type_v": "q8_0", "flash_attn": "off"}, "--flash-attn"),
         ({"tensor_split": "a,b"}, "--tensor-split"),

@@ -166,13 +166,69 @@ def test_attention_of_replicas_is_split_among_fewer_gpus() -> None:
     split, replicated = of(tp_size=8), of(tp_size=8, dp_size=4, enable_dp_attention=True)
 
     attention = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024) * 2
+    embedding = 128256 * 4096 * 2
     assert replicated.kv_cache.bytes_per_token == 4 * split.kv_cache.bytes_per_token
     more = [
         one.fullest.components["weights"].expected - other.fullest.components["weights"].expected
         for one, other in [(replicated, split)]
     ]
-    assert more[0] == pytest.approx(attention / 2 - attention / 8, rel=0.001)
+    assert more[0] == pytest.approx((attention + embedding) * (1 / 2 - 1 / 8), rel=0.001)
     assert (replicated.data_parallel, replicated.tensor_parallel, replicated.gpu_count) == (4, 8, 8)
+    assert of(tp_size=8, dp_size=4).data_parallel == 4
+
+
+def test_both_spellings_of_data_parallel_attention_are_one() -> None:
+    """0.5.23 says attn_dp_size 4, dp_size 1 and enable_dp_attention where the older one was given."""
+    older, newer, stated = (
+        of(tp_size=8, dp_size=4, enable_dp_attention=True),
+        of(tp_size=8, attn_dp_size=4),
+        of(tp_size=8, dp_size=1, attn_dp_size=4, enable_dp_attention=True),
+    )
+
+    assert older.fullest == newer.fullest == stated.fullest
+    assert older.data_parallel == newer.data_parallel == stated.data_parallel == 4
+    assert older.gpu_count == newer.gpu_count == stated.gpu_count == 8
+    both = of(tp_size=8, dp_size=2, attn_dp_size=4)
+    assert (both.data_parallel, both.gpu_count) == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "version", "copies"),
+    [
+        ("qwen2", None, 4), ("qwen2", "0.5.23", 4), ("qwen2", "0.5.9", 4), ("qwen2", "0.5.8", 1),
+        ("deepseek", "0.5.8", 4), ("deepseek", "0.5.7", 1),
+        ("exaone_moe", None, 1), ("exaone_moe", "0.5.23", 1),
+    ],
+)  # fmt: skip
+def test_the_input_embedding_is_split_over_an_attention_or_whole(
+    model_type: str, version: str | None, copies: int
+) -> None:
+    """Four GPUs of one attention of eight in all; whole on each up to 0.5.7 or 0.5.8 (models/*.py)."""
+    model = {
+        **LLAMA_8B, "model_type": model_type, "n_routed_experts": None, "num_experts": 4,
+        "num_experts_per_tok": 1, "moe_intermediate_size": 512, "mlp_layer_types": ["dense"] * 32,
+    }  # fmt: skip
+    grown = {**model, "vocab_size": 256256}
+
+    small, large = (
+        of(one, version=version, tp_size=8, dp_size=2, enable_dp_attention=True).fullest
+        for one in (model, grown)
+    )
+
+    # The head stays split over all eight.
+    row = 4096 * 2
+    more = 128000 * row * (1 / copies + 1 / 8)
+    weights = large.components["weights"].expected - small.components["weights"].expected
+    assert weights == pytest.approx(more, rel=0.02)
+
+
+def test_the_head_is_split_over_an_attention_where_that_is_asked_for() -> None:
+    plain, split = (
+        of(tp_size=8, dp_size=4, enable_dp_attention=True, enable_dp_lm_head=head) for head in (False, True)
+    )
+
+    more = split.fullest.components["weights"].expected - plain.fullest.components["weights"].expected
+    assert more == pytest.approx(128256 * 4096 * 2 * (1 / 2 - 1 / 8), rel=0.02)
 
 
 def test_windows_hold_what_they_see_of_a_request() -> None:
@@ -308,6 +364,7 @@ def test_a_calibration_gives_what_holds_for_the_server_and_says_what_does_not() 
         ({"mem_fraction_static": 1.5}, "--mem-fraction-static 1.5"),
         ({"page_size": "wide"}, "--page-size"),
         ({"tp_size": 4, "dp_size": 3, "enable_dp_attention": True}, "--dp-size 3 must divide --tp-size 4"),
+        ({"tp_size": 4, "attn_dp_size": 3}, "--attn-dp-size 3 must divide --tp-size 4"),
     ],
 )
 def test_nonsense_is_refused_by_the_name_of_its_flag(flags: dict[str, Any], rule: str) -> None:

@@ -110,8 +110,8 @@ def test_the_decode_ceiling_is_bandwidth_over_what_a_step_reads() -> None:
         ({"tp_size": 3}, "3"),
         ({"kv_cache_dtype": "q8_0"}, "'q8_0'"),
         ({"kv_cache_free_gpu_memory_fraction": 1.5}, "--kv_cache_free_gpu_memory_fraction 1.5"),
-        ({"max_seq_len": "long"}, "--max-seq-len"),
-        ({"tokens_per_block": 0}, "--tokens-per-block"),
+        ({"max_seq_len": "long"}, "--max_seq_len"),
+        ({"tokens_per_block": 0}, "--tokens_per_block"),
     ],
 )
 def test_nonsense_is_refused_by_the_name_of_its_flag(flags: dict[str, Any], rule: str) -> None:

@@ -62,16 +62,37 @@ def test_a_scheme_with_targets_leaves_all_else_alone() -> None:
     assert schemes.of("model.layers.0.self_attn.q_proj", "attention", linear=True) is None
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        "re:(a+)+$", "re:.*.*z", r"re:\w+\w+z", "re:[a-z]*[a-z]*z", "re:.*a.*b.*c.*d", "re:(",
-        "re:" + "a" * 600, "*" * 600,
-    ],
-)  # fmt: skip
-def test_a_pattern_that_could_hang_or_is_none_is_refused(entry: str) -> None:
+@pytest.mark.parametrize("entry", ["re:(", "re:" + "a" * 600, "*" * 600, r"re:(a)\1", "re:a(?<!b)"])
+def test_a_pattern_that_is_none_or_of_another_syntax_is_refused(entry: str) -> None:
     with pytest.raises(FootprintError, match="pattern"):
         Modules([entry])
+
+
+def test_a_pattern_of_one_digit_means_layers_of_one_digit() -> None:
+    modules = Modules([r"re:.*layers\.\d\.mlp"])
+
+    assert "model.layers.7.mlp.up_proj" in modules
+    assert "model.layers.17.mlp.up_proj" not in modules
+
+
+def test_all_that_is_not_named_is_left_alone_by_looking_ahead() -> None:
+    """Quark and llm-compressor leave all but the experts alone so."""
+    modules = Modules([r"re:^(?!.*\.mlp\.experts(?:\.|$)).*$"])
+
+    assert "model.layers.3.self_attn.q_proj" in modules
+    assert "model.layers.3.mlp.experts.gate_up_proj" not in modules
+
+
+def test_patterns_of_all_schemes_together_are_matched_within_one_effort(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Patched to be small, so that the test is quick."""
+    monkeypatch.setattr("brimline.footprint.module_patterns._MAX_STEPS", 20_000)
+    others = tuple(Quantization(method="fp8", bits=8, targets=(f"re:.*{n}.*{n}.*z",)) for n in range(10, 60))
+    schemes = Schemes(Quantization(method="awq", bits=4, others=others), experts=False)
+
+    with pytest.raises(FootprintError, match="take longer to match than is waited"):
+        [schemes.of(name, "mlp", linear=True) for name in NAMES]
 
 
 def test_more_patterns_than_anybody_writes_are_refused() -> None:

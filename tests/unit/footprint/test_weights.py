@@ -188,8 +188,8 @@ def test_skipped_modules_are_named_in_each_tool_s_way(entry: str, name: str, ski
     assert (name in Modules([entry])) is skipped
 
 
-@pytest.mark.parametrize("pattern", ["re:(a+)+$", "re:(", "re:" + "a" * 600])
-def test_a_pattern_that_could_hang_or_is_none_is_refused(pattern: str) -> None:
+@pytest.mark.parametrize("pattern", [r"re:(a)\1", "re:(", "re:" + "a" * 600])
+def test_a_pattern_of_another_syntax_is_refused(pattern: str) -> None:
     with pytest.raises(FootprintError, match="pattern"):
         Modules([pattern])
 

@@ -87,12 +87,12 @@ def test_a_card_that_is_in_no_table_is_a_card() -> None:
     ("question", "said"),
     [
         ({}, "no model is named"),
-        ({"path": "/nowhere"}, "/nowhere"),
+        ({"path": "/no/where"}, "where cannot be read"),
         ({"path": str(LLAMA), "engine": "abacus"}, "'abacus'"),
         ({"path": str(LLAMA), "gpu": {}}, "needs its memory"),
         ({"path": str(LLAMA), "more": 1}, "more"),
         ({"config": "{}"}, "config.json: num_hidden_layers is missing"),
-        ({"path": str(LLAMA), "calibration": "/nowhere.yaml"}, "/nowhere.yaml"),
+        ({"path": str(LLAMA), "calibration": "/no/where.yaml"}, "where.yaml"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused_in_words(question: dict[str, Any], said: str) -> None:
@@ -139,3 +139,34 @@ def test_a_frame_that_is_too_long_is_not_read() -> None:
 
     with pytest.raises(ValueError, match="too long"):
         read_frame(stream)
+
+
+@pytest.mark.parametrize("folder", ["models", "my models (old)"])
+def test_no_answer_tells_the_folders_of_this_machine(tmp_path: Path, folder: str) -> None:
+    model = tmp_path / folder / "llama"
+    shutil.copytree(LLAMA, model)
+    drafts = json.dumps({"method": "eagle3", "model": f"{tmp_path}/draft", "num_speculative_tokens": 3})
+
+    for question in (
+        {"path": str(model), "gpu": {"name": "H100"}},
+        {"path": str(tmp_path / folder / "none")},
+        {"path": str(model), "calibration": str(tmp_path / "none.yaml")},
+        {"path": str(model), "settings": {"speculative_config": drafts}},
+        {"path": str(model), "settings": {"tensor_parallel_size": "3"}},
+    ):
+        _, said = ask(Memory(), **question)
+
+        assert str(tmp_path) not in json.dumps(said), said
+    _, said = ask(Memory(), path=str(model), gpu={"name": "H100"})
+    source = said["prediction"]["per_gpu"]["components"]["weights"]["source"]
+    assert "llama/config.json" in source
+
+
+def test_a_quantization_that_is_laid_beside_a_config_is_read_anew(tmp_path: Path) -> None:
+    shutil.copytree(LLAMA, tmp_path / "model")
+    memory = Memory()
+    _, before = ask(memory, path=str(tmp_path / "model"))
+    (tmp_path / "model/hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    _, after = ask(memory, path=str(tmp_path / "model"))
+
+    assert (before["model"]["quantization"], after["model"]["quantization"]) == (None, "fp8")
