@@ -370,6 +370,12 @@ def _of_main_memory(chosen: Thresholds) -> list[Alert]:
         ratio = f"{chosen.number(name, key):g}"
         return f"target:host_memory:ratio > {ratio}\nor\n1 - {available} / {total} > {ratio}"
 
+    within = chosen.number(name, "within")
+    growing = (
+        f"(target:host_memory:ratio > {chosen.number(name, 'growing_ratio'):g}\n"
+        f"and on ({ON}) predict_linear(target:host_memory:ratio[30m], {within:.0f}) > 1\n"
+        f"and on ({ON}) target:uptime:seconds > 1800)"
+    )
     of_whom = (
         f"{{{{ with $labels.target }}}}{{{{ . }}}} uses{{{{ else }}}}The machine of {{{{ $labels.instance }}}} uses"
         f"{{{{ end }}}} {SHARE} of its main memory"
@@ -391,7 +397,7 @@ def _of_main_memory(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="warning",
-            expr=used("warning_ratio"),
+            expr=f"{used('warning_ratio')}\nor\n{growing}",
             for_seconds=chosen.number(name, "warning_for"),
             summary=of_whom,
             description=what_now,

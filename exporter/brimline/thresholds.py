@@ -154,6 +154,8 @@ ALERTS: Mapping[str, Mapping[str, Threshold]] = {
     "BrimlineHostMemoryLow": {
         "warning_ratio": Threshold("ratio", 0.9, "share of the server's limit, or of the machine, in use"),
         "critical_ratio": Threshold("ratio", 0.97, "share of the server's limit, or of the machine, in use"),
+        "growing_ratio": Threshold("ratio", 0.7, "share in use from which growth is looked at"),
+        "within": Threshold("duration", HOUR, "time until the limit, by the growth of half an hour"),
         "warning_for": _for(10 * MINUTE),
         "critical_for": _for(2 * MINUTE),
     },

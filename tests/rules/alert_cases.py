@@ -447,6 +447,23 @@ def _main_memory() -> list[Cause]:
                     summary=f"{who} uses {told} of its main memory",
                 )
             )
+    # From 0.5 on, 0.005 a minute: an hour after the minute at which it is 0.705, it would be 1.005.
+    leak = healthy(120).changed(
+        "server_host_memory_used_bytes",
+        during(lambda minute: (0.5 + 0.005 * (minute - 30)) * 64 * GIB, 30, 90),
+        target=CHAT_A.name,
+    )
+    causes.append(
+        Cause(
+            alert="BrimlineHostMemoryLow",
+            severity="warning",
+            what="growth towards the limit",
+            page=leak,
+            holds_from=71,
+            over_at=90,
+            summary="chat-a uses 75.5% of its main memory",
+        )
+    )
     return causes
 
 
