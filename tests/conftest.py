@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 
@@ -11,3 +13,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden files anew; read the difference before committing it",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Leave the thousands of collected tests, which stay to the end, out of each garbage collection."""
+    gc.collect()
+    gc.freeze()

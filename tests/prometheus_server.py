@@ -8,7 +8,7 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,20 +85,27 @@ def running_prometheus(
     *,
     interval: str = "1s",
     labels: Mapping[str, str] | None = None,
+    labels_by_port: Mapping[int, Mapping[str, str]] | None = None,
     more: Mapping[str, int] | None = None,
     rules: Mapping[str, str] | None = None,
     alertmanager_port: int | None = None,
+    flags: Sequence[str] = (),
 ) -> Iterator[Prometheus]:
     """Prometheus that scrapes exporters on the ports as one job.
 
-    labels: what the scrape adds to the exporters' series. more: other jobs by name, with their ports; the
-    labels of their pages stand as they are. rules: files of rules by name.
+    labels: what the scrape adds to the exporters' series; labels_by_port: to those of one. more: other jobs
+    by name, with their ports; the labels of their pages stand as they are. rules: files of rules by name.
+    flags: more of its command line.
     """
     port = free_port()
-    targets = [f"127.0.0.1:{exporter}" for exporter in ports]
-    jobs: list[dict[str, Any]] = [
-        {"job_name": "brimline", "static_configs": [{"targets": targets, "labels": dict(labels or {})}]}
+    targets = [
+        {
+            "targets": [f"127.0.0.1:{exporter}"],
+            "labels": {**(labels or {}), **(labels_by_port or {}).get(exporter, {})},
+        }
+        for exporter in ports
     ]
+    jobs: list[dict[str, Any]] = [{"job_name": "brimline", "static_configs": targets}]
     for name, other in (more or {}).items():
         jobs.append(
             {
@@ -126,6 +133,7 @@ def running_prometheus(
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'tsdb'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                *flags,
             ],
             stdout=log,
             stderr=log,

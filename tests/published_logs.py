@@ -87,6 +87,17 @@ DEBUG 11-01 10:00:00 [gpu_worker.py:756] Memory profiling takes 3.20 seconds. To
 memory: 15.0GiB.
 INFO 11-01 10:00:01 [gpu_model_runner.py:6475] Estimated CUDA graph memory: 0.36 GiB total
 """
+# As 0.33 formats it (v1/worker/gpu_worker.py determine_available_memory: "Requested memory: %f (util)").
+LOG_0_33_DEBUG = """\
+DEBUG 11-20 10:00:00 [gpu_worker.py:760] Initial free memory: 78.57 GiB; Requested memory: 0.900000 (util), \
+71.26 GiB
+DEBUG 11-20 10:00:00 [gpu_worker.py:766] Free memory after profiling: 62.1 GiB (total), 54.79 GiB (within \
+requested)
+DEBUG 11-20 10:00:00 [gpu_worker.py:771] Memory profiling takes 3.20 seconds. Total non KV cache memory: \
+16.7GiB; torch peak memory increase: 1.2GiB; total consumed (from mem_get_info): 15.26GiB; weights \
+memory: 15.0GiB.
+INFO 11-20 10:00:00 [gpu_worker.py:772] Available KV cache memory: 54.2 GiB
+"""
 # vLLM 0.32.0+cpu with a tiny random Llama, as it came.
 LOG_CPU = """\
 (APIServer pid=329) INFO 11-22 23:57:37 [api_utils.py:347]  ▄▄ ▄█ █     █     █ ▀▄▀ █  version 0.32.0

@@ -25,10 +25,14 @@ class SimulatedServer:
 
 
 @contextmanager
-def simulated_vllm(profile: str) -> Iterator[SimulatedServer]:
+def simulated_vllm(
+    profile: str, *, port: int | None = None, requests_per_second: float | None = None
+) -> Iterator[SimulatedServer]:
     """A server of that profile, from its first answer to its end."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "brimline.demo.vllm_server", "--port", str(port), "--profile", profile]
+    if requests_per_second is not None:
+        command += ["--rate", str(requests_per_second)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"), within=20)

@@ -289,10 +289,16 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=above,
             severity="warning",
-            expr=f"target:memory_above_plan:bytes > {chosen.number(above, 'above'):.0f}",
+            expr=(
+                f"target:memory_above_plan:bytes > {chosen.number(above, 'above'):.0f}\n"
+                f"or on ({ON})\n"
+                f"(max_over_time(target:memory_peak_above_plan:bytes[15m]) > {chosen.number(above, 'peak_above'):.0f}\n"
+                f"and on ({ON}) target:uptime:seconds > 900)"
+            ),
             for_seconds=chosen.number(above, "for"),
             summary=f"{SERVER} uses {BYTES} more GPU memory than its plan's high bound",
-            description="Something that is not in the plan holds memory on its card. The server's board shows the "
+            description="Something that is not in the plan holds memory on its card, or takes it for moments (the peak on "
+            "the server's board): images, logprobs, long prompts. The board shows the "
             "part that grows: other processes (see who runs there), or unaccounted (a leak, or features that the "
             "settings do not show). Where the server is known to be well, `brimline calibrate` measures its own "
             "constants.",
@@ -405,21 +411,20 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         "Send fewer or shorter requests here, or add a replica. For good: a larger cache (--gpu-memory-utilization, "
         "fp8 K/V with --kv-cache-dtype, a larger tensor-parallel size) or a lower --max-num-seqs."
     )
-    rate = chosen.number(preempting, "per_minute") / 60
     return [
         Alert(
             name=will,
             severity="info",
             expr=(
-                f"predict_linear({usage}[30m], {chosen.number(will, 'within'):.0f}) > 1\n"
-                f"and on ({ON}) avg_over_time({usage}[10m]) > {chosen.number(will, 'usage'):g}\n"
-                f"and on ({ON}) target:uptime:seconds > 1800\n"
+                f"predict_linear(target:kv_cache_usage:max10m[1h], {chosen.number(will, 'within'):.0f}) > 1\n"
+                f"and on ({ON}) target:kv_cache_usage:max10m > {chosen.number(will, 'usage'):g}\n"
+                f"and on ({ON}) target:uptime:seconds > 3600\n"
                 f"unless on ({ON}) {usage} > {chosen.number(full, 'usage'):g}"
             ),
             for_seconds=chosen.number(will, "for"),
             summary=f"The KV cache of {SERVER} will be full within "
             f"{write_duration(chosen.number(will, 'within'))}",
-            description=f"By the growth of half an hour. {no_crash} {less}",
+            description=f"By how its peaks have grown for an hour. {no_crash} {less}",
         ),
         Alert(
             name=full,
@@ -435,11 +440,11 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
             name=preempting,
             severity="warning",
             expr=(
-                f"target:preemptions:rate5m >= {rate:.6g}\n"
+                f"target:preemptions:rate5m * 60 >= {chosen.number(preempting, 'per_minute'):g}\n"
                 f"and on ({ON}) max_over_time(target:requests_waiting:sum[5m]) > 0"
             ),
             for_seconds=chosen.number(preempting, "for"),
-            summary=f"{SERVER} throws {{{{ $value | humanize }}}} requests a second out of its KV cache",
+            summary=f"{SERVER} throws {{{{ $value | humanize }}}} requests a minute out of its KV cache",
             description=f"Each one is computed again from its start: tokens per second fall, latencies rise. {no_crash} "
             f"{less}",
         ),
@@ -470,7 +475,8 @@ def _pools(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=unfit,
             severity="warning",
-            expr=_named(f"{concurrency} < 1\nor on ({ON})\n{pool} / ({request} > 0) < 1"),
+            # What the engine says outweighs what is predicted.
+            expr=_named(f"({concurrency}\nor on ({ON})\n{pool} / ({request} > 0)) < 1"),
             for_seconds=chosen.number(unfit, "for"),
             summary=f"One request of the full context window does not fit the KV cache of {SERVER} "
             f"({SHARE} of it does)",
@@ -491,7 +497,9 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
     little = f"{chosen.number(restarted, 'headroom'):.0f}"
     host = f"{chosen.number(restarted, 'host_ratio'):g}"
     was_low = (
-        f"(\n  min_over_time(target:memory_headroom:bytes[1h]) < {little}\n"
+        # Bounds from tables are wide: by them alone every planned restart would be one.
+        f"(\n  min_over_time(target:memory_headroom:bytes[1h]) < {little}"
+        f" and on ({ON}) {family('prediction_calibrated')} == 1\n"
         f"  or on ({ON}) min_over_time(target:memory_free_at_peak:bytes[1h]) < {little}\n"
         f"  or on ({ON}) max_over_time(target:host_memory:ratio[1h]) > {host}\n)"
     )

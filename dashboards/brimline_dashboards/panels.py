@@ -22,10 +22,22 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 # or order say the same.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#8E8E8E"
+# The colour of text: black on a light theme, white on a dark one.
+INK = "text"
 
 Json = dict[str, Any]
 Unit = Literal[
-    "bytes", "percentunit", "s", "short", "none", "suffix: tok", "suffix: tok/s", "suffix: req", "cps"
+    "bytes",
+    "percentunit",
+    "s",
+    "short",
+    "none",
+    "suffix: tok",
+    "suffix: tok/s",
+    "suffix: req",
+    "suffix: blocks",
+    "suffix: ×",
+    "cps",
 ]
 
 
@@ -54,6 +66,7 @@ class Style:
     series: str
     color: str | None = None
     dashed: bool = False
+    dotted: bool = False
     fill: int | None = None
     stack: bool | None = None
     width: int | None = None
@@ -129,6 +142,8 @@ def _overrides(styles: Sequence[Style]) -> list[Json]:
             properties.append({"id": "color", "value": {"mode": "fixed", "fixedColor": style.color}})
         if style.dashed:
             properties.append({"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [10, 8]}})
+        if style.dotted:
+            properties.append({"id": "custom.lineStyle", "value": {"fill": "dot", "dash": [2, 6]}})
         if style.width is not None:
             properties.append({"id": "custom.lineWidth", "value": style.width})
         if style.fill is not None:
@@ -236,14 +251,16 @@ def stat(
     thresholds: Sequence[Threshold] = (),
     mappings: Mapping[float, tuple[str, str]] | None = None,
     no_value: str = "No data",
-    graph: bool = False,
     names: bool = False,
     decimals: int | None = None,
     links: Sequence[Json] = (),
 ) -> Panel:
-    """A tile. mappings: a number to the words that stand for it, and their colour."""
+    """A tile of the values now. mappings: a number to the words that stand for it, and their colour.
+
+    Never of a time range: the newest value in it may be an hour old, and would look like one of now.
+    """
     panel = core.Stat(
-        **_common(title, description, queries),
+        **_common(title, description, [replace(query, instant=True) for query in queries]),
         extraJson={
             "fieldConfig": {
                 "defaults": {
@@ -262,7 +279,7 @@ def stat(
                 "orientation": "auto",
                 "textMode": "value_and_name" if names else "value",
                 "colorMode": "value",
-                "graphMode": "area" if graph else "none",
+                "graphMode": "none",
                 "justifyMode": "auto",
                 "wideLayout": True,
             },
@@ -289,26 +306,48 @@ class Column:
     decimals: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """A column that Grafana computes from two others, named as `source` of a Column."""
+
+    name: str
+    left: str
+    operator: Literal["+", "-", "*", "/"]
+    right: str
+
+
 def table(
     title: str,
     description: str,
     queries: Sequence[Query],
     columns: Sequence[Column],
     *,
-    join: str | None = None,
+    computed: Sequence[Computed] = (),
     width: int = 24,
     height: int = 8,
     sort: str | None = None,
     descending: bool = False,
     no_value: str = "–",
 ) -> Panel:
-    """A table of the last values. join: the label that rows of several queries share.
+    """A table of the last values. Rows of several queries are one row where all their common labels agree.
 
     Only the named columns are shown, in this order.
     """
     transformations: list[Json] = []
-    if join is not None:
-        transformations.append({"id": "joinByField", "options": {"byField": join, "mode": "outer"}})
+    if len(queries) > 1:
+        transformations.append({"id": "merge", "options": {}})
+    transformations += [
+        {
+            "id": "calculateField",
+            "options": {
+                "mode": "binary",
+                "alias": each.name,
+                "binary": {"left": each.left, "operator": each.operator, "right": each.right},
+                "replaceFields": False,
+            },
+        }
+        for each in computed
+    ]
     order = {column.source: index for index, column in enumerate(columns)}
     transformations += [
         {
@@ -411,6 +450,54 @@ def state_timeline(
     return Panel(json=panel.to_json_data(), width=width, height=height)
 
 
+def status_history(
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    unit: Unit,
+    *,
+    maximum: float,
+    width: int = 12,
+    height: int = 8,
+    no_value: str = "No data",
+    points: int = 20,
+    links: Sequence[Json] = (),
+) -> Panel:
+    """Heat over time: a line of cells for each series, the fuller the darker, with the value in each cell."""
+    panel = core.StateTimeline(
+        **{**_common(title, description, queries), "maxDataPoints": points},
+        extraJson={
+            "fieldConfig": {
+                "defaults": {
+                    "unit": unit,
+                    "min": 0,
+                    "max": maximum,
+                    "decimals": 0,
+                    "noValue": no_value,
+                    "links": list(links),
+                    "mappings": [],
+                    "color": {"mode": "continuous-blues"},
+                    "thresholds": _steps(()),
+                    "custom": {"fillOpacity": 80, "lineWidth": 1},
+                },
+                "overrides": [],
+            },
+            "options": {
+                "showValue": "auto",
+                "rowHeight": 0.9,
+                "colWidth": 0.95,
+                "legend": {"showLegend": False, "displayMode": "list", "placement": "bottom"},
+                "tooltip": {"mode": "single", "sort": "none"},
+            },
+        },
+    )
+    drawn: Json = panel.to_json_data()
+    drawn["type"] = "status-history"
+    for name in ("alignValue", "mergeValues"):
+        drawn["options"].pop(name, None)
+    return Panel(json=drawn, width=width, height=height)
+
+
 def text(title: str, markdown: str, *, width: int = 24, height: int = 3, description: str = "") -> Panel:
     """Words on the board."""
     panel = core.Text(
@@ -447,9 +534,19 @@ def datasource_variable() -> Json:
 
 
 def query_variable(
-    name: str, label: str, query: str, *, multi: bool = True, include_all: bool = True, regex: str = ""
+    name: str,
+    label: str,
+    query: str,
+    *,
+    multi: bool = True,
+    include_all: bool = True,
+    all_value: str | None = None,
+    description: str = "",
 ) -> Json:
-    """A variable whose values a query gives, asked again when the time range changes."""
+    """A variable whose values a query gives, asked again when the time range changes.
+
+    all_value: what All stands for in queries, instead of a list of all values.
+    """
     variable: Json = core.Template(
         name=name,
         label=label,
@@ -458,7 +555,6 @@ def query_variable(
         multi=multi,
         includeAll=include_all,
         refresh=2,
-        regex=regex or None,
         sort=1,
         type="query",
     ).to_json_data()
@@ -472,6 +568,10 @@ def query_variable(
         else {}
     )
     variable["options"] = []
+    if all_value is not None:
+        variable["allValue"] = all_value
+    if description:
+        variable["description"] = description
     for name_ in ("useTags", "auto", "auto_min", "auto_count"):
         variable.pop(name_, None)
     return variable
@@ -531,18 +631,22 @@ _LEGACY = frozenset(
 )  # fmt: skip
 
 
-def _pruned(value: Any) -> Any:
+# Written by ourselves in the shapes of today; names of labels and columns stand in them as keys.
+_OURS = frozenset({"fieldConfig", "options", "transformations"})
+
+
+def _pruned(value: Any, legacy: frozenset[str] = _LEGACY) -> Any:
     """Without nulls, but for the base of thresholds, and without what is no longer read."""
     if hasattr(value, "to_json_data"):
         value = value.to_json_data()
     if isinstance(value, dict):
         return {
-            key: _pruned(item)
+            key: _pruned(item, frozenset() if key in _OURS else legacy)
             for key, item in value.items()
-            if key not in _LEGACY and (item is not None or (key == "value" and "color" in value))
+            if key not in legacy and (item is not None or (key == "value" and "color" in value))
         }
     if isinstance(value, list):
-        return [_pruned(item) for item in value]
+        return [_pruned(item, legacy) for item in value]
     return value
 
 
@@ -565,7 +669,7 @@ def _modern_panel(panel: Json, identity: int, x: int, y: int, width: int, height
 
 
 def _placed(rows: Sequence[Row]) -> Iterator[Json]:
-    """Panels with their places: from left to right, a new line where one is full, below their heading."""
+    """Panels with their places below their heading: each as high up as it fits, then as far left."""
     identity, y = 0, 0
     for row in rows:
         identity += 1
@@ -579,16 +683,15 @@ def _placed(rows: Sequence[Row]) -> Iterator[Json]:
         }
         if row.repeat is not None:
             heading["repeat"] = row.repeat
-        y += 1
-        x = line_height = 0
+        free_from = [y + 1] * COLUMNS  # in each column
         placed = []
         for panel in row.panels:
-            if x + panel.width > COLUMNS:
-                x, y, line_height = 0, y + line_height, 0
             identity += 1
-            placed.append(_modern_panel(panel.json, identity, x, y, panel.width, panel.height))
-            x, line_height = x + panel.width, max(line_height, panel.height)
-        y += line_height
+            places = [(max(free_from[x : x + panel.width]), x) for x in range(COLUMNS - panel.width + 1)]
+            top, x = min(places)
+            placed.append(_modern_panel(panel.json, identity, x, top, panel.width, panel.height))
+            free_from[x : x + panel.width] = [top + panel.height] * panel.width
+        y = max(free_from)
         if row.collapsed:
             heading["panels"] = placed
             yield heading

@@ -77,12 +77,20 @@ def _of_gpus(operation: str, gpu_series: str) -> str:
 # --- what belongs together ---
 
 _IN_A_POD = 'pod!=""'
+_READ = 'engine!=""'
+
+
+def _only_one(rows: str) -> str:
+    """The rows of servers that have just one."""
+    return f"({rows} and on ({ON}) count by ({ON}) ({rows}) == 1)"
 
 
 def _identity(dcgm: Dcgm) -> tuple[Recording, ...]:
-    info, models = family("target_info"), family("model_info")
-    one_model = f"({models} and on ({ON}) count by ({ON}) ({models}) == 1)"
-    drop = "max without (engine_version, simulated)"
+    info = family("target_info")
+    # As within the last hour: these are not told while a server is down, and a restart must not make two series.
+    engines = _only_one(f"max by ({ON}, engine) (last_over_time({family('target_info', _READ)}[1h]))")
+    models = _only_one(f"max by ({ON}, model) (last_over_time({family('model_info')}[1h]))")
+    server = f"max without (engine, engine_version, simulated) ({info})"
     own_gpus = family("target_gpu_info")
     reads_gpus = f"({family('nvml_up')} == 1)"
     pods = (
@@ -93,9 +101,14 @@ def _identity(dcgm: Dcgm) -> tuple[Recording, ...]:
     only_target = f"({info} and on ({ON_EXPORTER}) count by ({ON_EXPORTER}) ({info}) == 1)"
     return (
         Recording(
+            "target:engine:info",
+            f"{server} * on ({ON}) group_left (engine) {engines}\nor on ({ON})\n{server}",
+            "1 for each server; engine as within the last hour.",
+        ),
+        Recording(
             "target:identity:info",
-            f"{drop} ({info} * on ({ON}) group_left (model) {one_model})\nor on ({ON})\n{drop} ({info})",
-            "1 for each server; model is empty where it serves several or is down.",
+            f"target:engine:info * on ({ON}) group_left (model) {models}\nor on ({ON})\ntarget:engine:info",
+            "1 for each server; model as within the last hour, and empty where it serves several.",
         ),
         Recording(
             "gpu:dcgm:info",
@@ -184,7 +197,7 @@ def _gpu_memory() -> tuple[Recording, ...]:
 def _plans() -> tuple[Recording, ...]:
     calibrated = f"({family('prediction_calibrated')} == 1)"
     low, high = family("predicted_memory_bytes", _NOT_KV), family("predicted_memory_high_bytes", _NOT_KV)
-    pool = _without_ranks("max", family("kv_cache_capacity_bytes"))
+    pool = f"max without (rank) (sum without (model) ({family('kv_cache_capacity_bytes')}))"
     parts = f"sum without (component) ({low}) and on ({ON}) {calibrated}"
     parts_high = f"sum without (component) ({high})"
     total, total_high = family("predicted_total_memory_bytes"), family("predicted_total_memory_high_bytes")
@@ -238,7 +251,11 @@ _MEMORY_V1 = 'memory_api="v1"'
 
 def _memory_of_servers() -> tuple[Recording, ...]:
     start, up = family("target_start_time_seconds"), family("target_up")
-    asleep = family("target_sleeping")
+    asleep, tokens = family("target_sleeping"), family("generation_tokens_total")
+    # A server may load for most of an hour after its start. An hour more than alerts look back: of exactly six hours
+    # only every other evaluation would see them all.
+    was_down = "max_over_time(target:down:timestamp[7h])"
+    first_up = "min_over_time(target:up:timestamp[7h])"
     by_dcgm = (
         f"gpu:memory_free:bytes - on ({ON_GPU}) "
         f"clamp_min(gpu:memory_planned:bytes - on ({ON_GPU}) gpu:memory_used:bytes, 0) and on ({ON_GPU}) gpu:dcgm:info"
@@ -249,12 +266,26 @@ def _memory_of_servers() -> tuple[Recording, ...]:
     used, limit = family("server_host_memory_used_bytes"), family("server_host_memory_limit_bytes")
     return (
         Recording(
+            "target:up:timestamp",
+            f"time() * ({up} == 1)",
+            "The time, while a server can be read. Absent else.",
+        ),
+        Recording(
+            "target:down:timestamp",
+            f"time() * (max_over_time({up}[3m]) == bool 0) > 0\n"
+            "or\n"
+            f"time() * (max without (model, rank) (resets({tokens}[5m])) > bool 0) > 0",
+            "The time, while a server could not be read for three minutes, or where its counters began anew within five. "
+            "Absent else.",
+        ),
+        Recording(
             "target:uptime:seconds",
-            _named(f"time() - {start}")
-            + f"\nor on ({ON})\n"
-            + _named(f"count_over_time(({up} == 1)[6h:1m]) * 60"),
-            "Time since the server started; where its engine does not tell, the minutes of the last six hours in "
-            "which it was up.",
+            _named(
+                f"time() - ({start} > {was_down}\nor on ({ON}) {was_down}\nor on ({ON}) {start}\n"
+                f"or on ({ON}) {first_up})"
+            ),
+            "Time since the server started, or could be read again after three minutes or more, as far back as seven "
+            "hours where its engine does not tell its start.",
         ),
         Recording(
             "target:memory_used:bytes",
@@ -293,6 +324,11 @@ def _memory_of_servers() -> tuple[Recording, ...]:
             _named(_of_gpus("max", f"gpu:memory_used:bytes - on ({ON_GPU}) {planned_in_use}")),
             "Memory in use beyond the plan's high bound on any GPU of the server; negative where it is below. "
             "Absent where nothing is predicted.",
+        ),
+        Recording(
+            "target:memory_peak_above_plan:bytes",
+            _named(_of_gpus("max", f"gpu:memory_used_peak:bytes - on ({ON_GPU}) {planned_in_use}")),
+            "The same at the highest use within the peak window: spikes between two scrapes.",
         ),
         Recording(
             "target:memory_beyond_gpu:bytes",
@@ -343,6 +379,11 @@ def _kv_cache() -> tuple[Recording, ...]:
             "target:kv_cache_usage:ratio",
             _named(_without_ranks("max", usage)),
             "Share of the KV cache that requests hold, of the fullest rank.",
+        ),
+        Recording(
+            "target:kv_cache_usage:max10m",
+            "max_over_time(target:kv_cache_usage:ratio[10m])",
+            "The same at its highest within ten minutes: it is peaks that preempt.",
         ),
         *sums,
         Recording(

@@ -90,7 +90,8 @@ def anchor(alert: str) -> str:
 
 _BOARD_VARIABLES = {
     "fleet": "",
-    "server": "?var-job={{ $labels.job }}&var-target={{ $labels.target }}",
+    "server": "?var-job={{ $labels.job }}&var-instance={{ $labels.instance }}"
+    "&var-target={{ $labels.target }}",
     "gpu": "?var-job={{ $labels.job }}&var-gpu={{ $labels.gpu }}",
     "ab": "?var-experiment={{ $labels.experiment }}",
     "exporter": "?var-job={{ $labels.job }}",
@@ -148,7 +149,8 @@ def _grafana_rule(alert: Alert, chosen: Options) -> Json:
     expression = {"type": "__expr__", "uid": "__expr__"}
     uid = "brimline-" + re.sub(r"(?<!^)(?=[A-Z])", "-", alert.name.removeprefix("Brimline")).lower()
     return {
-        "uid": f"{uid}-{alert.severity}"[:40],
+        # At most 40 characters; the severity stays, or two rules would share one.
+        "uid": f"{uid[: 39 - len(alert.severity)]}-{alert.severity}",
         "title": f"{alert.name} ({alert.severity})",
         "condition": "threshold",
         "data": [

@@ -36,7 +36,8 @@ async def observe(
 ) -> Observed:
     """One round over the configuration's target of that name, and its GPUs.
 
-    gpu: its kind where NVML does not tell it. Raises FootprintError where its model cannot be read.
+    gpu: its kind where NVML does not tell it. Raises FootprintError where its model cannot be read, and where
+    its GPUs contradict its settings.
     """
     collector = Collector(config, quiet_launch=quiet_launch, open_gpus=_with_processes)
     await collector.start()
@@ -46,6 +47,9 @@ async def observe(
         target, reader = snapshot.target(name), collector.reader(name)
         if target is None or reader is None:
             raise FootprintError(f"the configuration names no target {name!r}")
+        for problem in target.problems:
+            if problem.reason == "gpu_count":
+                raise FootprintError(problem.detail)
         path = None if target.reading is None else reader.model_path(target.reading)
         launch_known = reader.is_launch_known(target)
         port = reader.target.port if reader.target.is_loopback else None

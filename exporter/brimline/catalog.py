@@ -632,7 +632,8 @@ METRICS: tuple[Family, ...] = (
     ),
     _predicted(
         "predicted_kv_cache_bytes_per_token",
-        "KV cache that one more token of context takes for good, on the fullest GPU.",
+        "KV cache that one more token of context takes for good, on the fullest GPU; 0 where all layers have "
+        "windows shorter than the context, or states.",
         lambda footprint: footprint.kv_cache.bytes_per_token,
     ),
     _predicted(

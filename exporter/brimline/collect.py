@@ -34,7 +34,15 @@ from brimline.engines import (
     identify,
 )
 from brimline.engines.families import clean_label
-from brimline.engines.launch import mismatches, misspelt, normalize, parse_launch, split_command, starts
+from brimline.engines.launch import (
+    config_file,
+    mismatches,
+    misspelt,
+    normalize,
+    parse_launch,
+    split_command,
+    starts,
+)
 from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page, scan
 from brimline.fetch import Answer, Client, get_json, open_session
@@ -173,6 +181,7 @@ class TargetReader:
         self._detected: _Detected | None = None
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
+        self._troubles: frozenset[str] = frozenset()
         self._last_success: float | None = None
         self._fingerprint: str | None = None
         self._config_changed: float | None = None
@@ -229,6 +238,7 @@ class TargetReader:
             logger.exception("target=%s unexpected error", self.target.name)
             trouble = Problem("internal", f"{type(error).__name__}: {error}")
             snapshot = dataclasses.replace(snapshot, problems=(*snapshot.problems, trouble))
+        self._log_troubles(snapshot)
         for problem in snapshot.problems:
             # What min_interval serves again was not met again.
             if not any(problem is known for known in kept):
@@ -308,6 +318,16 @@ class TargetReader:
             logger.info("target=%s state=up", self.target.name)
         else:
             logger.warning("target=%s state=down reason=%s detail=%r", self.target.name, reason, detail)
+
+    def _log_troubles(self, snapshot: TargetSnapshot) -> None:
+        """A line for each problem that a target has newly while it is up."""
+        if self._quiet or not snapshot.up:
+            return
+        for problem in snapshot.problems:
+            if problem.reason not in self._troubles:
+                name = self.target.name
+                logger.warning("target=%s problem=%s detail=%r", name, problem.reason, problem.detail)
+        self._troubles = frozenset(problem.reason for problem in snapshot.problems)
 
     @property
     def trace(self) -> list[str]:
@@ -524,6 +544,9 @@ class TargetReader:
                 why = f"no visible process that listens on port {target.port} was started as {adapter.title}"
                 problems.append(Problem("launch_command", f"{why}; write the command down instead"))
         settings = parse_launch(words, adapter) if words else {}
+        if words and config_file(words, adapter) is not None:  # of another file system, as a rule
+            why = "the file of settings that the launch command names is not read; write them in launch"
+            problems.append(Problem("launch_command", why))
         return settings, bool(words)
 
     # --- understanding ---

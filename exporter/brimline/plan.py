@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from brimline.footprint.controls import Role, control_of
 from brimline.footprint.gpus import GPUS, Gpu, find_gpu
 from brimline.footprint.predict import PREDICTORS, Model, predict
 from brimline.footprint.settings import Settings, flag
+from brimline.footprint.verdict import judged
 from brimline.footprint.what_if import Scenario, Span, headroom, room
 from brimline.readings import Footprint
 
@@ -50,10 +51,9 @@ _MORE_SETTINGS: dict[tuple[str, Role], str] = {
     ("trtllm", "tensor_parallel"): "tp_size",
     ("trtllm", "quantization"): "quantization",
 }
-_OF_ONE_REPLICA = "All figures are of one of"
+_OF_ONE_REPLICA = "All figures are of one"
 
-# fits: one request of full length lies beside all else, by the high bounds, and the engine starts.
-# budget: the card would hold it, yet the engine refuses, or may refuse, to start within its own budget.
+# What judged() says, or impossible: no such server can be.
 Outcome = Literal["fits", "budget", "too_large", "impossible", "unknown"]
 
 
@@ -295,19 +295,31 @@ def _check_names(
     """
     swept = {name: listed for name, listed in values.items() if name not in NOT_SETTINGS}
     tried = [{**settings, **{name: listed[place] for name, listed in swept.items()}} for place in (0, -1)]
-    known = known_settings(engine, next(iter(models.values())), *tried)
-    for name in swept:
-        if name not in known and not _is_read(engine, models, tried[-1], name):
+    _check_read("--sweep", engine, next(iter(models.values())), tried, swept)
+
+
+def check_settings(engine: str, model: Model, settings: Settings, names: Iterable[str]) -> None:
+    """Raise SettingError for a --setting among names that nothing depends on."""
+    _check_read("--setting", engine, model, [settings], names)
+
+
+def _check_read(
+    given_by: str, engine: str, model: Model, tried: Sequence[Settings], names: Iterable[str]
+) -> None:
+    known = known_settings(engine, model, *tried)
+    for name in names:
+        if name not in known and not _is_read(engine, model, tried[-1], name):
+            more = NOT_SETTINGS if given_by == "--sweep" else ()
             raise SettingError(
-                f"--sweep {name}: the memory of {engine} does not depend on such a setting, as far as is "
-                f"known here{_near(name, known)}"
+                f"{given_by} {name}: the memory of {engine} does not depend on such a setting, as far as is "
+                f"known here{_near(name, {*known, *more})}"
             )
 
 
-def _is_read(engine: str, models: Mapping[str, Model], settings: Settings, name: str) -> bool:
+def _is_read(engine: str, model: Model, settings: Settings, name: str) -> bool:
     """True where no value whatever is taken for the setting: of predictors that read all settings at once."""
     try:
-        predict(engine, next(iter(models.values())), {**settings, name: "?"})
+        predict(engine, model, {**settings, name: "?"})
     except SettingError:
         return True
     except FootprintError:
@@ -316,7 +328,7 @@ def _is_read(engine: str, models: Mapping[str, Model], settings: Settings, name:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    listed = sorted({*known, *NOT_SETTINGS})
+    listed = sorted(known)
     near = difflib.get_close_matches(name, listed, n=1) or [one for one in listed if one.startswith(name)]
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(listed)}"
 
@@ -354,7 +366,8 @@ class Row:
     headroom: what stays free beside the server. room: what is left beside all but the KV cache and one
     request of full length. decode_one_tokens_per_second: the ceiling for a request alone, at full length;
     decode_all: for decode_all_requests of them, as many as the cache holds and the engine runs at once.
-    What is None is not known, or the combination cannot be.
+    decode_even_…: the same where tokens are routed evenly among experts; None for a model without any. What
+    is None is not known, or the combination cannot be.
     """
 
     model: str
@@ -375,6 +388,8 @@ class Row:
     decode_one_tokens_per_second: float | None = None
     decode_all_requests: int | None = None
     decode_all_tokens_per_second: float | None = None
+    decode_even_one_tokens_per_second: float | None = None
+    decode_even_all_tokens_per_second: float | None = None
     longest_context_tokens: int | None = None
     calibrated: bool | None = None
     assumptions: tuple[str, ...] = ()
@@ -383,6 +398,13 @@ class Row:
     def card_bytes(self) -> Estimate | None:
         """What CUDA shows of the GPU's memory."""
         return self.scenario.gpu.visible_bytes if self.scenario.gpu is not None else None
+
+    @property
+    def speed_tokens_per_second(self) -> float | None:
+        """All requests together, by what to expect of experts where there are any."""
+        if self.decode_even_all_tokens_per_second is not None:
+            return self.decode_even_all_tokens_per_second
+        return self.decode_all_tokens_per_second
 
     @property
     def used_ratio(self) -> float | None:
@@ -401,17 +423,18 @@ def _row(model: str, chosen: Mapping[str, str], scenario: Scenario) -> Row:
     except FootprintError as error:
         return Row(model=model, chosen=chosen, scenario=scenario, outcome="impossible", reason=str(error))
     cache, gpu, replicas = footprint.kv_cache, scenario.gpu, footprint.data_parallel
-    outcome, reason = _judged(footprint, scenario)
-    one, requests, together = _decode(footprint)
+    verdict = judged(footprint, gpu)
+    one, requests, together = _decode(footprint, footprint.decode_ceiling)
+    even_one, _, even_together = _decode(footprint, footprint.even_ceiling)
     return Row(
         model=model,
         chosen=chosen,
         scenario=scenario,
-        outcome=outcome,
-        reason=reason,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
         tensor_parallel=footprint.tensor_parallel,
         replicas=replicas,
-        gpus=footprint.tensor_parallel * len(footprint.ranks) * replicas,
+        gpus=footprint.gpu_count,
         total=footprint.fullest.total,
         headroom=headroom(footprint, gpu) if gpu is not None else None,
         room=room(footprint, gpu) if gpu is not None else None,
@@ -422,49 +445,13 @@ def _row(model: str, chosen: Mapping[str, str], scenario: Scenario) -> Row:
         decode_one_tokens_per_second=one,
         decode_all_requests=requests,
         decode_all_tokens_per_second=together,
+        decode_even_one_tokens_per_second=even_one,
+        decode_even_all_tokens_per_second=even_together,
         calibrated=footprint.calibrated,
         # One copy of sentences that thousands of rows share; counts here are of all replicas.
         assumptions=tuple(
             sys.intern(text) for text in footprint.assumptions if not text.startswith(_OF_ONE_REPLICA)
         ),
-    )
-
-
-def _judged(footprint: Footprint, scenario: Scenario) -> tuple[Outcome, str | None]:
-    gpu = scenario.gpu
-    if gpu is None or footprint.fits is None:
-        return "unknown", None
-    length = units.format_count(footprint.kv_cache.max_model_len_tokens)
-    if not footprint.fits:
-        weights = footprint.fullest.components.get("weights")
-        if weights is not None and weights.expected > gpu.visible_bytes.expected:
-            size, card = map(units.format_bytes, (weights.expected, gpu.visible_bytes.expected))
-            return "too_large", f"weights of {size} on each GPU are more than its {card}"
-        left = room(footprint, gpu)
-        if left.expected < 0:
-            return "too_large", f"one request of {length} tokens lacks {units.format_bytes(-left.expected)}"
-        if left.low < 0:
-            lacking = units.format_bytes(-left.low)
-            return (
-                "too_large",
-                f"one request of {length} tokens fits as expected, but lacks {lacking} at worst",
-            )
-    if footprint.headroom_bytes is not None and footprint.headroom_bytes < 0:
-        lacking = units.format_bytes(-footprint.headroom_bytes)
-        return "too_large", f"the KV cache that is asked for exceeds the GPU by {lacking}"
-    if not footprint.fits or footprint.starts is False:
-        return "budget", _budget_reason(footprint, scenario)
-    return "fits", None
-
-
-def _budget_reason(footprint: Footprint, scenario: Scenario) -> str:
-    longest, does = footprint.longest_start_tokens, "may not" if footprint.fits else "does not"
-    starts = f"at worst it does with at most {units.format_count(longest)} tokens"
-    ratio = setting_of(scenario.engine, "memory_ratio")
-    cure = f"; {'raise' if longest else 'change'} {flag(ratio)}" if ratio is not None else ""
-    return (
-        f"the GPU would hold it, but {scenario.engine} {does} start within its budget: "
-        f"{starts if longest else 'at worst with no length'}{cure}"
     )
 
 
@@ -479,9 +466,11 @@ def _bounded(footprint: Footprint, expected: float | None) -> Bounds | None:
     return Bounds(whole * pool.low / pool.expected, whole, whole * pool.high / pool.expected)
 
 
-def _decode(footprint: Footprint) -> tuple[float | None, int | None, float | None]:
+def _decode(
+    footprint: Footprint, ceiling: Callable[[int, int], float] | None
+) -> tuple[float | None, int | None, float | None]:
     """The ceiling of one request, and that of as many as run at once, all of full length."""
-    ceiling, cache = footprint.decode_ceiling, footprint.kv_cache
+    cache = footprint.kv_cache
     if ceiling is None:
         return None, None, None
     length, limits = cache.max_model_len_tokens, []
@@ -540,7 +529,7 @@ def _tried(scenario: Scenario) -> tuple[Footprint | None, Outcome]:
         footprint = scenario.footprint()
     except FootprintError:
         return None, "impossible"
-    return footprint, _judged(footprint, scenario)[0]
+    return footprint, judged(footprint, scenario.gpu).outcome
 
 
 def best(rows: Sequence[Row]) -> frozenset[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,9 +105,7 @@ def _free(row: Row) -> str:
 
 
 def _together(row: Row) -> str:
-    if row.decode_all_tokens_per_second is None:
-        return "–"
-    return short_count(row.decode_all_tokens_per_second)
+    return short_count(row.speed_tokens_per_second)
 
 
 _COLUMNS = (
@@ -236,6 +235,8 @@ def _notes(
             "tok/s: ceilings by memory bandwidth, of one request alone and of as many as run at once, each "
             "at full context; real servers stay below"
         )
+    if any(row.decode_even_all_tokens_per_second is not None for row in rows):
+        yield "tok/s together count as many experts as tokens routed evenly need, where a model has experts."
     if left_out:
         yield f"Not shown for want of width: {', '.join(left_out)} (--csv and --json have all)."
 
@@ -246,7 +247,7 @@ def _changes(plan: Plan, found: Sequence[Suggestion]) -> Iterable[str]:
     yield "Nothing fits. Each of these would:"
     swept = [sweep.name for sweep in plan.sweeps if len(sweep.values) > 1]
     for one in found:
-        change = " ".join(f"{flag(name)} {value}" for name, value in one.change.items())
+        change = " ".join(f"{flag(name)} {shlex.quote(value)}" for name, value in one.change.items())
         rest = [f"{name}={shown_value(one.row, name)}" for name in swept if name not in one.change]
         beside = f" with {', '.join(rest)}" if rest else ""
         held = one.row.concurrency
@@ -304,6 +305,8 @@ def _row_json(row: Row) -> dict[str, Any]:
         "longest_context_tokens": row.longest_context_tokens,
         "decode_ceiling_one": _rate(1, row.decode_one_tokens_per_second),
         "decode_ceiling_all": _rate(row.decode_all_requests, row.decode_all_tokens_per_second),
+        "decode_routed_evenly_one": _rate(1, row.decode_even_one_tokens_per_second),
+        "decode_routed_evenly_all": _rate(row.decode_all_requests, row.decode_even_all_tokens_per_second),
         "calibrated": row.calibrated,
         "assumptions": list(row.assumptions),
     }
@@ -358,9 +361,14 @@ def _cells(row: Row, names: Iterable[str], *, is_best: bool) -> dict[str, object
     for name in ("decode_ceiling_one", "decode_ceiling_all"):
         rate = document[name] or {}
         cells[f"{name}_requests"] = rate.get("requests")
-        speed = rate.get("tokens_per_second")
-        cells[f"{name}_tokens_per_second"] = None if speed is None else round(speed, 3)
+        cells[f"{name}_tokens_per_second"] = _rounded(rate.get("tokens_per_second"))
+    for name in ("decode_routed_evenly_one", "decode_routed_evenly_all"):
+        cells[f"{name}_tokens_per_second"] = _rounded((document[name] or {}).get("tokens_per_second"))
     return cells
+
+
+def _rounded(speed: float | None) -> float | None:
+    return None if speed is None else round(speed, 3)
 
 
 def _three(name: str, bounds: Mapping[str, float] | None) -> dict[str, object]:

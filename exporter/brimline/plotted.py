@@ -1,4 +1,4 @@
-"""A plan as a picture: headroom and concurrency by context length. The only door to matplotlib."""
+"""A plan as a picture: room and concurrency by context length. The only door to matplotlib."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _finish(left: Axes, right: Axes, rows: Sequence[Row]) -> None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     left.set_title(
-        "Headroom beside one request of full length\n"
+        "Room beside all but the KV cache and one request of full length\n"
         "(line: expected; it fits where all of its band is above 0)",
         size=10,
     )

@@ -13,7 +13,8 @@ from rich.table import Table
 from brimline import units
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.predict import decode_ceilings, in_order
-from brimline.readings import Footprint, RankFootprint, Step
+from brimline.footprint.verdict import judged
+from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, Step
 
 if TYPE_CHECKING:
     from brimline.footprint.alternatives import Alternative, Figure
@@ -50,7 +51,7 @@ def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> 
     cache = footprint.kv_cache
     context = cache.max_model_len_tokens
     console.print(_row("parameters", units.format_count(footprint.parameters)))
-    console.print(_row("KV cache", f"{units.format_count(cache.bytes_per_token)} B/token on each GPU"))
+    console.print(_row("KV cache", _per_token(cache)))
     one = units.format_bytes(cache.full_request_bytes)
     console.print(_row("", f"{one} for one request of {units.format_count(context)} tokens"))
     if cache.num_blocks is not None:
@@ -60,11 +61,25 @@ def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> 
         console.print(_row("", f"{cache.max_concurrency_requests:.2f} requests of full length at once"))
     for batch, tokens_, rate in decode_ceilings(footprint):
         load = f"batch {batch} at {units.format_count(tokens_)} tokens"
-        console.print(_row("decode ceiling", f"{load}: at most {units.format_count(rate)} tokens/s"))
+        said = f"{load}: at most {units.format_count(rate)} tokens/s"
+        if footprint.even_ceiling is not None and batch > 1:
+            evenly = units.format_count(footprint.even_ceiling(batch, tokens_))
+            said += f", {evenly} with experts routed evenly"
+        console.print(_row("decode ceiling", said))
     for line in _verdict(footprint, gpu):
         console.print(line)
     for assumption in footprint.assumptions:
         console.print(f"! {assumption}")
+
+
+def _per_token(cache: KvCacheFootprint) -> str:
+    """What a token costs; of windows, up to which length it does."""
+    then = f"{units.format_count(cache.bytes_per_token)} B/token"
+    if cache.window_bytes_per_token is None or cache.window_tokens is None:
+        return f"{then} on each GPU"
+    within = units.format_count(cache.window_bytes_per_token)
+    window = units.format_count(cache.window_tokens)
+    return f"{within} B/token on each GPU up to the window of {window} tokens, {then} beyond"
 
 
 def _row(title: str, text: str) -> str:
@@ -104,20 +119,15 @@ def _short(source: str, model_source: str) -> str:
 
 def _verdict(footprint: Footprint, gpu: Gpu | None) -> list[str]:
     """Whether it fits, and where the engine has a rule of its own, whether it starts."""
-    if footprint.fits is None or gpu is None:
+    found = judged(footprint, gpu)
+    if found.outcome == "unknown" or gpu is None:
         return ["Whether it fits is not known without --gpu."]
-    headroom = units.format_bytes(footprint.headroom_bytes)
     seen = units.format_bytes(gpu.visible_bytes.expected)
-    if not footprint.fits:
-        said = f"DOES NOT FIT, by the high bounds, into the {seen} that CUDA shows"
-    else:
-        said = f"fits; {headroom} stay free of {seen} that CUDA shows"
-    lines = [_row(gpu.name, said)]
-    if footprint.starts is False:
-        longest = footprint.longest_start_tokens
-        surely = f"--max-model-len {longest:,} surely does" if longest else "no context surely does"
-        lines.append(_row("", f"it may not start; {surely}"))
-    return lines
+    if found.outcome == "fits":
+        headroom = units.format_bytes(footprint.headroom_bytes)
+        return [_row(gpu.name, f"fits; {headroom} stay free of {seen} that CUDA shows")]
+    where = f" into the {seen} that CUDA shows" if found.outcome == "too_large" else ""
+    return [_row(gpu.name, f"{found.word}{where}: {found.reason}")]
 
 
 def print_steps(footprint: Footprint, console: Console) -> None:

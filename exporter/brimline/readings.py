@@ -269,7 +269,9 @@ def shown_lengths(longest: int) -> list[int]:
 class KvCacheFootprint:
     """The predicted KV cache on the fullest GPU of one data-parallel rank (llama.cpp: on all its devices).
 
-    bytes_per_token: that one more token of context costs for good; layers with windows or states cost none.
+    bytes_per_token: that one more token of context costs for good; layers with windows shorter than the
+    context or with states cost none. window_bytes_per_token: the same up to window_tokens, where the first
+    window is full; None where no layer has one that is shorter than the context.
     full_request_bytes: most that one request of max_model_len_tokens may hold. bytes_by_tokens: the same for
     other lengths. stage_block_bytes: of a block on each pipeline stage; empty where there are no blocks.
     num_blocks, capacity_tokens, max_concurrency_requests: None where the pool's size is not known.
@@ -286,6 +288,8 @@ class KvCacheFootprint:
     capacity_tokens: int | None = None
     max_concurrency_requests: float | None = None
     is_proportional: bool = False
+    window_bytes_per_token: float | None = None
+    window_tokens: int | None = None
 
     @property
     def block_bytes(self) -> int | None:
@@ -306,19 +310,40 @@ class Step:
     source: str
 
 
+# By all bounds, as expected, or at worst.
+Certainty = Literal["certain", "expected", "possible"]
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a server does not start, or may not, beyond one request that finds no room on its GPU.
+
+    of: the engine, which refuses though the card would hold it, or the card. text: a clause for people, with
+    the cure.
+    """
+
+    of: Literal["engine", "card"]
+    certainty: Certainty
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """What a server should use by its model and launch settings.
 
-    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of it all.
+    ranks: one for each pipeline stage. tensor_parallel: GPUs of a stage. data_parallel: replicas of it all,
+    or of the attention alone where gpus says that they share GPUs. gpus: in all; 0 for the product of these.
     max_running_requests: that one replica works on at once; None where only its K/V cache limits them.
     decode_ceiling: tokens per second that a batch (first argument) of requests of one context length (second)
-    cannot exceed; None where the GPU's bandwidth is not known. speculative_ceiling: the same at a given
-    chance that a draft token is accepted; None without speculation. fits: whether one request of full length
+    cannot exceed; None where the GPU's bandwidth is not known. even_ceiling: the same where tokens are routed
+    evenly among experts, as is to be expected; None for a model without experts. speculative_ceiling: the
+    same at a given chance that a draft token is accepted; None without speculation. fits: whether one request
+    of full length
     lies on the GPU beside all else, by the high bounds; None without a GPU. starts: whether the engine itself
     would start, by the low bound of its pool; longest_start_tokens: the longest request with which it would,
-    0 for none. None where the engine has no such rule, or no pool is known. headroom_bytes: what stays free
-    on the fullest GPU beside `expected`.
+    0 for none. None where the engine has no such rule, or no pool is known. obstacle: why the engine does
+    not start, or a pool of a given size finds no room. headroom_bytes: what stays free on the fullest GPU
+    beside `expected`.
     calibrated: activations, graphs and runtime were measured on this engine, version and GPU.
     model_source: the file the model was read from. explain: how it was computed, for the fullest GPU.
     """
@@ -330,17 +355,25 @@ class Footprint:
     kv_cache: KvCacheFootprint
     tensor_parallel: int = 1
     data_parallel: int = 1
+    gpus: int = 0
     max_running_requests: int | None = None
     decode_ceiling: Callable[[int, int], float] | None = None
+    even_ceiling: Callable[[int, int], float] | None = None
     speculative_ceiling: Callable[[float], Callable[[int, int], float]] | None = None
     fits: bool | None = None
     starts: bool | None = None
     longest_start_tokens: int | None = None
+    obstacle: Obstacle | None = None
     headroom_bytes: int | None = None
     calibrated: bool = False
     assumptions: tuple[str, ...] = ()
     model_source: str = ""
     explain: Callable[[], tuple[Step, ...]] | None = None
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of the whole deployment."""
+        return self.gpus or self.tensor_parallel * len(self.ranks) * self.data_parallel
 
     @property
     def fullest(self) -> RankFootprint:

@@ -131,6 +131,9 @@ ALERTS: Mapping[str, Mapping[str, Threshold]] = {
     },
     "BrimlineVramAbovePlan": {
         "above": Threshold("bytes", 256 * MIB, "use above the plan's high bound"),
+        "peak_above": Threshold(
+            "bytes", 512 * MIB, "a spike of the last 15 minutes above the plan's high bound"
+        ),
         "for": _for(5 * MINUTE),
     },
     "BrimlineVramPlanExceedsGpu": {"for": _for(5 * MINUTE)},
@@ -149,8 +152,10 @@ ALERTS: Mapping[str, Mapping[str, Threshold]] = {
         "critical_for": _for(2 * MINUTE),
     },
     "BrimlineKvCacheWillSaturate": {
-        "usage": Threshold("ratio", 0.7, "mean use of the KV cache over ten minutes"),
-        "within": Threshold("duration", HOUR, "time until it is full, by the growth of half an hour"),
+        "usage": Threshold("ratio", 0.7, "highest use of the KV cache within ten minutes"),
+        "within": Threshold(
+            "duration", HOUR, "time until it is full, by the growth of its peaks over an hour"
+        ),
         "for": _for(10 * MINUTE),
     },
     "BrimlineKvCacheSaturated": {

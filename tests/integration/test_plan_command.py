@@ -110,6 +110,22 @@ def test_where_nothing_fits_that_is_an_exit_status_where_asked_for() -> None:
     assert plan(*unfit).returncode == 0
     assert plan(*unfit, "--fail-if-unfit").returncode == 1
     assert plan(MODEL, "--gpu", "L4", "--sweep", "max_model_len=8k,128k", "--fail-if-unfit").returncode == 0
+    undecided = plan(MODEL, "--sweep", "max_model_len=8k", "--fail-if-unfit")
+    assert undecided.returncode == 2
+    assert "name a GPU with --gpu or --sweep gpu=" in undecided.stderr
+
+
+def test_a_launch_command_brings_its_file_its_version_and_its_doubts(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("tensor-parallel-size: 2\nkv-cache-dtyp: fp8\n")
+    image = ("docker", "run", "vllm/vllm-openai:v0.19.0", "--model", MODEL, "--config", file)
+
+    document = json.loads(plan("--gpu", "H100", "--sweep", "max_model_len=8k", "--json", "--", *image).stdout)
+
+    (row,) = document["rows"]
+    assert row["engine_version"] == "0.19.0"
+    assert row["settings"]["tensor_parallel_size"] == "2"
+    assert any("'kv_cache_dtyp' is no flag of vLLM" in text for text in row["assumptions"])
 
 
 @pytest.mark.parametrize(
@@ -199,12 +215,13 @@ def test_planning_imports_none_of_the_heavy_libraries_unless_it_draws() -> None:
 
 
 def test_a_plan_that_takes_long_shows_its_progress_to_those_who_watch() -> None:
-    """On a terminal, that is: 20,000 rows take well over a second."""
+    """On a terminal, that is. The patience is cut to a tenth: rows for a whole second of it are many."""
     if shutil.which("script") is None:
         pytest.skip("no script(1) to make a terminal with")
-    sequences = ",".join(map(str, range(1, 5001)))
+    hasty = "from brimline.cli import main, planning; planning.PATIENCE_SECONDS /= 10; main()"
+    sequences = ",".join(map(str, range(1, 501)))
     command = (
-        f"{sys.executable} -m brimline plan {MODEL} --gpu H100 --sweep max_num_seqs={sequences} "
+        f"{sys.executable} -c '{hasty}' plan {MODEL} --gpu H100 --sweep max_num_seqs={sequences} "
         "--sweep kv_cache_dtype=auto,fp8 --csv 2>&1 >/dev/null"
     )
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from brimline.calibrate import local_gpu, of_server, print_outcome
-from brimline.config import Config, GpuConfig
+from brimline.calibrate import local_gpu, observe, of_server, print_outcome
+from brimline.config import Config, GpuConfig, Target
 from brimline.errors import FootprintError
 from brimline.footprint.findings import Finding, Outcome
+from brimline.footprint.predict import read_model
 from brimline.readings import DeviceReading, Uuid
+from fake_servers import FakeServer, FakeVllm
 
 MIB = 1 << 20
 
@@ -93,6 +95,17 @@ def test_of_several_kinds_one_is_to_be_named(tmp_path: Path) -> None:
 def test_without_a_gpu_one_is_to_be_named() -> None:
     with pytest.raises(FootprintError, match="this machine shows no GPU; name the log's with --gpu"):
         asyncio.run(local_gpu(Config(gpu=GpuConfig(backend="none"))))
+
+
+def test_gpus_that_contradict_the_settings_calibrate_nothing(tmp_path: Path) -> None:
+    config = recording(tmp_path / "gpus.jsonl", "NVIDIA H100 80GB HBM3")
+    with FakeServer(FakeVllm().routes()) as server:
+        config.targets.append(
+            Target(name="chat", url=server.url, gpus=[0], launch={"tensor_parallel_size": 2})
+        )
+
+        with pytest.raises(FootprintError, match="by its settings it uses 2"):
+            asyncio.run(observe(config, "chat", quiet_launch=True, read_model=read_model))
 
 
 def test_a_row_says_what_was_measured_or_why_it_was_not() -> None:

@@ -203,7 +203,7 @@ def test_of_several_sweeps_the_error_names_the_one_it_is_about() -> None:
 
 
 def test_an_unknown_gpu_is_refused() -> None:
-    with pytest.raises(SettingError, match="--sweep gpu: unknown GPU 'H99'; known: A100 40GB"):
+    with pytest.raises(SettingError, match="--sweep gpu: unknown GPU 'H99'; known: A10, A100 40GB"):
         planned("gpu=H100,H99", gpu=None)
 
 
@@ -351,6 +351,39 @@ def test_what_the_gpu_would_hold_and_the_engine_refuses_is_told_apart() -> None:
     assert refused.room is not None
     assert refused.room.low > 0
     assert "raise --gpu-memory-utilization" in (refused.reason or "")
+
+
+# --- How fast
+
+
+def test_experts_are_ranked_by_what_even_routing_allows() -> None:
+    """A step of many tokens touches all experts of Mixtral: E · (1 − (1 − k/E)^B), 7.92 of 8 for sixteen."""
+    mixtral = {
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+        "max_position_embeddings": 32768, "num_local_experts": 8, "num_experts_per_tok": 2,
+        "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+    }  # fmt: skip
+    model = Model(architecture_of_config(mixtral, "config.json"))
+    plan = make_plan(
+        "vllm", {"mixtral": model}, [parse_sweep("max_model_len=8k")], {"tensor_parallel_size": "2"},
+        gpu=find_gpu("H100"),
+    )  # fmt: skip
+
+    (row,) = plan.rows()
+
+    assert row.decode_all_tokens_per_second is not None
+    assert row.speed_tokens_per_second is not None
+    assert row.decode_one_tokens_per_second == row.decode_even_one_tokens_per_second
+    # With 46.7 B parameters of which 12.9 B are read by the ceiling, and little cache to read.
+    assert 0.25 < row.speed_tokens_per_second / row.decode_all_tokens_per_second < 0.8
+
+
+def test_a_model_without_experts_is_ranked_by_its_ceiling() -> None:
+    _, rows = planned("max_model_len=8k")
+
+    assert rows[0].decode_even_all_tokens_per_second is None
+    assert rows[0].speed_tokens_per_second == rows[0].decode_all_tokens_per_second
 
 
 # --- How far

@@ -41,7 +41,7 @@ def test_a_png_is_written(tmp_path: Path) -> None:
 def test_both_panels_have_titles_and_units_and_the_legend_names_what_differs(tmp_path: Path) -> None:
     said = texts(drawn(tmp_path / "plan.svg", "kv_cache_dtype=auto,fp8", "tensor_parallel_size=1"))
 
-    assert "Headroom beside one request of full length" in said
+    assert "Room beside all but the KV cache and one request of full length" in said
     assert "Requests of full length that the KV cache holds" in said
     assert "GiB on the fullest GPU" in said
     assert said.count("context length (tokens)") == 2

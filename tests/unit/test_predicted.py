@@ -12,7 +12,8 @@ from rich.console import Console
 import brimline.demo
 from brimline.footprint.alternatives import Predicted, ask
 from brimline.footprint.gpus import find_gpu
-from brimline.footprint.predict import predict, read_model
+from brimline.footprint.hf_config import architecture_of_config
+from brimline.footprint.predict import Model, predict, read_model
 from brimline.predicted import WIDTH, print_alternative, print_footprint, print_steps
 from brimline.readings import Footprint
 
@@ -52,14 +53,25 @@ def test_nothing_is_wider_than_the_terminal(steps: bool) -> None:
 
 
 def test_what_does_not_fit_is_said_in_capitals() -> None:
-    assert "DOES NOT FIT" in shown(of_8b(gpu_memory_utilization=0.3))
+    too_large = shown(of_8b(kv_cache_memory_bytes=100 << 30))
+
+    assert "DOES NOT FIT into the 79.18 GiB that CUDA shows: --kv-cache-memory-bytes asks" in too_large
     assert "fits; " in shown(of_8b())
+
+
+def test_what_the_engine_refuses_is_not_said_to_be_too_large() -> None:
+    refused = shown(of_8b(gpu_memory_utilization=0.3))
+
+    assert "WILL NOT START: the GPU would hold it" in refused
+    assert "FIT" not in refused
 
 
 def test_a_doubtful_start_comes_with_the_length_that_starts() -> None:
     footprint = of_8b(gpu_memory_utilization=0.3, max_model_len=32768)
 
-    assert f"it may not start; --max-model-len {footprint.longest_start_tokens:,} surely" in shown(footprint)
+    text = " ".join(shown(footprint).split())
+    assert "MAY NOT START: " in text
+    assert f"(at most {footprint.longest_start_tokens:,} tokens surely start)" in text
 
 
 def test_host_memory_is_shown_beside_the_gpu() -> None:
@@ -106,3 +118,33 @@ def test_an_answer_is_a_table_of_its_own_with_its_parameters_and_source() -> Non
     assert "with first_tokens 16, recent_tokens 4,080, shared_ratio 0.8" in text
     assert "source: arXiv 2412.02252" in text
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_a_window_says_up_to_where_a_token_costs_what() -> None:
+    config = {
+        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "sliding_window": 4096,
+        "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    model = Model(architecture_of_config(config, "config.json"))
+
+    text = shown(predict("vllm", model, {}, gpu=H100))
+
+    assert "131,072 B/token on each GPU up to the window of 4,096 tokens, 0 B/token beyond" in text
+
+
+def test_terms_of_a_sum_stand_in_brackets_before_they_are_multiplied() -> None:
+    """Layers with and without experts are of two kinds; 16 bits go with the attention of both."""
+    config = {
+        "model_type": "qwen2_moe", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 4,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 1000,
+        "max_position_embeddings": 1024, "num_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "mlp_only_layers": [0],
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    model = Model(architecture_of_config(config, "config.json"))
+
+    text = " ".join(shown(predict("vllm", model, {}, gpu=H100), steps=True).split())
+
+    assert "attention (1 layers × (" in text
+    assert ")) × 2 B" in text

@@ -323,6 +323,14 @@ def test_a_model_that_the_server_cannot_be_running_gives_no_bytes_and_says_so(tm
     assert only(right).problems == ()
 
 
+def test_a_problem_of_a_target_that_is_up_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with FakeServer(FakeVllm().routes()) as server:
+        scraped(target_of(server, launch={"tensor_parallel_size": 2}), Gpus(60), scrapes=3)
+
+    [line] = [record.message for record in caplog.records if "problem=" in record.message]
+    assert line.startswith("target=chat problem=gpu_count detail='`gpus` gives the server 1 GPU(s)")
+
+
 def test_settings_that_the_server_cannot_be_running_with_are_a_problem_of_the_prediction(
     tmp_path: Path,
 ) -> None:

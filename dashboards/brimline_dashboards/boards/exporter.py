@@ -5,27 +5,31 @@ from __future__ import annotations
 from brimline_dashboards.boards.common import (
     EXPORTER,
     LINKS,
-    OF_JOBS,
+    OF_EXPORTERS,
     UP,
     YES_NO,
     common_variables,
     m,
+    of_all,
 )
 from brimline_dashboards.panels import (
     BLUE,
     GREEN,
     ORANGE,
+    PURPLE,
     RED,
     Board,
     Column,
     Query,
     Row,
     Threshold,
+    annotation,
     stat,
     state_timeline,
     table,
     timeseries,
 )
+from brimline_dashboards.queries import ON
 
 
 def board() -> Board:
@@ -41,14 +45,14 @@ def board() -> Board:
                     stat(
                         "Exporters up",
                         "Exporters that Prometheus reached in its last scrape.",
-                        [Query(f"sum(up{{{OF_JOBS}}})")],
+                        [Query(f"sum(up{{{OF_EXPORTERS}}})")],
                         "none",
                         thresholds=(Threshold(None, RED), Threshold(1, GREEN)),
                     ),
                     stat(
                         "Exporters down",
                         "Exporters that Prometheus could not reach. Nothing is known of their servers then.",
-                        [Query(f"sum(1 - up{{{OF_JOBS}}})")],
+                        [Query(f"sum(1 - up{{{OF_EXPORTERS}}})")],
                         "none",
                         thresholds=(Threshold(None, GREEN), Threshold(1, RED)),
                     ),
@@ -56,14 +60,14 @@ def board() -> Board:
                         "Configuration in force",
                         "Whether the newest configuration file was taken. NO: a newer one was refused; the one "
                         "before it is in force.",
-                        [Query(f"min({m('config_last_reload_successful', OF_JOBS)})")],
+                        [Query(f"min({m('config_last_reload_successful', OF_EXPORTERS)})")],
                         "none",
                         mappings=YES_NO,
                     ),
                     stat(
                         "GPUs are read",
                         "Whether NVML works on all exporters that read GPUs.",
-                        [Query(f"min({m('nvml_up', OF_JOBS)})")],
+                        [Query(f"min({m('nvml_up', OF_EXPORTERS)})")],
                         "none",
                         mappings=YES_NO,
                         no_value="No exporter reads GPUs",
@@ -80,19 +84,14 @@ def board() -> Board:
                     stat(
                         "Servers with a problem",
                         "Servers that are up, but of which something could not be read or understood.",
-                        [
-                            Query(
-                                f"count(count by (job, instance, target) ({m('target_problem')}))"
-                                f" or 0 * count({m('target_up')})"
-                            )
-                        ],
+                        [Query(of_all(f"count by ({ON}) ({m('target_problem')})", m("target_up")))],
                         "none",
                         thresholds=(Threshold(None, GREEN), Threshold(1, ORANGE)),
                     ),
                     table(
                         "Versions",
                         "Exporters with their version.",
-                        [Query(f"max by (instance, version, python) ({m('build_info', OF_JOBS)})")],
+                        [Query(f"max by (instance, version, python) ({m('build_info', OF_EXPORTERS)})")],
                         [
                             Column(source="instance", title="Exporter"),
                             Column(source="version", title="Brimline"),
@@ -114,15 +113,16 @@ def board() -> Board:
                         "GPU problems now",
                         "Why GPUs cannot be read.",
                         [
-                            Query(f"max by (gpu, reason) ({m('gpu_problem', OF_JOBS)})"),
-                            Query(f"max by (instance, reason) ({m('nvml_problem', OF_JOBS)})"),
+                            Query(
+                                f"max by (instance, gpu, reason) ({m('gpu_problem', OF_EXPORTERS)}"
+                                f" or {m('nvml_problem', OF_EXPORTERS)})"
+                            )
                         ],
                         [
+                            Column(source="reason", title="Reason", width=110),
+                            Column(source="instance", title="Exporter", width=130),
                             Column(source="gpu", title="GPU"),
-                            Column(source="instance", title="Exporter"),
-                            Column(source="reason", title="Reason"),
                         ],
-                        join="reason",
                         width=8,
                         height=6,
                         no_value="None",
@@ -199,31 +199,77 @@ def board() -> Board:
                 ),
             ),
             Row(
-                title="The exporter's own machine",
+                title="What the exporters cost, and their machines",
                 panels=(
+                    timeseries(
+                        "Time of a scrape",
+                        "Time that Prometheus waited for each exporter. Near the scrape timeout values go missing: "
+                        "raise the timeout, or find the slow server above.",
+                        [Query(f"scrape_duration_seconds{{{OF_EXPORTERS}}}", "{{instance}}")],
+                        "s",
+                        width=8,
+                    ),
+                    timeseries(
+                        "Series of an exporter",
+                        "Samples that each scrape of an exporter holds. A jump: a server shows more models, ranks or "
+                        "reasons than before.",
+                        [Query(f"scrape_samples_scraped{{{OF_EXPORTERS}}}", "{{instance}}")],
+                        "short",
+                        width=8,
+                    ),
+                    timeseries(
+                        "Processor time",
+                        "Share of one processor that each exporter uses.",
+                        [
+                            Query(
+                                f"rate(process_cpu_seconds_total{{{OF_EXPORTERS}}}[$__rate_interval])",
+                                "{{instance}}",
+                            )
+                        ],
+                        "percentunit",
+                        width=8,
+                    ),
+                    timeseries(
+                        "The exporter's own memory",
+                        "Main memory that each exporter holds itself.",
+                        [Query(f"process_resident_memory_bytes{{{OF_EXPORTERS}}}", "{{instance}}")],
+                        "bytes",
+                        width=8,
+                    ),
                     timeseries(
                         "Main memory of the machine",
                         "Main memory that programs can still get, beside all of it.",
                         [
-                            Query(m("host_memory_available_bytes", OF_JOBS), "{{instance}} available"),
-                            Query(m("host_memory_total_bytes", OF_JOBS), "{{instance}} total"),
+                            Query(m("host_memory_available_bytes", OF_EXPORTERS), "{{instance}} available"),
+                            Query(m("host_memory_total_bytes", OF_EXPORTERS), "{{instance}} total"),
                         ],
                         "bytes",
+                        width=8,
                     ),
                     timeseries(
                         "Last reload of the configuration",
                         "Time since the configuration in force was read.",
                         [
                             Query(
-                                f"time() - {m('config_last_reload_success_timestamp_seconds', OF_JOBS)}",
+                                f"time() - {m('config_last_reload_success_timestamp_seconds', OF_EXPORTERS)}",
                                 "{{instance}}",
                             )
                         ],
                         "s",
+                        width=8,
                     ),
                 ),
             ),
         ),
         variables=common_variables(),
+        annotations=(
+            annotation(
+                "Configuration read",
+                f"1000 * {m('config_last_reload_success_timestamp_seconds', OF_EXPORTERS)}",
+                PURPLE,
+                "{{instance}} read its configuration",
+                "The exporter took a configuration file here.",
+            ),
+        ),
         links=LINKS,
     )

@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "planning",
     "calibrate": "calibrating",
     "estimate": "estimating",
+    "dashboards": "boards",
     "rules": "ruling",
     "demo": "serving",
 }

@@ -65,6 +65,9 @@ def calibrate(
     beside what the tables say, and writes a small YAML file that `calibration:` of a target names. MODEL is
     the model's folder, config.json or .gguf file.
 
+    An ordinary log of vLLM tells weights, CUDA graphs and the pool; one with VLLM_LOGGING_LEVEL=DEBUG also
+    activations, library memory and the CUDA context, whatever the version.
+
     \b
     brimline calibrate --log vllm.log --gpu H100 /models/llama-8b -o calib.yaml
     docker logs vllm 2>&1 | brimline calibrate --log - /models/llama-8b > calib.yaml
@@ -141,12 +144,12 @@ def _named_card(name: str, log: StartupLog) -> tuple[Gpu, tuple[str, ...]]:
     try:
         card = find_gpu(name)
     except FootprintError:
-        if log.visible_bytes is None:
+        if log.gpu_bytes is None:
             raise
         note = (
             f"{name!r} is in no table of GPUs: the calibration will hold where the driver names it just so."
         )
-        return live_gpu(name, log.visible_bytes, 0), (note,)
+        return live_gpu(name, log.gpu_bytes, 0), (note,)
     return card, () if card.assumption is None else (card.assumption,)
 
 

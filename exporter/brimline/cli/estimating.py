@@ -105,6 +105,8 @@ def training(model: str | None, as_json_: bool, fail_if_unfit: bool, **flags: An
     """
     from brimline.errors import FootprintError
 
+    if fail_if_unfit and flags["gpu"] is None:
+        fail("--fail-if-unfit has nothing to judge by; name the GPU with --gpu")
     try:
         estimated = _training(model, flags)
     except FootprintError as error:
@@ -154,7 +156,7 @@ def _training(model: str | None, flags: dict[str, Any]) -> Estimated:
         tensor_parallel=tensor,
     )
     trained = _trained_model(model, flags)
-    gpu = None if flags["gpu"] is None else find_gpu(flags["gpu"])
+    gpu = None if flags["gpu"] is None else find_gpu(flags["gpu"], instead="leave --gpu out")
     footprint = training_footprint(trained, settings)
     parts, assumptions = [*footprint.parts], [*footprint.assumptions]
     if gpu is not None:
@@ -243,6 +245,8 @@ def index(as_json_: bool, fail_if_unfit: bool, **flags: Any) -> None:
     """
     from brimline.errors import FootprintError
 
+    if fail_if_unfit and flags["gpu"] is None and flags["memory"] is None:
+        fail("--fail-if-unfit has nothing to judge by; give --memory, or --gpu")
     try:
         rows = _indexes(flags)
     except FootprintError as error:
@@ -270,7 +274,7 @@ def _indexes(flags: dict[str, Any]) -> list[tuple[str, Estimated]]:
         dimensions=flags["dimensions"],
         element_bytes=ELEMENT_BYTES[flags["element"]],
     )
-    gpu: Gpu | None = None if flags["gpu"] is None else find_gpu(flags["gpu"])
+    gpu: Gpu | None = None if flags["gpu"] is None else find_gpu(flags["gpu"], instead="give its --memory")
     capacity = None if gpu is None else gpu.visible_bytes
     if flags["memory"] is not None:
         try:
@@ -352,7 +356,9 @@ def _count(text: str, flag: str) -> int:
         whole = round(value)
     except (ValueError, OverflowError):
         whole = 0
-    if not 1 <= whole <= 10**15:
+    if whole > 10**15:
+        raise FootprintError(f"{flag}: {text!r} is more than 10^15; write it as 7B, 100M or 1e8")
+    if whole < 1:
         raise FootprintError(f"{flag}: {text!r} is not a count; write it as 7B, 100M or 1e8")
     return whole
 

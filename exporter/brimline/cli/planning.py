@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from brimline.cli.prediction import (
     _GPU,
     _SETTING,
     DEFAULT_ENGINE,
+    Launch,
     _calibration,
+    _check_names,
     _is_command_line,
     _launched,
     _own_flags,
@@ -27,7 +30,7 @@ from brimline.cli.prediction import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from brimline.footprint.predict import Model
     from brimline.plan import Plan, Row, Sweep
@@ -66,7 +69,7 @@ _ORDERS = ("requests", "headroom", "speed", "gpus")
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Draw headroom and concurrency by context length, as .png or .svg.",
+    help="Draw the room beside one request, and how many run at once, by context length: .png or .svg.",
 )
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv_", is_flag=True, help="Print a line for each combination.")
@@ -79,7 +82,7 @@ def plan(
     more: tuple[str, ...],
     gpu: str | None,
     gpu_memory: str | None,
-    gpu_bandwidth: float | None,
+    gpu_bandwidth: str | None,
     calibration: Path | None,
     allow_hub: bool,
     sort: str | None,
@@ -108,7 +111,8 @@ def plan(
     if plot is not None and plot.suffix.lower() not in PLOT_FORMATS:
         fail(f"--plot {plot}: the name ends with .png or .svg")
     try:
-        named, engine, launched = _named(words, engine)
+        named, launch = _named(words, engine)
+        engine, launched = launch.engine, launch.settings
         wanted = _sweeps(sweeps, engine)
         read, wanted = _models(named, wanted, allow_hub)
         own = _own_flags(engine, stated_flags(flags), more)
@@ -118,13 +122,19 @@ def plan(
             read,
             wanted,
             {**{name: value for name, value in launched.items() if name not in swept}, **own},
-            version=engine_version,
+            version=engine_version or (None if "engine_version" in swept else launch.version),
             gpu=described_card(gpu, gpu_memory, gpu_bandwidth),
             calibration=_calibration(calibration),
         )
+        if fail_if_unfit and asked.gpu is None and not asked.cards:
+            raise FootprintError(
+                "--fail-if-unfit has nothing to judge by; name a GPU with --gpu or --sweep gpu=…"
+            )
         if plot is not None:
             _check_plot(asked, plot)
-        rows = _rows(asked)
+        if more:
+            _check_names(engine, next(iter(read.values())), asked.settings, more)
+        rows = [replace(row, assumptions=(*launch.notes, *row.assumptions)) for row in _rows(asked)]
         if all(row.outcome == "impossible" for row in rows):
             reasons = list(dict.fromkeys(row.reason for row in rows))
             raise FootprintError("\n  ".join(["no combination can be:", *map(str, reasons[:5])]))
@@ -137,20 +147,25 @@ def plan(
     sys.exit(EXIT_NEGATIVE if fail_if_unfit and unfit else 0)
 
 
-def _named(words: Sequence[str], engine: str | None) -> tuple[Sequence[str], str, Mapping[str, str]]:
-    """The models' paths, the engine, and the settings of the launch command, if the words are one."""
+def _named(words: Sequence[str], engine: str | None) -> tuple[Sequence[str], Launch]:
+    """The models' paths, and what the launch command states, if the words are one."""
     from brimline.engines import ENGINES
-    from brimline.engines.launch import starts
+    from brimline.engines.launch import starts, unwrapped
+    from brimline.errors import FootprintError
     from brimline.plan import check_engine
 
     adapters = ENGINES.values()
-    is_launch = any(starts(words, one) or starts(words[1:], one) for one in adapters if len(words) > 1)
+    try:
+        inner = unwrapped(words, adapters)
+    except ValueError as error:
+        raise FootprintError(f"the launch command cannot be read: {error}") from None
+    is_launch = any(starts(inner, one) or starts(inner[1:], one) for one in adapters if len(words) > 1)
     if is_launch or _is_command_line(words):
-        model, engine, stated = _launched(None, tuple(words), engine)
-        return (model,), engine, stated
+        launch = _launched(None, tuple(words), engine)
+        return (launch.model or "",), launch
     engine = engine or DEFAULT_ENGINE
     check_engine(engine)
-    return words, engine, {}
+    return words, Launch(None, engine, {})
 
 
 def _sweeps(texts: Sequence[str], engine: str) -> list[Sweep]:
@@ -207,7 +222,7 @@ def _sorted(rows: Sequence[Row], order: str | None) -> Sequence[Row]:
             case "headroom":
                 return row.room.expected if row.room is not None else None
             case "speed":
-                return row.decode_all_tokens_per_second
+                return row.speed_tokens_per_second
             case _:
                 return -row.gpus if row.gpus is not None else None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,6 +14,7 @@ from brimline.cli.common import EXIT_NEGATIVE, fail
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from brimline.engines.adapter import Adapter
     from brimline.footprint.alternatives import Alternative
     from brimline.footprint.gpus import Gpu
     from brimline.footprint.predict import Model
@@ -72,7 +74,11 @@ _GPU = (
     click.option(
         "--gpu-memory", metavar="SIZE", help="Memory of a GPU that is not in the table, such as 96GiB."
     ),
-    click.option("--gpu-bandwidth", type=float, metavar="BYTES/S", help="Its bandwidth, such as 3.35e12."),
+    click.option(
+        "--gpu-bandwidth",
+        metavar="BYTES/S",
+        help="Its bandwidth, such as 3.35e12 or 3.35TB/s; without it there are no decode ceilings.",
+    ),
 )
 
 
@@ -136,7 +142,7 @@ def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
     "--allow-hub", is_flag=True, help="Look MODEL up on the Hugging Face hub (needs brimline[hub])."
 )
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-@click.option("--fail-if-unfit", is_flag=True, help="Exit 1 where it does not fit.")
+@click.option("--fail-if-unfit", is_flag=True, help="Exit 1 where it does not fit or may not start.")
 def predict(
     model: str | None,
     launch_command: tuple[str, ...],
@@ -145,7 +151,7 @@ def predict(
     more: tuple[str, ...],
     gpu: str | None,
     gpu_memory: str | None,
-    gpu_bandwidth: float | None,
+    gpu_bandwidth: str | None,
     calibration: Path | None,
     acceptance: float | None,
     questions: tuple[str, ...],
@@ -171,21 +177,27 @@ def predict(
     from brimline.errors import FootprintError
     from brimline.footprint.predict import as_json
     from brimline.footprint.predict import predict as predict_footprint
+    from brimline.footprint.verdict import judged
 
+    if fail_if_unfit and gpu is None and gpu_memory is None:
+        fail("--fail-if-unfit has nothing to judge by; name the GPU with --gpu, or --gpu-memory")
     try:
-        named, engine, stated = _launched(model, launch_command, engine)
-        settings = {**stated, **_own_flags(engine, stated_flags(flags), more)}
+        launch = _launched(model, launch_command, engine)
+        engine, version = launch.engine, engine_version or launch.version
+        settings = {**launch.settings, **_own_flags(engine, stated_flags(flags), more)}
         card = described_card(gpu, gpu_memory, gpu_bandwidth)
-        read = _read_model(named, allow_hub)
+        read = _read_model(launch.model or "", allow_hub)
+        _check_names(engine, read, settings, more)
         footprint = predict_footprint(
             engine,
             read,
             settings,
-            version=engine_version,
+            version=version,
             gpu=card,
             calibration=_calibration(calibration),
             acceptance=acceptance,
         )
+        footprint = replace(footprint, assumptions=(*launch.notes, *footprint.assumptions))
         answers: list[Alternative] = []
         if questions:
             from brimline.footprint.alternatives import Predicted, ask
@@ -195,7 +207,7 @@ def predict(
                 model=read,
                 settings=settings,
                 footprint=footprint,
-                version=engine_version,
+                version=version,
                 gpu=card,
                 link_bandwidth=link_bandwidth,
             )
@@ -214,7 +226,7 @@ def predict(
         from brimline.predicted import print_prediction
 
         print_prediction(footprint, card, answers, explain=explain)
-    sys.exit(EXIT_NEGATIVE if fail_if_unfit and footprint.fits is False else 0)
+    sys.exit(EXIT_NEGATIVE if fail_if_unfit and judged(footprint, card).outcome != "fits" else 0)
 
 
 def stated_flags(flags: Mapping[str, str | bool | None]) -> dict[str, str]:
@@ -228,13 +240,15 @@ def stated_flags(flags: Mapping[str, str | bool | None]) -> dict[str, str]:
 
 def _own_flags(engine: str, flags: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:
     """The settings that our own command line gives. Raises FootprintError for flags of another engine."""
+    if not more and (engine == DEFAULT_ENGINE or not flags):
+        return dict(flags)
+    from brimline.engines import ENGINES
+    from brimline.engines.launch import normalize
     from brimline.errors import FootprintError
 
     settings = dict(flags)
-    if engine != DEFAULT_ENGINE and flags:
-        from brimline.engines import ENGINES
-
-        adapter = ENGINES[engine]
+    adapter = ENGINES.get(engine)
+    if engine != DEFAULT_ENGINE and flags and adapter is not None:
         foreign = sorted(set(flags) - adapter.flags)
         if foreign:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
@@ -242,35 +256,66 @@ def _own_flags(engine: str, flags: Mapping[str, str], more: Sequence[str]) -> di
                 f"{named}: no flag of {adapter.title}; give its own as --setting NAME=VALUE, or its launch "
                 "command behind --"
             )
+    given = {name: f"--{name.replace('_', '-')} {value}" for name, value in flags.items()}
     for text in more:
-        name, is_pair, value = text.partition("=")
-        if not is_pair or not name:
+        stated, is_pair, value = text.partition("=")
+        if not is_pair or not stated:
             raise FootprintError(f"--setting {text!r}: write NAME=VALUE, such as max_model_len=32768")
-        settings[name.lstrip("-").replace("-", "_")] = value
+        name = stated.lstrip("-").replace("-", "_")
+        name = adapter.launch_flags.get(name, name) if adapter is not None else name
+        if name in settings and normalize(name, value) != normalize(name, settings[name]):
+            raise FootprintError(
+                f"{given[name]} and --setting {text} contradict each other; give one of them"
+            )
+        settings[name] = value
+        given[name] = f"--setting {text}"
     return settings
 
 
-def _launched(
-    model: str | None, words: tuple[str, ...], engine: str | None
-) -> tuple[str, str, dict[str, str]]:
+def _check_names(engine: str, model: Model, settings: Mapping[str, str], more: Sequence[str]) -> None:
+    """Raise FootprintError for a --setting on which no memory depends: misspelt, or of another engine."""
+    if not more:
+        return
+    from brimline.engines import ENGINES
+
+    adapter = ENGINES.get(engine)
+    flags = adapter.flags if adapter is not None else frozenset()
+    stated = [text.partition("=")[0].lstrip("-").replace("-", "_").partition(".")[0] for text in more]
+    named = [adapter.launch_flags.get(name, name) if adapter is not None else name for name in stated]
+    if unlisted := [name for name in named if name not in flags]:
+        from brimline.plan import check_settings
+
+        check_settings(engine, model, settings, unlisted)
+
+
+class Launch(NamedTuple):
+    """What a command line starts. version: where its image names it. notes: what it leaves open."""
+
+    model: str | None
+    engine: str
+    settings: dict[str, str]
+    version: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _launched(model: str | None, words: tuple[str, ...], engine: str | None) -> Launch:
     """The model, the engine and the settings that the launch command states. Raises FootprintError."""
     from brimline.errors import FootprintError
     from brimline.footprint.predict import PREDICTORS
 
-    stated: dict[str, str] = {}
     command = [word for word in (model, *words) if word is not None]
     if len(command) > 1 or _is_command_line(command):
-        model, found, stated = _parsed(command, engine)
-        if engine is not None and engine != found:
-            raise FootprintError(f"--engine {engine}, yet the launch command starts {found}")
-        engine = found
-    engine = engine or DEFAULT_ENGINE
-    if engine not in PREDICTORS:
+        launch = _parsed(command, engine)
+        if engine is not None and engine != launch.engine:
+            raise FootprintError(f"--engine {engine}, yet the launch command starts {launch.engine}")
+    else:
+        launch = Launch(model, engine or DEFAULT_ENGINE, {})
+    if launch.engine not in PREDICTORS:
         known = ", ".join(sorted(PREDICTORS))
-        raise FootprintError(f"the memory of {engine!r} is not predicted; known: {known}")
-    if model is None:
+        raise FootprintError(f"the memory of {launch.engine!r} is not predicted; known: {known}")
+    if launch.model is None:
         raise FootprintError("no model is named; give a folder, a config.json or a .gguf file")
-    return model, engine, stated
+    return launch
 
 
 def _is_command_line(command: Sequence[str]) -> bool:
@@ -288,28 +333,86 @@ def _is_model(word: str) -> bool:
     return is_hub_name(word)
 
 
-def _parsed(command: list[str], engine: str | None) -> tuple[str | None, str, dict[str, str]]:
-    """The model, the engine and the settings of a launch command, which may stand behind a MODEL of ours."""
+def _parsed(command: list[str], engine: str | None) -> Launch:
+    """What a launch command states, which may stand behind a MODEL of ours. Raises FootprintError."""
     from brimline.engines import ENGINES
-    from brimline.engines.launch import parse_launch, split_command, starts
+    from brimline.engines.launch import (
+        image_version,
+        misspelt,
+        parse_launch,
+        split_command,
+        starts,
+        unwrapped,
+    )
     from brimline.errors import FootprintError
 
     behind_model = [(command[0], command[1:])] if _is_model(command[0]) else []
     for model, words in (*behind_model, (None, command)):
-        if _is_command_line(words):
-            try:
+        try:
+            if _is_command_line(words):
                 words = split_command(words[0])
-            except ValueError as error:
-                raise FootprintError(f"the launch command cannot be read: {error}") from None
+            inner = unwrapped(words, ENGINES.values())
+        except ValueError as error:
+            raise FootprintError(f"the launch command cannot be read: {error}") from None
         for name, adapter in ENGINES.items():
-            if words and starts(words, adapter):
-                stated = parse_launch(words, adapter)
+            if inner and starts(inner, adapter):
+                stated = parse_launch(inner, adapter)
+                notes = misspelt(stated, adapter, "the launch command")
+                stated = _with_config_file(inner, stated, adapter, notes)
                 named = stated.pop(adapter.launch_model_flag, None)
-                return model or named, adapter.predictor or name, stated
+                return Launch(
+                    model or named,
+                    adapter.predictor or name,
+                    stated,
+                    image_version(words, adapter),
+                    tuple(notes),
+                )
     wanted = ENGINES[engine].title if engine in ENGINES else "vLLM or another engine known here"
     raise FootprintError(
         f"{' '.join(command[:2])!r} does not start {wanted}; write -- vllm serve MODEL …, or the like"
     )
+
+
+# Of a server's file of settings.
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+def _with_config_file(
+    words: Sequence[str], stated: dict[str, str], adapter: Adapter, notes: list[str]
+) -> dict[str, str]:
+    """The settings, with those of the file that the command names, if any. Raises FootprintError."""
+    import yaml
+
+    from brimline.engines.launch import config_file, misspelt, settings_of_config
+    from brimline.errors import FootprintError
+    from brimline.files import NotARegularFile, open_regular
+
+    name = config_file(words, adapter)
+    if name is None:
+        return stated
+    try:
+        with open_regular(name) as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        notes.append(
+            f"{name}, which the launch command names, does not exist here: its settings are not known."
+        )
+        return stated
+    except NotARegularFile:
+        raise FootprintError(
+            f"{name} is not a regular file; the launch command names it for settings"
+        ) from None
+    except OSError as error:
+        raise FootprintError(f"{name} cannot be read ({error.strerror})") from None
+    try:
+        plain = yaml.safe_load(content) if len(content) <= _MAX_CONFIG_BYTES else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        plain = None
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
+        raise FootprintError(f"{name} holds no YAML mapping of settings, as the launch command says it does")
+    read = settings_of_config(plain, adapter)
+    notes += misspelt(read, adapter, name)
+    return {**stated, **read} if adapter.config_wins else {**read, **stated}
 
 
 def _read_model(name: str, allow_hub: bool) -> Model:
@@ -337,7 +440,7 @@ def _calibration(path: Path | None) -> Any:
     return read_calibration(path)
 
 
-def described_card(name: str | None, memory: str | None, bandwidth: float | None) -> Gpu | None:
+def described_card(name: str | None, memory: str | None, bandwidth: str | None) -> Gpu | None:
     """The GPU that the flags name or describe; None without one. Raises FootprintError."""
     from brimline.errors import FootprintError
     from brimline.footprint.gpus import described_gpu, find_gpu
@@ -345,12 +448,33 @@ def described_card(name: str | None, memory: str | None, bandwidth: float | None
 
     if name is not None and memory is not None:
         raise FootprintError("--gpu and --gpu-memory name two GPUs; give one of them")
+    if bandwidth is not None and memory is None:
+        raise FootprintError("--gpu-bandwidth is of a GPU that --gpu-memory describes; give that, too")
+    if name is not None:
+        return find_gpu(name, instead="describe it with --gpu-memory 96GiB --gpu-bandwidth 3.35e12")
     if memory is None:
-        return find_gpu(name) if name is not None else None
-    if bandwidth is None:
-        raise FootprintError("--gpu-memory needs --gpu-bandwidth beside it, such as 3.35e12")
+        return None
     try:
         size = parse_bytes(memory)
     except ValueError as error:
         raise FootprintError(f"--gpu-memory: {error}") from None
-    return described_gpu(size, bandwidth)
+    try:
+        return described_gpu(size, None if bandwidth is None else _bandwidth(bandwidth))
+    except FootprintError as error:
+        raise FootprintError(f"--gpu-memory, --gpu-bandwidth: {error}") from None
+
+
+def _bandwidth(text: str) -> float:
+    """Bytes per second in 3.35e12 or 3.35TB/s. Raises FootprintError."""
+    from brimline.errors import FootprintError
+    from brimline.units import parse_bytes
+
+    stated = text.strip().removesuffix("/s")
+    try:
+        return float(stated)
+    except ValueError:
+        pass
+    try:
+        return float(parse_bytes(stated))
+    except ValueError:
+        raise FootprintError(f"{text!r} is no bandwidth; write it as 3.35e12 or 3.35TB/s") from None

@@ -80,7 +80,9 @@ class Adapter:
     launch_program: whether a command line starts this engine.
     launch_images: parts of the names of container images whose arguments are this engine's.
     launch_flags: short or other spellings of flags, to the engine's own long name with underscores.
+    config_flags: flags that name a file of further settings. config_wins: it goes before the command line.
     flags: long names of the flags that decide its memory or speed; no others are ever shown.
+    other_flags: flags that decide none of it, yet look like one that does misspelt.
     launch_switches: flags that take no value.
     world_size: how many GPUs of one machine the server uses by its settings; None where they do not say.
     predictor: a key of brimline.footprint.predict.PREDICTORS; None where its memory is not predicted.
@@ -102,7 +104,10 @@ class Adapter:
     launch_program: Callable[[Sequence[str]], bool] = _no_program
     launch_images: tuple[str, ...] = ()
     launch_flags: Mapping[str, str] = field(default_factory=dict)
+    config_flags: frozenset[str] = frozenset()
+    config_wins: bool = False
     flags: frozenset[str] = frozenset()
+    other_flags: frozenset[str] = frozenset()
     launch_switches: frozenset[str] = frozenset()
     launch_model_flag: str = "model"
     world_size: Callable[[Mapping[str, str]], int | None] = _unknown_size

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from brimline.engines.adapter import Adapter
@@ -23,13 +25,84 @@ _COUNTS = {
 
 # Where a server listens and what it calls itself sets no memory apart: two variants differ in it by nature.
 _NOT_SETTINGS = frozenset(
-    {"host", "port", "served_model_name", "alias", "root_path", "uds", "log_file", "config"}
+    {
+        "host",
+        "port",
+        "served_model_name",
+        "alias",
+        "root_path",
+        "uds",
+        "log_file",
+        "config",
+        "extra_llm_api_options",
+    }
 )
+
+
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh"})
+_PARTS_COMMANDS = frozenset({"&&", "||", ";", "|", "&"})
 
 
 def split_command(command: str) -> list[str]:
     """Words of a shell command, line continuations removed. Raises ValueError for unbalanced quotes."""
     return shlex.split(command.replace("\\\n", " "))
+
+
+def unwrapped(words: Sequence[str], adapters: Iterable[Adapter]) -> list[str]:
+    """The command within `bash -c '…'` that starts one of these engines; the words themselves elsewhere.
+
+    A container may stand around the shell. Raises ValueError for unbalanced quotes.
+    """
+    for index, word in enumerate(words[:-1]):
+        behind = words[index + 1]
+        if PurePath(word).name not in _SHELLS or not behind.startswith("-") or not behind.endswith("c"):
+            continue
+        for inner in words[index + 2 : index + 3]:
+            listed = list(adapters)
+            for part in _commands(split_command(inner.replace(";", " ; "))):
+                if any(starts(part, adapter) for adapter in listed):
+                    return part
+    return list(words)
+
+
+def _commands(words: Sequence[str]) -> Iterator[list[str]]:
+    """The commands that a shell runs one after the other, without what they are run by."""
+    part: list[str] = []
+    for word in (*words, ";"):
+        if word in _PARTS_COMMANDS:
+            yield part
+            part = []
+        elif part or (word != "exec" and not re.fullmatch(r"\w+=.*", word)):
+            part.append(word)
+
+
+def config_file(words: Sequence[str], adapter: Adapter) -> str | None:
+    """The file of further settings that a command line names; None without one."""
+    for index, word in enumerate(words):
+        flag, has_value, value = word.partition("=")
+        if flag.startswith("--") and flag.lstrip("-").replace("-", "_") in adapter.config_flags:
+            return value if has_value else next(iter(words[index + 1 : index + 2]), None)
+    return None
+
+
+def image_version(words: Sequence[str], adapter: Adapter) -> str | None:
+    """The version in the tag of a container image, as in vllm/vllm-openai:v0.19.0; None elsewhere."""
+    for word in words:
+        if _is_image(word, adapter):
+            match = re.match(r"v?(\d+\.\d+(?:\.\d+)*)", word.rpartition(":")[2])
+            return match.group(1) if match is not None and ":" in word else None
+    return None
+
+
+def settings_of_config(stated: Mapping[str, object], adapter: Adapter) -> dict[str, str]:
+    """Settings of a file whose keys are flags without their dashes, as they would stand on a command line."""
+    settings = {}
+    for key, value in stated.items():
+        name = key.lstrip("-").replace("-", "_")
+        name = adapter.launch_flags.get(name, name)
+        text = json.dumps(value) if isinstance(value, dict | list) else value
+        settings[name] = normalize(name, text)
+    return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
 
 
 def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
@@ -81,15 +154,15 @@ def _is_image(word: str, adapter: Adapter) -> bool:
     return not word.startswith(("/", ".", "~", "-")) and any(image in word for image in adapter.launch_images)
 
 
-def misspelt(settings: Mapping[str, str], adapter: Adapter) -> list[str]:
+def misspelt(settings: Mapping[str, str], adapter: Adapter, where: str = "launch") -> list[str]:
     """A sentence for each declared setting that is nearly, but not quite, a flag that matters to memory."""
     known = sorted({*adapter.flags, adapter.launch_model_flag})
     doubts = []
     for name in settings:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85) if name not in known else []
-        if near:
+        if near and name not in adapter.other_flags:
             doubts.append(
-                f"launch: {name!r} is no flag of {adapter.title} known here; did you mean {near[0]!r}?"
+                f"{where}: {name!r} is no flag of {adapter.title} known here; did you mean {near[0]!r}?"
             )
     return doubts
 

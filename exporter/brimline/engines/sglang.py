@@ -270,11 +270,15 @@ FLAGS = _SETTINGS - {"model_path"} | {
     "dp_size",
     "dtype",
     "enable_dp_attention",
+    "enable_lora",
     "ep_size",
     "json_model_override_args",
     "kv_cache_dtype",
+    "lora_target_modules",
     "mamba_full_memory_ratio",
     "mamba_ssm_dtype",
+    "max_lora_rank",
+    "max_loras_per_batch",
     "max_mamba_cache_size",
     "max_prefill_tokens",
     "max_running_requests",
@@ -302,6 +306,7 @@ ADAPTER = Adapter(
     read=read,
     launch_program=_is_program,
     launch_images=("lmsysorg/sglang",),
+    config_flags=frozenset({"config"}),  # 0.5.23, utils/server_args_config_parser.py
     launch_flags={
         "model": "model_path",
         "tp": "tp_size",
@@ -314,8 +319,23 @@ ADAPTER = Adapter(
         "expert_parallel_size": "ep_size",
     },
     flags=FLAGS,
+    other_flags=frozenset(
+        {
+            "cuda_graph_bs_decode",
+            "dcp_size",
+            "dwdp_size",
+            "enable_lean_attention",
+            "mm_attention_backend",
+        }
+    ),
     launch_switches=frozenset(
-        {"disable_cuda_graph", "disable_hybrid_swa_memory", "enable_dp_attention", "trust_remote_code"}
+        {
+            "disable_cuda_graph",
+            "disable_hybrid_swa_memory",
+            "enable_dp_attention",
+            "enable_lora",
+            "trust_remote_code",
+        }
     ),
     launch_model_flag="model_path",
     world_size=_world_size,

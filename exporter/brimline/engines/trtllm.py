@@ -137,6 +137,9 @@ ADAPTER = Adapter(
     endpoints=(Endpoint("/version"),),
     read=read,
     launch_program=_is_program,
+    # "Path to a YAML file that overwrites the parameters specified by trtllm-serve" (commands/serve.py).
+    config_flags=frozenset({"extra_llm_api_options", "config"}),
+    config_wins=True,
     launch_flags={
         "tensor_parallel_size": "tp_size",
         "pipeline_parallel_size": "pp_size",

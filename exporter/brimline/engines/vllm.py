@@ -395,6 +395,7 @@ ADAPTER = Adapter(
     read=read,
     launch_program=_is_program,
     launch_images=("vllm-openai", "vllm-cpu"),
+    config_flags=frozenset({"config"}),  # 0.33, utils/argparse_utils.py _pull_args_from_config
     launch_flags={
         "tp": "tensor_parallel_size",
         "pp": "pipeline_parallel_size",

@@ -31,6 +31,7 @@ from brimline.footprint.settings import Settings
 from brimline.footprint.weights import (
     GGUF_FILE_BITS,
     LINEAR,
+    METHODS,
     QUANTIZATIONS,
     RankWeights,
     Sharding,
@@ -104,7 +105,8 @@ class Predicted:
     def architecture(self) -> Architecture:
         """As it runs: with overrides, and quantized where the launch asks for it."""
         architecture = self.model.overridden(self.settings).architecture
-        name = self.settings.get("quantization", "").lower()
+        stated = self.settings.get("quantization", "").lower()
+        name = METHODS.get(stated, stated)
         if architecture.quantization is None and (name in QUANTIZATIONS or name in GGUF_FILE_BITS):
             return quantize(architecture, name)
         return architecture
@@ -116,7 +118,7 @@ class Predicted:
         sharding = Sharding(
             tensor=self.footprint.tensor_parallel,
             pipeline=len(self.footprint.ranks),
-            data=self.footprint.data_parallel,
+            data=1 if self.footprint.gpus else self.footprint.data_parallel,
             expert=self.settings.get("enable_expert_parallel", "").lower() in ("true", "1"),
         )
         stored = (

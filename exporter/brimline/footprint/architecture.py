@@ -233,7 +233,8 @@ class Architecture:
     (Gemma 3n and 4), beside the extra ones. assumptions: what was not stated and taken for granted, a
     sentence each, for people; a model type that is not known puts one here. source: the file that was read.
     yarn_position: what vLLM before 0.32 takes for max_position, where YaRN's factor says another.
-    usual_position: the context that is served unless a longer one is asked for (LongRoPE).
+    usual_position: the context that is served unless a longer one is asked for (LongRoPE). takes_video: its
+    vision encoder takes videos as well as images.
     rotary: the distinct tables of rotary positions; None where what they are is not known. mistral_format:
     the weights lie there in Mistral's own format (too), which vLLM prefers.
     computed: see kept_with_architecture.
@@ -259,6 +260,7 @@ class Architecture:
     usual_position: int | None = None
     rotary: tuple[RotaryTable, ...] | None = None
     mistral_format: bool = False
+    takes_video: bool = True
     computed: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from brimline.errors import FootprintError
 from brimline.estimate import Estimate
-from brimline.footprint.calibrated import LOG_ROUNDING_BYTES, SUM_ROUNDING_BYTES
+from brimline.footprint.calibrated import SUM_ROUNDING_BYTES
 from brimline.footprint.calibration import Calibration
-from brimline.footprint.constants import constant, parse_version
+from brimline.footprint.constants import LOG_ROUNDING_BYTES, constant, parse_version
 from brimline.footprint.findings import (
     Findings,
     Outcome,
@@ -108,6 +108,7 @@ def from_log(
     _of_activations(server, found)
     _of_runtime(server, found)
     _of_sum(server, found)
+    _say_what_more_would_tell(log, found)
     return found.outcome(
         Calibration(engine="vllm", version=stated, gpu=gpu.name),
         model,
@@ -117,6 +118,24 @@ def from_log(
     )
 
 
+def _say_what_more_would_tell(log: StartupLog, found: Findings) -> None:
+    """The cure for a log that leaves out what vLLM prints at debug level only (in most of its versions)."""
+    missing = [
+        what
+        for what, size in (
+            ("the CUDA context", log.context_bytes),
+            ("activations", log.activation_bytes),
+            ("library memory", log.in_budget_non_torch_bytes),
+        )
+        if size is None
+    ]
+    if missing and log.settings.get("kv_cache_memory_bytes") is None:
+        found.notes.append(
+            f"The log does not tell {', '.join(missing)}: an ordinary one has weights, CUDA graphs and the "
+            "pool. Start the server once with VLLM_LOGGING_LEVEL=DEBUG for the rest."
+        )
+
+
 def logged_model(log: StartupLog) -> Path | None:
     """The model's folder or file as the log names it, where it is on this machine."""
     path = Path(log.settings.get("model", ""))
@@ -124,12 +143,12 @@ def logged_model(log: StartupLog) -> Path | None:
 
 
 def _refuse_other_gpu(log: StartupLog, gpu: Gpu, name: str) -> None:
-    if log.visible_bytes is None:
+    if log.gpu_bytes is None:
         return
-    if not 0.9 * gpu.memory_bytes < log.visible_bytes <= gpu.memory_bytes + LOG_ROUNDING_BYTES:
+    if not 0.9 * gpu.memory_bytes < log.gpu_bytes <= gpu.memory_bytes + log.gpu_error_bytes:
         raise FootprintError(
             f"--gpu {gpu.name} has {format_bytes(gpu.memory_bytes)}, but {name} is of a GPU with "
-            f"{format_bytes(log.visible_bytes)}; name that one"
+            f"{format_bytes(log.gpu_bytes)}; name that one"
         )
 
 
@@ -161,8 +180,9 @@ def _refuse_other_model(server: _Server, name: str) -> None:
 
 def _of_gpu(server: _Server, found: Findings) -> None:
     log, table = server.log, context_bytes(server.runtime)
-    if log.visible_bytes is not None:
-        found.told("visible_bytes", log.visible_bytes, LOG_ROUNDING_BYTES, "", "as printed")
+    if log.gpu_bytes is not None:
+        basis = "as printed" if log.visible_bytes is not None else "requested memory over its utilization"
+        found.told("visible_bytes", log.gpu_bytes, log.gpu_error_bytes, "", basis)
     size = log.context_bytes
     if size is None:
         why = "the log does not say how much of the GPU was free at the start"
@@ -176,7 +196,8 @@ def _of_gpu(server: _Server, found: Findings) -> None:
         )
     else:
         basis = "total less free at the start; other processes on the GPU then would be in it"
-        found.told("context_bytes", size, SUM_ROUNDING_BYTES, span(table), basis)
+        error = LOG_ROUNDING_BYTES + log.gpu_error_bytes
+        found.told("context_bytes", size, error, span(table), basis)
 
 
 def _of_activations(server: _Server, found: Findings) -> None:
@@ -293,9 +314,9 @@ def _budget(server: _Server, found: Findings) -> Estimate:
             f"gpu_memory_utilization {ratio:g}: the default of {server.version} is taken, since the log does "
             "not say it."
         )
-    if log.visible_bytes is not None:
-        low, high = (log.visible_bytes + error for error in (-LOG_ROUNDING_BYTES, LOG_ROUNDING_BYTES))
-        visible = Estimate(low, log.visible_bytes, high, "log")
+    if log.gpu_bytes is not None:
+        low, high = (log.gpu_bytes + error for error in (-log.gpu_error_bytes, log.gpu_error_bytes))
+        visible = Estimate(low, log.gpu_bytes, high, "log")
     else:
         visible = gpu.visible_bytes
         if not visible.is_exact:

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 
 from brimline.estimate import Estimate, between
 from brimline.footprint.calibration import Calibration, plain_settings
-from brimline.footprint.constants import MIB, constant
+from brimline.footprint.constants import LOG_ROUNDING_BYTES, constant
 from brimline.footprint.gpus import Gpu
 
 if TYPE_CHECKING:
     from brimline.footprint.architecture import Architecture
     from brimline.footprint.vllm_launch import VllmLaunch
 
-# Figures of logs are rounded to 0.01 GiB.
-LOG_ROUNDING_BYTES = 5 * MIB + 1
 # A sum of a log comes from two figures.
 SUM_ROUNDING_BYTES = 2 * LOG_ROUNDING_BYTES
 

@@ -30,6 +30,10 @@ def parse_config(content: bytes | str, source: str) -> dict[str, Any]:
         raise FootprintError(f"{source} is too large for a model's config.json")
     try:
         config = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise FootprintError(
+            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
     except (ValueError, RecursionError):
         raise FootprintError(f"{source} is not JSON") from None
     if not isinstance(config, dict):

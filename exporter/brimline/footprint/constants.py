@@ -16,6 +16,9 @@ from brimline.estimate import Estimate, between
 MIB = 1 << 20
 GIB = 1 << 30
 
+# Figures of logs are rounded to 0.01 GiB.
+LOG_ROUNDING_BYTES = 5 * MIB + 1
+
 Version = tuple[int, ...]
 
 Name = Literal[

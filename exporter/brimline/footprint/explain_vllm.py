@@ -154,7 +154,8 @@ def _part(server: VllmServer, part: str, shapes: Mapping[Layer, int]) -> tuple[s
         matrices = [weight for weight in layer_tensors(layer, hidden) if weight.part == part]
         if text := " + ".join(_matrix(weight) for weight in matrices if weight.elements):
             terms.append(f"{count} layers × ({text})")
-    return "layers × their matrices, inputs×outputs", f"{' + '.join(terms)}{each}{by}"
+    summed = f"({' + '.join(terms)})" if len(terms) > 1 else "".join(terms)
+    return "layers × their matrices, inputs×outputs", f"{summed}{each}{by}"
 
 
 def _matrix(weight: Weight) -> str:

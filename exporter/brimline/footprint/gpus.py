@@ -2,11 +2,12 @@
 
 A live reading of NVML goes before this table. Bandwidth of 3.35 TB/s is 3.35e12 bytes per second. NVML's
 totals of H100, A100, L40S, B300, RTX 4090 and RTX PRO 6000 stand in published logs and in aiconfigurator's
-tables; the others are what nvidia-smi is known to print, not checked on a machine.
+tables; the others are what nvidia-smi prints in published output, not checked on a machine here.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -91,9 +92,13 @@ GPUS: dict[str, Gpu] = {
         _gpu("A100 80GB SXM", 81920, 2.039, 312, _AIC, visible_mib=(81050, 81152, 81252)),
         _gpu("A100 80GB PCIe", 81920, 1.935, 312, _AIC, visible_mib=(81050, 81152, 81252)),
         _gpu("A100 40GB", 40960, 1.555, 312, _AIC, visible_mib=(40300, 40438, 40600)),
+        _gpu("H20", 97871, 4.0, 148, _SHEET),
+        _gpu("GH200", 97871, 4.0, 989, _SHEET),  # with 96 GB of HBM3; the one with 144 GB of HBM3e differs
         _gpu("A30", 24576, 0.933, 165, _AIC),
+        _gpu("A10", 23028, 0.600, 125, _SHEET),
         _gpu("A10G", 23028, 0.600, None, "Hugging Face, gpu_catalog.json", visible_mib=(22480, 22600, 22740)),
         _gpu("L4", 23034, 0.300, 121, _AIC),
+        _gpu("L40", 46068, 0.864, 181, _SHEET),
         _gpu("L40S", 46068, 0.864, 362, _AIC),
         _gpu("T4", 15360, 0.320, 65, "Hugging Face, gpu_catalog.json", visible_mib=(14900, 14910, 15110)),
         _gpu("V100 32GB", 32768, 0.900, 125, "Hugging Face, gpu_catalog.json"),
@@ -101,6 +106,8 @@ GPUS: dict[str, Gpu] = {
         _gpu("B300", 275040, 7.75, 2250, _AIC),
         _gpu("GB200", 189471, 8.0, 2500, _AIC, visible_mib=(187400, 188733, 189100)),
         _gpu("GB300", 284208, 8.0, 2500, _AIC),
+        _gpu("RTX A6000", 49140, 0.768, 155, _SHEET),
+        _gpu("RTX 6000 Ada", 49140, 0.960, 364, _SHEET),
         _gpu("RTX PRO 6000 Blackwell", 97887, 1.792, None, _AIC, visible_mib=(96800, 97249, 97700)),
         _gpu("RTX 3090", 24576, 0.936, 71, _SHEET, visible_mib=(24030, 24125, 24250)),
         _gpu("RTX 4090", 24564, 1.008, 165, _SHEET),
@@ -126,7 +133,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "h200": ("H200 SXM", "H200 was taken as the SXM card"),
     "h200sxm": ("H200 SXM", None), "h200141gb": ("H200 SXM", "H200 was taken as the SXM card"),
     "h200nvl": ("H200 NVL", None),
-    "a100": ("A100 80GB SXM", "A100 was taken as the SXM card with 80 GB; write a100-40gb for the small one"),
+    "a100": ("A100 80GB SXM", "A100 was taken as the SXM card with 80 GB; write A100 40GB for the small one"),
     "a10080gb": ("A100 80GB SXM", "A100 80GB was taken as the SXM card"),
     "a100sxm": ("A100 80GB SXM", "A100 SXM was taken as the card with 80 GB"),
     "a100sxm480gb": ("A100 80GB SXM", None), "a100sxm80gb": ("A100 80GB SXM", None),
@@ -135,7 +142,14 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "a100pcie": ("A100 80GB PCIe", "A100 PCIe was taken as the card with 80 GB"),
     "a10040gb": ("A100 40GB", None), "a100sxm440gb": ("A100 40GB", None), "a100pcie40gb": ("A100 40GB", None),
     "a100sxm40gb": ("A100 40GB", None),
-    "a30": ("A30", None), "a10g": ("A10G", None), "l4": ("L4", None), "l40s": ("L40S", None),
+    "h20": ("H20", "H20 was taken as the card with 96 GB"), "h2096gb": ("H20", None),
+    "gh200": ("GH200", "GH200 was taken as the one with 96 GB"), "gh20096gb": ("GH200", None),
+    # Named by what memory the processor has: 480 or 120 GB.
+    "gh200480gb": ("GH200", None), "gh200120gb": ("GH200", None),
+    "a30": ("A30", None), "a10": ("A10", None), "a10g": ("A10G", None), "l4": ("L4", None),
+    "l40": ("L40", None), "l40s": ("L40S", None),
+    "rtxa6000": ("RTX A6000", None), "a6000": ("RTX A6000", None),
+    "rtx6000ada": ("RTX 6000 Ada", None), "6000ada": ("RTX 6000 Ada", None),
     "t4": ("T4", None), "v100": ("V100 32GB", "V100 was taken as the card with 32 GB"),
     "v10032gb": ("V100 32GB", None), "v100sxm232gb": ("V100 32GB", None), "v100sxm332gb": ("V100 32GB", None),
     "v100pcie32gb": ("V100 32GB", None),
@@ -156,35 +170,53 @@ _NAMES: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 
 
-def find_gpu(name: str) -> Gpu:
+def find_gpu(name: str, *, instead: str = "describe it by its memory and bandwidth") -> Gpu:
     """The GPU of a name as people write it (`h100-sxm`) or as NVML does (`NVIDIA H100 80GB HBM3`).
 
     Raises FootprintError for a name that is not known, and for a slice of a GPU (MIG), whose memory the name
-    of the card does not tell.
+    of the card does not tell; instead: what can be done then.
     """
     if re.search(r"\bMIG\b", name, re.IGNORECASE):
-        raise FootprintError(f"{name!r} is a slice of a GPU (MIG); describe it by its memory and bandwidth")
-    found = _NAMES.get(_NOISE.sub("", name.lower()))
+        raise FootprintError(f"{name!r} is a slice of a GPU (MIG); {instead}")
+    found = _named(_NOISE.sub("", name.lower()))
     if found is None:
-        raise FootprintError(
-            f"unknown GPU {name!r}; known: {', '.join(sorted(GPUS))}; or describe it by its memory and "
-            "bandwidth"
-        )
+        raise FootprintError(f"unknown GPU {name!r}; known: {', '.join(sorted(GPUS))}; or {instead}")
     return replace(GPUS[found[0]], assumption=found[1])
+
+
+def _named(word: str) -> tuple[str, str | None] | None:
+    """A card by its name without noise, where its memory may stand behind it: a100-80, l40s-48g."""
+    match = re.fullmatch(r"(.*?\d)g?b?", word)
+    whole = f"{match.group(1)}gb" if match is not None else word
+    if word in _NAMES or whole in _NAMES:
+        return _NAMES.get(word) or _NAMES[whole]
+    for digits in (2, 3):
+        card, size = whole.removesuffix("gb")[:-digits], whole.removesuffix("gb")[-digits:]
+        if card in _NAMES and size.isdigit() and int(size) in _sizes(GPUS[_NAMES[card][0]]):
+            return _NAMES[card][0], None
+    return None
+
+
+def _sizes(gpu: Gpu) -> set[int]:
+    """Gigabytes that people call a card by, in units of 2^30 or of 10^9."""
+    return {round(gpu.memory_bytes / GIB), math.ceil(gpu.memory_bytes / GIB), round(gpu.memory_bytes / 1e9)}
 
 
 def described_gpu(
     memory_bytes: int,
-    bandwidth_bytes_per_second: float,
+    bandwidth_bytes_per_second: float | None = None,
     *,
     reserved_bytes: int | None = None,
     flops_per_second: float | None = None,
     name: str = "described",
 ) -> Gpu:
-    """A GPU that the user describes. Raises FootprintError for sizes that cannot be."""
+    """A GPU that the user describes; without a bandwidth it has no decode ceiling.
+
+    Raises FootprintError for sizes that cannot be.
+    """
     if not MIB <= memory_bytes <= 100_000 * GIB:
         raise FootprintError(f"a GPU memory of {memory_bytes} bytes cannot be; write a size such as 80GiB")
-    if not 0 < bandwidth_bytes_per_second < 1e18:
+    if bandwidth_bytes_per_second is not None and not 0 < bandwidth_bytes_per_second < 1e18:
         raise FootprintError(
             f"a memory bandwidth of {bandwidth_bytes_per_second:g} bytes/s cannot be; write it as 3.35e12"
         )

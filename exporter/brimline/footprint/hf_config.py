@@ -30,6 +30,28 @@ from brimline.footprint.hf_rotary import rotary_tables
 from brimline.footprint.hf_settings import POSITIONS_NAMES, Settings
 from brimline.footprint.hf_towers import encoders_of
 
+# Encoders: no token attends to the one before it alone, and no K/V is kept (vLLM 0.33, models/bert.py and its
+# kin; attention.py get_kv_cache_spec of ENCODER_ONLY).
+_ENCODERS = frozenset(
+    {
+        "albert", "bert", "big_bird", "camembert", "convbert", "deberta", "deberta-v2", "distilbert",
+        "electra", "ernie", "esm", "eurobert", "gte", "jina_bert", "layoutlm", "longformer", "megatron-bert",
+        "modernbert", "mpnet", "neobert", "new", "nomic_bert", "roberta", "roberta-prelayernorm",
+        "squeezebert", "xlm-roberta", "xlm-roberta-xl",
+    }
+)  # fmt: skip
+# Heads of tasks other than generation.
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel")
+
+# Models whose vision encoder takes images alone: `_mark_tower_model(vllm_config, "image")` in vLLM 0.33,
+# model_executor/models.
+_IMAGES_ONLY = frozenset(
+    {
+        "aria", "blip-2", "cohere2_vision", "deepseek_vl_v2", "gemma3", "gemma3n", "kimi_vl", "lfm2_vl",
+        "llama4", "llava", "llava_next", "mistral3", "molmo", "paligemma", "phi3_v", "pixtral",
+    }
+)  # fmt: skip
+
 
 def read_architecture(path: Path) -> Architecture:
     """Architecture of the model at a directory, a config.json or a .gguf file.
@@ -90,20 +112,45 @@ def architecture_of_config(config: Mapping[str, Any], source: str) -> Architectu
             f"{source}: model_type {name!r} {NOT_COMPUTED[name]}, which is not computed here; "
             "take its memory from the running server"
         )
+    if (name in _ENCODERS and text.get("is_decoder") is not True) or (
+        text is config and _looks_both_ways(text)
+    ):
+        raise FootprintError(
+            f"{source}: {stated or 'the model'} is an encoder, which keeps no K/V cache; only models that "
+            "generate are computed here"
+        )
     if name in ENCODER_DECODERS:
         architecture = encoder_decoder(name, text, source)
     else:
         architecture = _decoder(name, stated, text, holder, source)
     architecture = with_scaled_context(architecture, text)
     assumptions = list(architecture.assumptions)
+    assumptions += _of_other_head(config)
     encoders = (*architecture.encoders, *encoders_of(holder, architecture.hidden, source, assumptions))
     return replace(
         architecture,
         encoders=encoders,
+        takes_video=str(config.get("model_type")) not in _IMAGES_ONLY,
         dtype=_dtype(text) or _dtype(config),
         quantization=quantization_of_config(config, source) or quantization_of_config(text, source),
         assumptions=tuple(assumptions),
     )
+
+
+def _looks_both_ways(text: Mapping[str, Any]) -> bool:
+    """True for a decoder that was made an encoder, of embeddings as a rule. Not so PaliGemma."""
+    return text.get("is_causal") is False or text.get("use_bidirectional_attention") is True
+
+
+def _of_other_head(config: Mapping[str, Any]) -> list[str]:
+    """What is said of a model whose class in the file does not generate."""
+    listed = config.get("architectures")
+    named = [str(name) for name in listed[:8]] if isinstance(listed, list) else []
+    if not any(name.endswith(_OTHER_HEADS) for name in named):
+        return []
+    return [
+        f"{named[0]} has a small head of its own; the output head over the vocabulary is counted instead."
+    ]
 
 
 def _text_settings(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -221,10 +221,14 @@ def sglang_cache(model: Architecture, settings: SglangCacheSettings) -> SglangCa
         )
     dtype, assumed = model_run_dtype(settings.dtype, model.dtype)
     assumptions = [assumed] if assumed else []
-    if any(isinstance(m, Attention) and (m.window or m.chunk) for m in _mixers(model)):
+    bounded = [isinstance(m, Attention) and bool(m.window or m.chunk) for m in _mixers(model)]
+    # Models whose layers all have a window keep the whole context (configs/model_config.py
+    # is_hybrid_swa_model lists those that do not; Mistral and Phi-3 are none of them).
+    hybrid = settings.hybrid_windows and not all(bounded)
+    if any(bounded):
         assumptions.append(
             "SGLang is assumed to know the windows of this model type and to give them a pool of their own."
-            if settings.hybrid_windows
+            if hybrid
             else "Layers with windows keep the whole context."
         )
     name = settings.kv_cache_dtype
@@ -252,7 +256,7 @@ def sglang_cache(model: Architecture, settings: SglangCacheSettings) -> SglangCa
                     heads = _heads_per_rank(mixer.kv_heads, settings.tensor_parallel, "--tp-size")
                     size = _sglang_bytes(heads * (mixer.key_dim + mixer.value_dim), name, dtype)
                     span = mixer.window or mixer.chunk
-                    if settings.hybrid_windows and span:
+                    if hybrid and span:
                         windows.append((span, size))
                     else:
                         full += size

@@ -12,6 +12,7 @@ from brimline.errors import FootprintError
 from brimline.estimate import Estimate
 from brimline.footprint.architecture import Architecture
 from brimline.footprint.calibration import Calibration
+from brimline.footprint.constants import parse_version
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.hf_config import (
     architecture_of_config,
@@ -20,6 +21,7 @@ from brimline.footprint.hf_config import (
     read_model_config,
 )
 from brimline.footprint.settings import Settings, mapping
+from brimline.footprint.throughput import DecodeCeiling, PipelineCeiling
 from brimline.footprint.weights import StoredWeights, stored_weights
 from brimline.readings import COMPONENTS, Footprint, RankFootprint
 
@@ -115,6 +117,36 @@ PREDICTORS: dict[str, Predictor] = {
 }
 
 
+# Versions of the engines whose rules are known here: the first and the newest.
+KNOWN_VERSIONS: dict[str, tuple[str, str]] = {
+    "sglang": ("0.4", "0.5.23"),
+    "trtllm": ("1.0", "1.0"),
+    "vllm": ("0.6.6", "0.33"),
+}
+_TITLES = {"sglang": "SGLang", "trtllm": "TensorRT-LLM", "vllm": "vLLM"}
+
+
+def _of_version(engine: str, version: str | None) -> tuple[str, ...]:
+    """What people should know of the version that is predicted; nothing where it is known well."""
+    if engine not in KNOWN_VERSIONS:
+        return ()
+    oldest, newest = KNOWN_VERSIONS[engine]
+    if version is None:
+        return (f"{_TITLES[engine]} {newest} is assumed, the newest version known here (--engine-version).",)
+    stated = parse_version(version)
+    if stated < parse_version(oldest):
+        if engine == "vllm":
+            return (
+                f"vLLM {version} is not predicted exactly: up to 0.6.5 the pool pays for the CUDA context.",
+            )
+        return (f"{_TITLES[engine]} {version} is older than {oldest}, whose rules are taken.",)
+    if stated[: len(parse_version(newest))] > parse_version(newest):
+        return (
+            f"{_TITLES[engine]} {version} is newer than {newest}, the newest known here, and taken as that.",
+        )
+    return ()
+
+
 def read_model(path: Path) -> Model:
     """A model's architecture, and its stored weights where they lie beside it. Raises FootprintError."""
     if path.suffix == ".gguf":
@@ -153,6 +185,24 @@ def predict(
         stored=model.stored,
         calibration=calibration,
     )
+    said = (*_of_many_gpus(footprint), *_of_version(engine, version))
+    footprint = replace(footprint, assumptions=(*footprint.assumptions, *said))
+    return _with_even_ceiling(_with_drafts(footprint, acceptance))
+
+
+def _of_many_gpus(footprint: Footprint) -> tuple[str, ...]:
+    """Of how many GPUs, and of how many replicas, the figures are one."""
+    gpus, replicas, stages = footprint.gpu_count, footprint.data_parallel, len(footprint.ranks)
+    if replicas > 1:
+        return (f"All figures are of one of {replicas} data-parallel ranks; {gpus} GPUs in all.",)
+    if gpus > 1:
+        of_stages = f" of the fullest of {stages} stages" if stages > 1 else ""
+        return (f"All figures are of one GPU{of_stages}; {gpus} GPUs in all.",)
+    return ()
+
+
+def _with_drafts(footprint: Footprint, acceptance: float | None) -> Footprint:
+    """The footprint whose ceiling counts speculation, where it is known how many drafted tokens are taken."""
     speculative = footprint.speculative_ceiling
     if speculative is None:
         if acceptance is not None and footprint.decode_ceiling is not None:
@@ -170,6 +220,12 @@ def predict(
     return replace(
         footprint, decode_ceiling=speculative(acceptance), assumptions=(*footprint.assumptions, said)
     )
+
+
+def _with_even_ceiling(footprint: Footprint) -> Footprint:
+    ceiling = footprint.decode_ceiling
+    evenly = ceiling.evenly() if isinstance(ceiling, DecodeCeiling | PipelineCeiling) else None
+    return footprint if evenly is None else replace(footprint, even_ceiling=evenly)
 
 
 # --- the published JSON form ---
@@ -205,11 +261,15 @@ def as_json(footprint: Footprint, what_if: Sequence[Alternative] = ()) -> dict[s
         "engine_version": footprint.engine_version,
         "parameters": footprint.parameters,
         "tensor_parallel": footprint.tensor_parallel,
+        "pipeline_parallel": len(footprint.ranks),
         "data_parallel": footprint.data_parallel,
+        "gpus": footprint.gpu_count,
         "per_gpu": _rank_json(footprint.fullest),
         "ranks": [{"pipeline_stage": rank.pipeline_stage, **_rank_json(rank)} for rank in footprint.ranks],
         "kv_cache": {
             "bytes_per_token": cache.bytes_per_token,
+            "bytes_per_token_within_window": cache.window_bytes_per_token,
+            "window_tokens": cache.window_tokens,
             "bytes_by_tokens": {str(tokens): size for tokens, size in cache.bytes_by_tokens.items()},
             "bytes_per_block": cache.block_bytes,
             "block_tokens": cache.block_tokens,
@@ -222,13 +282,23 @@ def as_json(footprint: Footprint, what_if: Sequence[Alternative] = ()) -> dict[s
         },
         "throughput": {
             "decode_ceiling": [
-                {"batch": batch, "context_tokens": tokens, "tokens_per_second": rate}
+                {
+                    "batch": batch,
+                    "context_tokens": tokens,
+                    "tokens_per_second": rate,
+                    "tokens_per_second_routed_evenly": footprint.even_ceiling(batch, tokens)
+                    if footprint.even_ceiling is not None
+                    else None,
+                }
                 for batch, tokens, rate in decode_ceilings(footprint)
             ]
         },
         "fits": footprint.fits,
         "starts": footprint.starts,
         "longest_start_tokens": footprint.longest_start_tokens,
+        "obstacle": None
+        if footprint.obstacle is None
+        else {"certainty": footprint.obstacle.certainty, "text": footprint.obstacle.text},
         "headroom_bytes": footprint.headroom_bytes,
         "calibrated": footprint.calibrated,
         "assumptions": list(footprint.assumptions),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from brimline.errors import FootprintError, SettingError
@@ -23,6 +24,7 @@ from brimline.footprint.architecture import Architecture, Attention, Experts, La
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.constants import MIB, constant
 from brimline.footprint.gpus import Gpu
+from brimline.footprint.hf_config import read_architecture
 from brimline.footprint.kv_dtypes import ggml_element_bytes
 from brimline.footprint.llamacpp_buffers import (
     GraphSettings,
@@ -41,6 +43,7 @@ from brimline.footprint.weights import (
     StoredWeights,
     as_if_quantized,
     parameters,
+    stored_weights,
     weight_bytes,
 )
 from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
@@ -60,7 +63,6 @@ _CELL_STEP = 256
 # Flags whose memory is not in the model's own file.
 _NOT_COUNTED = {
     "mmproj": "The projector of --mmproj is not counted.",
-    "model_draft": "The draft model is not counted.",
     "lora": "The adapters of --lora are not counted.",
     "override_tensor": "--override-tensor is not followed: tensors are placed by their layers.",
 }
@@ -648,7 +650,8 @@ def predict_llamacpp(
     layout = _resolved(server, gpus, gpu, runtime, assumptions)
     assumptions += layout.cache.assumptions
     _mention(server, layout, assumptions)
-    ranks = _ranks(layout, runtime)
+    drafters = _draft(server, layout, settings, assumptions)
+    ranks = _ranks(layout, runtime, [_draft_bytes(device, server.slots) for device in drafters])
     fits, headroom = _fit(ranks, gpu if gpus else None)
     return Footprint(
         engine="llamacpp",
@@ -662,6 +665,71 @@ def predict_llamacpp(
         headroom_bytes=headroom,
         assumptions=tuple(dict.fromkeys(assumptions)),
         model_source=architecture.source or architecture.model_type,
+    )
+
+
+# --- a drafter
+
+
+def _draft(
+    server: _Server, layout: _Layout, settings: Settings, assumptions: list[str]
+) -> tuple[_Device, ...]:
+    """What the model of --model-draft takes on each GPU, and last on the host; nothing where it is not read.
+
+    It has a context for each slot, as long as the slot's and with caches of its own types (tools/server,
+    slot.ctx_dft). Weights lie where --n-gpu-layers-draft says, on all GPUs unless it is given.
+    """
+    name = read.text(settings, "model_draft")
+    if name is None:
+        return ()
+    path = Path(name)
+    try:
+        architecture = read_architecture(path)
+        stored = stored_weights(
+            path if path.is_dir() or path.suffix == ".gguf" else path.parent, architecture
+        )
+    except (FootprintError, OSError) as error:
+        assumptions.append(f"The draft model is not counted: {error}.")
+        return ()
+    stated = read.text(settings, "n_gpu_layers_draft")
+    drafter = _Server(
+        architecture,
+        replace(
+            server.launch,
+            ctx_size=read.count(settings, "ctx_size_draft", least=0) or layout.cache.slot_context,
+            slot_context=None,
+            parallel=1,
+            kv_unified=None,
+            kv_unified_per_slot=None,
+            cache_type_k=read.text(settings, "cache_type_k_draft") or "f16",
+            cache_type_v=read.text(settings, "cache_type_v_draft") or "f16",
+            quantization=None,
+            fit=False,
+        ),
+        server.build,
+        stored,
+    )
+    layers = drafter.layers_by_default
+    if stated is not None and stated not in ("-1", "all", "-2"):
+        layers = read.count(settings, "n_gpu_layers_draft", least=0) or 0
+    elif stated is not None:
+        layers = drafter.all_layers
+    context = drafter.context()
+    placed = drafter.layout(len(layout.gpus), layers, context, 0)
+    assumptions.append(
+        f"The draft model is counted with a context of {context:,} tokens for each of {server.slots} slots."
+    )
+    return (*placed.gpus, placed.host)
+
+
+def _draft_bytes(device: _Device, slots: int) -> Estimate:
+    """Weights once, cache and compute buffers for each slot; at least for one."""
+    once, each = device.weights, total((device.kv_cache, device.activations), "")
+    return Estimate(
+        once.low + each.low,
+        once.expected + slots * each.expected,
+        once.high + slots * each.high,
+        f"{once.source}; a context of its own for each slot",
     )
 
 
@@ -750,13 +818,15 @@ def _mention(server: _Server, layout: _Layout, assumptions: list[str]) -> None:
         )
 
 
-def _ranks(layout: _Layout, runtime: Estimate) -> tuple[RankFootprint, ...]:
-    """A rank for each GPU; the host's memory stands with the first."""
+def _ranks(layout: _Layout, runtime: Estimate, drafters: Sequence[Estimate]) -> tuple[RankFootprint, ...]:
+    """A rank for each GPU; the host's memory stands with the first. drafters: on each GPU and on the host."""
     host = {
         "weights": layout.host.weights,
         "kv_cache": layout.host.kv_cache,
         "activations": layout.host.activations,
     }
+    if drafters:
+        host["draft_model"] = drafters[-1]
     host = {name: part for name, part in host.items() if part.high}
     if not layout.gpus:
         return (
@@ -770,6 +840,8 @@ def _ranks(layout: _Layout, runtime: Estimate) -> tuple[RankFootprint, ...]:
             "activations": device.activations,
             "runtime": runtime,
         }
+        if drafters and drafters[stage].high:
+            components["draft_model"] = drafters[stage]
         whole = total(components.values(), "sum of the components")
         ranks.append(
             RankFootprint(

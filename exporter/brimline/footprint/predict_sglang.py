@@ -21,6 +21,7 @@ from brimline.footprint.calibrated import measured_weights
 from brimline.footprint.calibration import Calibration, plain_settings
 from brimline.footprint.constants import GIB, Name, constant
 from brimline.footprint.gpus import Gpu
+from brimline.footprint.lora import LoraSettings, linears, lora_slots_bytes
 from brimline.footprint.other_caches import SglangCache, SglangCacheSettings, SglangPool, sglang_cache
 from brimline.footprint.runtime import (
     RuntimeSettings,
@@ -41,7 +42,8 @@ from brimline.footprint.weights import (
     parameters,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
+from brimline.readings import Certainty, Footprint, KvCacheFootprint, Obstacle, RankFootprint, shown_lengths
+from brimline.units import format_bytes
 
 # Graphs of prefill are captured by default; for MLA up to so many tokens.
 _LATENT_PREFILL_TOKENS = 8192
@@ -75,6 +77,10 @@ class SglangLaunch:
     max_mamba_cache_size: int | None = None
     mamba_ssm_dtype: str | None = None
     cpu_offload_gb: float = 0.0
+    enable_lora: bool = False
+    max_loras_per_batch: int = 8
+    max_lora_rank: int | None = None
+    lora_target_modules: tuple[str, ...] = ()
 
     @property
     def attention_ranks(self) -> int:
@@ -115,6 +121,11 @@ def sglang_launch(settings: Settings) -> SglangLaunch:
         max_mamba_cache_size=read.count(settings, "max_mamba_cache_size"),
         mamba_ssm_dtype=read.text(settings, "mamba_ssm_dtype"),
         cpu_offload_gb=read.number(settings, "cpu_offload_gb") or 0.0,
+        enable_lora=bool(read.switch(settings, "enable_lora"))
+        or read.text(settings, "lora_paths") is not None,
+        max_loras_per_batch=read.count(settings, "max_loras_per_batch") or 8,
+        max_lora_rank=read.count(settings, "max_lora_rank"),
+        lora_target_modules=read.words(settings, "lora_target_modules"),
     )
     ratio = launch.mem_fraction_static
     if ratio is not None and not 0 < ratio < 1:
@@ -241,13 +252,65 @@ def _weights(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fixed:
-    """All of a stage but its pool. request_table: of the mapping from requests to cache cells, at most."""
+    """All of a stage but its pool. static: what of it lies in the static part. lora: 0 without adapters."""
 
     weights: Estimate
+    lora: Estimate
     forward: Estimate
     graphs: Estimate
     context: Estimate
     host: Mapping[str, Estimate]
+
+    @property
+    def static(self) -> Estimate:
+        return total((self.weights, self.lora), self.weights.source) if self.lora.high else self.weights
+
+
+# Names by which SGLang stacks modules, and the router, which takes no adapter (0.5.23, lora/utils.py).
+_STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def _lora_bytes(architecture: Architecture, launch: SglangLaunch, layers: range) -> Estimate:
+    """Slots for adapters, filled or not, which SGLang takes before it sizes its pool.
+
+    For each module A holds slots * rank * inputs, B slots * outputs * rank, split as the module is (SGLang
+    0.5.23, lora/mem_pool.py get_lora_A_shape, get_lora_B_shape). Modules of unnamed targets are those of the
+    adapters: at most all.
+    """
+    if not launch.enable_lora or launch.max_lora_rank is None:
+        return exact(0, "no adapters")
+    known = {
+        one.name.removeprefix("experts.")
+        for index in layers
+        for one in linears(architecture.layers[index], architecture.hidden)
+        if one.name != "gate"
+    }
+    named = [part for name in launch.lora_target_modules for part in _STACKED.get(name, (name,))]
+    targets = frozenset(known if not named or "all" in named else named)
+    of_rank_one = lora_slots_bytes(
+        architecture,
+        LoraSettings(
+            max_loras=launch.max_loras_per_batch,
+            max_lora_rank=1,
+            tensor_parallel=launch.tp_size,
+            expert_parallel=launch.ep_size,
+            targets=targets,
+            stage_layers=layers,
+        ),
+    )
+    size = of_rank_one.high * launch.max_lora_rank
+    least = size if launch.lora_target_modules else 0
+    return Estimate(least, size, size, "slots for adapters, SGLang 0.5.23 lora/mem_pool.py")
+
+
+def _said_of_lora(launch: SglangLaunch) -> list[str]:
+    if not launch.enable_lora:
+        return []
+    if launch.max_lora_rank is None:
+        return ["The slots for adapters are not counted: give --max-lora-rank, and --lora-target-modules."]
+    if not launch.lora_target_modules:
+        return ["Slots are counted for adapters on every linear layer: --lora-target-modules names fewer."]
+    return []
 
 
 def _fixed(
@@ -295,6 +358,7 @@ def _fixed(
         host["weights"] = exact(moved, "--cpu-offload-gb")
     return _Fixed(
         weights=on_gpu,
+        lora=_lora_bytes(architecture, launch, weights.layers),
         forward=forward,
         graphs=cuda_graphs_bytes(runtime, calibration),
         context=_context_bytes(runtime, calibration),
@@ -364,9 +428,9 @@ def _pools(
         visible.source,
     )
     left = (
-        available(free.low, max(part.weights.high for part in fixed)),
-        available(free.expected, max(part.weights.expected for part in fixed)),
-        available(free.high, max(part.weights.low for part in fixed)),
+        available(free.low, max(part.static.high for part in fixed)),
+        available(free.expected, max(part.static.expected for part in fixed)),
+        available(free.high, max(part.static.low for part in fixed)),
     )
     low, expected, high = (_pool(cache, size) for size in left)
     rest = 1 - ratio
@@ -426,6 +490,7 @@ def predict_sglang(
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, notes)
     if settings.get("speculative_algorithm", "").lower() not in ("", "none"):
         notes.append("The draft model of --speculative-algorithm is not counted.")
+    notes += _said_of_lora(launch)
     if calibration is not None:
         calibration, left_out = calibration.applied(
             engine="sglang",
@@ -445,7 +510,7 @@ def predict_sglang(
     pools = _pools(cache, launch, fixed, gpu, ratio, why)
     table = _request_table(launch, pools, context)
     ranks = tuple(_rank(stage, part, pools, table) for stage, part in enumerate(fixed))
-    fits, headroom = _fit(ranks, cache, pools, context, gpu)
+    fit = _fit(ranks, fixed, table, cache, pools, context, gpu)
     return Footprint(
         engine="sglang",
         engine_version=version,
@@ -453,11 +518,14 @@ def predict_sglang(
         ranks=ranks,
         kv_cache=_kv_cache(cache, launch, pools, context),
         tensor_parallel=launch.tp_size,
-        data_parallel=1 if launch.enable_dp_attention else launch.dp_size,
+        data_parallel=launch.dp_size,
+        gpus=launch.tp_size * launch.pp_size if launch.enable_dp_attention else 0,
         max_running_requests=launch.max_running_requests,
         decode_ceiling=_ceiling(architecture, launch, stages, gpu, notes),
-        fits=fits,
-        headroom_bytes=headroom,
+        fits=fit.fits,
+        starts=fit.starts,
+        obstacle=fit.obstacle,
+        headroom_bytes=fit.headroom_bytes,
         calibrated=calibration is not None and calibration.context_bytes is not None,
         assumptions=tuple(dict.fromkeys(notes)),
         model_source=architecture.source or architecture.model_type,
@@ -510,34 +578,100 @@ def _rank(stage: int, fixed: _Fixed, pools: _Pools | None, table: Estimate) -> R
         "cuda_graphs": fixed.graphs,
         "runtime": total((fixed.context, table), f"{fixed.context.source}; {table.source}"),
     }
+    if fixed.lora.high:
+        components["lora"] = fixed.lora
     if pools is not None:
         components["kv_cache"] = pools.bytes
     whole = total(components.values(), "sum of the components")
     if pools is not None and pools.slack is not None:
         # What the weights take more, the pool takes less; beside both there is the slack and no more.
-        parts = (fixed.weights, pools.bytes)
+        parts = (fixed.static, pools.bytes)
         static = sum(part.expected for part in parts)
         most = max(whole.expected, pools.visible_bytes)
         least = static + fixed.context.low + fixed.graphs.low + table.low + working.low
-        whole = Estimate(
-            min(whole.expected, least), whole.expected, min(whole.high, most),
-            "static part, CUDA context and slack",
-        )  # fmt: skip
+        if pools.bytes.expected:  # else weights exceed the static part, and the plain sum stands
+            whole = Estimate(
+                min(whole.expected, least), whole.expected, min(whole.high, most),
+                "static part, CUDA context and slack",
+            )  # fmt: skip
     return RankFootprint(pipeline_stage=stage, components=components, total=whole, host=fixed.host)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Footprint's fields of the same names."""
+
+    fits: bool | None = None
+    starts: bool | None = None
+    obstacle: Obstacle | None = None
+    headroom_bytes: int | None = None
+
+
 def _fit(
-    ranks: Sequence[RankFootprint], cache: SglangCache, pools: _Pools | None, context: int, gpu: Gpu | None
-) -> tuple[bool | None, int | None]:
-    """Whether the smallest pool holds one request of full length, and the slack what is expected of it."""
+    ranks: Sequence[RankFootprint],
+    fixed: Sequence[_Fixed],
+    table: Estimate,
+    cache: SglangCache,
+    pools: _Pools | None,
+    context: int,
+    gpu: Gpu | None,
+) -> _Fit:
+    """Whether a request of full length lies beside all else, and in the smallest pool; whether SGLang starts.
+
+    It starts with any pool that is not empty (0.5.23, pool_configurator.py MemoryPoolConfig), and then takes
+    no request longer than the pool (tp_worker.py max_req_len): so nothing fits that its pool does not hold.
+    What the slack lacks shows as an out-of-memory error under load.
+    """
     if gpu is None or pools is None or pools.slack is None:
-        return None, None
-    slack = pools.slack.low
-    fits = pools.low.tokens >= context or not cache.cell_bytes
-    for rank in ranks:
-        parts = rank.components
-        fits = fits and parts["activations"].expected + parts["cuda_graphs"].expected <= slack
-    return fits, gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks)
+        return _Fit()
+    request = cache.request_bytes(context)
+    slack, visible = pools.slack, gpu.visible_bytes
+    # Of the activations what a prefill needs, not all of the slack.
+    besides = [
+        total((part.static, part.forward, part.graphs, part.context, table), "all but the pool")
+        for part in fixed
+    ]
+    fits = all(one.high + request <= visible.low for one in besides)
+    working = max(
+        (total((part.forward, part.graphs), "a prefill and the graphs") for part in fixed),
+        key=lambda one: one.expected,
+    )
+    obstacle = None
+    if fits:
+        obstacle = _small_pool(cache, pools, context)
+        if obstacle is None and working.expected > slack.low:
+            obstacle = Obstacle(
+                "engine",
+                "certain" if working.low > slack.high else "possible",
+                f"a prefill and the CUDA graphs take {format_bytes(working.expected)}, and the static part "
+                f"leaves {format_bytes(slack.expected)} for them; lower --mem-fraction-static",
+            )
+    return _Fit(
+        fits=fits and obstacle is None,
+        starts=not cache.cell_bytes or pools.low.tokens > 0,
+        obstacle=obstacle,
+        headroom_bytes=visible.expected - max(rank.total.expected for rank in ranks),
+    )
+
+
+def _small_pool(cache: SglangCache, pools: _Pools, context: int) -> Obstacle | None:
+    """Where the static part leaves no pool, or one that is smaller than a request of full length."""
+    if not cache.cell_bytes or pools.low.tokens >= context:
+        return None
+    low, expected, high = pools.low.tokens, pools.expected.tokens, pools.high.tokens
+    if not low:
+        text = "the GPU would hold it, but the static part leaves no KV cache beside the weights"
+        certainty: Certainty = "possible" if expected else "expected" if high else "certain"
+        at_worst = ", at worst" if certainty == "possible" else ""
+        return Obstacle("engine", certainty, f"{text}{at_worst}; raise --mem-fraction-static")
+    certainty = "certain" if high < context else "expected" if expected < context else "possible"
+    tokens = {"certain": high, "expected": expected, "possible": low}[certainty]
+    return Obstacle(
+        "engine",
+        certainty,
+        f"the GPU would hold it, but SGLang's KV cache has {tokens:,} of the {context:,} tokens of one "
+        "request, and it takes none that is longer; raise --mem-fraction-static, or lower --context-length",
+    )
 
 
 def _kv_cache(

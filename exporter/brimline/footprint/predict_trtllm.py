@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brimline.errors import FootprintError, SettingError
+from brimline.errors import SettingError
 from brimline.estimate import Estimate, exact, total
 from brimline.footprint import settings as read
 from brimline.footprint.activations import BatchSettings, forward_bytes
@@ -32,7 +32,7 @@ from brimline.footprint.weights import (
     parameters,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, shown_lengths
+from brimline.readings import Certainty, Footprint, KvCacheFootprint, Obstacle, RankFootprint, shown_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +100,29 @@ def trtllm_launch(settings: Settings) -> TrtllmLaunch:
     )
 
 
-def _context(architecture: Architecture, launch: TrtllmLaunch) -> int:
+# _torch/pyexecutor/model_engine.py _infer_max_seq_len_from_config.
+_UNSTATED_CONTEXT = 2048
+
+
+def _context(architecture: Architecture, launch: TrtllmLaunch, notes: list[str]) -> int:
+    """The longest request. TensorRT-LLM lowers --max_seq_len to what the model was made for, with a warning.
+
+    _torch/pyexecutor/model_engine.py _init_max_seq_len.
+    """
     longest = architecture.max_position
+    if longest is None:
+        if launch.max_seq_len is None:
+            notes.append(
+                f"The model states no context length: TensorRT-LLM serves {_UNSTATED_CONTEXT:,} tokens."
+            )
+        longest = max(_UNSTATED_CONTEXT, launch.max_seq_len or 0)
     wanted = launch.max_seq_len or longest
-    if wanted is None:
-        raise FootprintError("the model states no context length; give --max_seq_len")
-    return wanted
+    if wanted > longest:
+        notes.append(
+            f"--max_seq_len {wanted:,} is lowered to the {longest:,} tokens that the model was made for, as "
+            "TensorRT-LLM does without TLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
+        )
+    return min(wanted, longest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +201,7 @@ def predict_trtllm(
     ):
         notes.append(calibration.unused)
         calibration = None
-    context = _context(architecture, launch)
+    context = _context(architecture, launch, notes)
     sharding = Sharding(
         tensor=launch.tp_size, pipeline=launch.pp_size, expert=launch.ep_size == launch.tp_size > 1
     )
@@ -198,7 +215,7 @@ def predict_trtllm(
     notes += caches[1].assumptions
     blocks = _blocks(caches, fixed, launch, gpu)
     ranks = tuple(_rank(stage, part, caches, blocks, gpu) for stage, part in enumerate(fixed))
-    fits, headroom = _fit(ranks, fixed, caches[1], blocks, context, gpu)
+    fits, obstacle = _fit(fixed, caches[1], blocks, context, gpu)
     return Footprint(
         engine="trtllm",
         engine_version=version,
@@ -209,7 +226,10 @@ def predict_trtllm(
         max_running_requests=launch.max_batch_size,
         decode_ceiling=_ceiling(architecture, launch, stages, gpu, notes),
         fits=fits,
-        headroom_bytes=headroom,
+        obstacle=obstacle,
+        headroom_bytes=None
+        if fits is None or gpu is None
+        else gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks),
         calibrated=calibration is not None and calibration.context_bytes is not None,
         assumptions=tuple(dict.fromkeys(notes)),
         model_source=architecture.source or architecture.model_type,
@@ -306,21 +326,30 @@ def _request_blocks(cache: TrtllmCache, tokens: int) -> int:
 
 
 def _fit(
-    ranks: Sequence[RankFootprint],
-    fixed: Sequence[_Fixed],
-    cache: TrtllmCache,
-    blocks: Estimate | None,
-    context: int,
-    gpu: Gpu | None,
-) -> tuple[bool | None, int | None]:
+    fixed: Sequence[_Fixed], cache: TrtllmCache, blocks: Estimate | None, context: int, gpu: Gpu | None
+) -> tuple[bool | None, Obstacle | None]:
     """Whether one request of full length fits the smallest pool, and the graphs beside it."""
     if gpu is None or blocks is None:
         return None, None
     size = cache.token_bytes * cache.settings.tokens_per_block
     wanted = _request_blocks(cache, context)
     room = all(part.taken.high + part.graphs.high + wanted * size <= gpu.visible_bytes.low for part in fixed)
-    fits = room and (blocks.low >= wanted or not size)
-    return fits, gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks)
+    if not room or blocks.low >= wanted or not size:
+        return room, None
+    certainty: Certainty = "possible"
+    if blocks.high < wanted:
+        certainty = "certain"
+    elif blocks.expected < wanted:
+        certainty = "expected"
+    held = {"certain": blocks.high, "expected": blocks.expected, "possible": blocks.low}[certainty]
+    tokens = held * cache.settings.tokens_per_block
+    obstacle = Obstacle(
+        "engine",
+        certainty,
+        f"the GPU would hold it, but TensorRT-LLM's KV cache has {tokens:,} of the {context:,} tokens of one "
+        "request; raise --kv_cache_free_gpu_memory_fraction, or lower --max_seq_len",
+    )
+    return False, obstacle
 
 
 def _kv_cache(

@@ -37,7 +37,7 @@ from brimline.footprint.runtime import (
     non_torch_bytes,
     vllm_budget,
 )
-from brimline.footprint.settings import Settings
+from brimline.footprint.settings import Settings, flag
 from brimline.footprint.throughput import (
     DecodeCeiling,
     PipelineCeiling,
@@ -54,6 +54,7 @@ from brimline.footprint.vllm_launch import (
     swap_gib,
     vllm_launch,
 )
+from brimline.footprint.vllm_rules import check_launch
 from brimline.footprint.vllm_weights import holds_encoder_whole, vllm_buffers, vllm_rules
 from brimline.footprint.weights import (
     RankWeights,
@@ -64,7 +65,16 @@ from brimline.footprint.weights import (
     parameters,
     weight_bytes,
 )
-from brimline.readings import Footprint, KvCacheFootprint, RankFootprint, Step, shown_lengths
+from brimline.readings import (
+    Certainty,
+    Footprint,
+    KvCacheFootprint,
+    Obstacle,
+    RankFootprint,
+    Step,
+    shown_lengths,
+)
+from brimline.units import format_bytes
 
 __all__ = ["VllmLaunch", "VllmServer", "VllmStage", "predict_vllm", "vllm_kv_cache", "vllm_launch"]
 
@@ -142,6 +152,7 @@ def vllm_kv_cache(
             speculative_tokens=draft.tokens if draft is not None else 0,
             multi_module_mtp=draft.multi_module if draft is not None else False,
             draft_layers=draft.layers if draft is not None else (),
+            drafts_from_text=draft is not None and draft.memory is None,
             skipped_layers=skipped_layers(architecture, launch),
             num_gpu_blocks_override=launch.num_gpu_blocks_override,
         ),
@@ -177,11 +188,17 @@ def predict_vllm(
     if gpu is not None and gpu.assumption:
         assumptions.append(gpu.assumption)
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
-    if not launch.takes_images:
-        architecture, stored = _without_senses(architecture, stored)
+    architecture, stored = _without_senses(architecture, stored, launch.unwanted)
     context = context_of(architecture, launch, version)
+    if architecture.max_position is None and launch.max_model_len is None:
+        assumptions.append(
+            f"The model states no context length: vLLM serves {context:,} tokens (--max-model-len)."
+        )
     sequences, batched = batch_of(launch, gpu, context, assumptions)
+    check_launch(architecture, launch, gpu, version)
     assumptions += _said_of(launch, version)
+    if gpu is not None and (launch.kv_cache_dtype or architecture.quantization is not None):
+        assumptions.append(f"Whether vLLM has kernels for these types on {gpu.name} is not looked at.")
     stated: dict[str, str] = {}
     if calibration is not None:
         stated = server_settings(
@@ -248,7 +265,7 @@ def predict_vllm(
             f"--max-model-len is left to vLLM: {longest} tokens are what the pool should hold."
         )
     ranks = [_rank(stage, cache, blocks, budget, version) for stage in stages]
-    fits, starts, longest_start = _fit(ranks, stages, cache, blocks, budget, server, assumptions)
+    fit = _fit(ranks, stages, cache, blocks, server, assumptions)
     ceiling = _ceiling(server, stages, cache)
     return Footprint(
         engine="vllm",
@@ -261,9 +278,10 @@ def predict_vllm(
         max_running_requests=sequences,
         decode_ceiling=ceiling,
         speculative_ceiling=_speculative(server, cache, ceiling),
-        fits=fits,
-        starts=starts,
-        longest_start_tokens=longest_start,
+        fits=fit.fits,
+        starts=fit.starts,
+        longest_start_tokens=fit.longest_start_tokens,
+        obstacle=fit.obstacle,
         headroom_bytes=None
         if gpu is None
         else gpu.visible_bytes.expected - max(rank.total.expected for rank in ranks),
@@ -292,25 +310,31 @@ def _explained(
 
 
 def _without_senses(
-    architecture: Architecture, stored: StoredWeights | None
+    architecture: Architecture, stored: StoredWeights | None, unwanted: frozenset[str]
 ) -> tuple[Architecture, StoredWeights | None]:
-    """The text model alone: encoders of images and sounds are not loaded (models/interfaces.py)."""
-    kept = tuple(encoder for encoder in architecture.encoders if encoder.kind == "text")
+    """The model without the encoders that no input reaches: they are not loaded.
+
+    vLLM 0.33, model_executor/models/interfaces.py _mark_tower_model: where the limit of each kind of input
+    that an encoder takes is 0.
+    """
+    senses = {"vision": {"image", "video"} if architecture.takes_video else {"image"}, "audio": {"audio"}}
+    kept = tuple(
+        encoder
+        for encoder in architecture.encoders
+        if encoder.kind == "text" or not senses[encoder.kind] <= unwanted
+    )
     if len(kept) == len(architecture.encoders):
         return architecture, stored
     if stored is not None:
-        stored = replace(stored, parts={**stored.parts, "encoder": 0})
+        whole = sum(encoder.parameters for encoder in architecture.encoders)
+        share = sum(encoder.parameters for encoder in kept) / whole if whole else 0
+        stored = replace(stored, parts={**stored.parts, "encoder": round(stored.parts["encoder"] * share)})
     return replace(architecture, encoders=kept), stored
 
 
 def _said_of(launch: VllmLaunch, version: str | None) -> list[str]:
     """What people should know of flags that are not followed, or that the figures are a part of."""
     said = []
-    if launch.data_parallel_size > 1:
-        gpus = launch.data_parallel_size * launch.tensor_parallel_size * launch.pipeline_parallel_size
-        said.append(
-            f"All figures are of one of {launch.data_parallel_size} data-parallel ranks; {gpus} GPUs in all."
-        )
     if launch.prefill_context_parallel_size > 1:
         said.append("What --prefill-context-parallel-size splits is not followed: all is counted whole.")
     if launch.swap_space is not None and not swap_gib(launch, version):
@@ -651,6 +675,8 @@ def _within_budget(whole: Estimate, stage: VllmStage, budget: Estimate, version:
     from their estimate, or wholly before the version that counts them. Where all else exceeds the budget the
     sum stands: such a server does not start.
     """
+    if not pool_of(stage, budget, version).expected:
+        return whole
     outside = stage.components[OUTSIDE]
     later = stage.components.get(UNPROFILED)
     graphs = stage.components["cuda_graphs"]
@@ -672,63 +698,160 @@ def _within_budget(whole: Estimate, stage: VllmStage, budget: Estimate, version:
 # --- Whether it fits, and whether it starts
 
 
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Footprint's fields of the same names."""
+
+    fits: bool | None = None
+    starts: bool | None = None
+    longest_start_tokens: int | None = None
+    obstacle: Obstacle | None = None
+
+
 def _fit(
     ranks: Sequence[RankFootprint],
     stages: Sequence[VllmStage],
     cache: VllmCache,
     blocks: Estimate | None,
-    budget: Estimate | None,
     server: VllmServer,
     assumptions: list[str],
-) -> tuple[bool | None, bool | None, int | None]:
+) -> _Fit:
     """Whether a full request lies beside all else, whether vLLM starts, and the longest request for that.
 
     A GPU that is large enough is not all: vLLM takes what --gpu-memory-utilization leaves it, and does not
-    start where that holds no full request. So nothing fits that is not expected to start.
+    start where that holds no full request. A pool of a given size must lie on the GPU whole.
     """
-    gpu, wanted = server.gpu, cache.settings.max_model_len
+    gpu, wanted, launch = server.gpu, cache.settings.max_model_len, server.launch
     needed = cache.request_blocks(wanted) + cache.null_blocks
-    starts, longest = None, None
-    expected = True
-    if blocks is not None:
-        least = cache.request_blocks(1) + cache.null_blocks if server.launch.auto_fit else needed
-        starts, expected = blocks.low >= least, blocks.expected >= least
-        most = max(server.architecture.max_position or wanted, wanted)
-        longest = longest_context(cache, blocks.low, most)
-    if gpu is None:
-        return None, starts, longest
-    fits = True
-    for rank in ranks:
-        besides = sum(part.high for name, part in rank.components.items() if name != "kv_cache")
-        request = needed * cache.stage_block_bytes[rank.pipeline_stage]
-        fits = fits and besides + request <= gpu.visible_bytes.low
-        pool = rank.components.get("kv_cache")
-        if budget is None and pool is not None and besides + pool.high > gpu.visible_bytes.low:
-            # The pool is given, and must lie there whole.
-            starts = False
-            expected = expected and rank.total.expected <= gpu.visible_bytes.expected
-    if budget is not None:
-        free = [_free_at_start(stage, gpu) for stage in stages]
-        if any(one.high < budget.low for one in free):
-            starts = expected = False
-            longest = 0
-            assumptions.append(
-                "vLLM does not start: --gpu-memory-utilization asks for more than is free beside the CUDA "
-                "context; lower it."
-            )
-        elif any(one.expected < budget.expected for one in free):
-            assumptions.append(
-                "vLLM may not start: --gpu-memory-utilization asks for more than should be free beside the "
-                "CUDA context."
-            )
-    if starts is False and expected and fits:
-        assumptions.append(
-            "vLLM should start, yet may refuse to: by the low bound its pool does not hold one request of "
-            f"{wanted:,} tokens."
+    given = launch.kv_cache_memory_bytes is not None or launch.num_gpu_blocks_override is not None
+    fits = None
+    if gpu is not None:
+        pools = [_held(rank, cache, needed, whole=given) for rank in ranks]
+        fits = all(
+            _besides(rank).high + pool <= gpu.visible_bytes.low
+            for rank, pool in zip(ranks, pools, strict=True)
         )
-    if fits and not expected and longest is not None:
-        assumptions.append(_refused(wanted, longest, budget is not None))
-    return fits and expected, starts, longest
+        if given:
+            obstacle = _of_given_pool(ranks, pools, gpu, launch)
+            if obstacle is not None:
+                return _Fit(fits=False, starts=False, obstacle=obstacle)
+    if blocks is None:
+        return _Fit(fits)
+    refused = _asks_for_more_than_is_free(stages, server, assumptions)
+    if refused is not None:
+        return _Fit(fits, starts=False, longest_start_tokens=0, obstacle=refused)
+    least = cache.request_blocks(1) + cache.null_blocks if launch.auto_fit else needed
+    starts = blocks.low >= least
+    most = max(server.architecture.max_position or wanted, wanted)
+    longest = longest_context(cache, blocks.low, most)
+    obstacle = None
+    if not starts and fits is not False:
+        obstacle = _pool_too_small(cache, blocks, 1 if launch.auto_fit else wanted, longest, given=given)
+    return _Fit(fits, starts, longest, obstacle)
+
+
+def _besides(rank: RankFootprint) -> Estimate:
+    """All of a rank but its K/V pool."""
+    return total((part for name, part in rank.components.items() if name != "kv_cache"), "")
+
+
+def _held(rank: RankFootprint, cache: VllmCache, request_blocks: int, *, whole: bool) -> int:
+    """Bytes of one request, the null block included; of the whole pool where its size is given."""
+    pool = rank.components.get("kv_cache")
+    request = request_blocks * cache.stage_block_bytes[rank.pipeline_stage]
+    return max(request, pool.high) if whole and pool is not None else request
+
+
+def _of_given_pool(
+    ranks: Sequence[RankFootprint], pools: Sequence[int], gpu: Gpu, launch: VllmLaunch
+) -> Obstacle | None:
+    """Where the pool that is asked for lies on no GPU beside all else: vLLM takes it unasked and runs out.
+
+    vLLM 0.33, v1/worker/gpu_worker.py determine_available_memory and v1/core/kv_cache_planning.py
+    get_kv_cache_configs: neither flag is held to what is free.
+    """
+    visible = gpu.visible_bytes
+    tightest = max(range(len(ranks)), key=lambda stage: _besides(ranks[stage]).high + pools[stage])
+    besides, size = _besides(ranks[tightest]), pools[tightest]
+    asked = ranks[tightest].components.get("kv_cache")
+    rest, pool = format_bytes(besides.expected), format_bytes(size)
+    if besides.expected > visible.expected:
+        return Obstacle(
+            "card",
+            "certain" if besides.low > visible.high else "expected",
+            f"weights and all else take {rest}, more than the GPU has without any KV cache",
+        )
+    if besides.high + size <= visible.low or asked is None or asked.high < size:
+        return None  # or what lacks room is one request, whatever pool is asked for
+    name = (
+        "num_gpu_blocks_override" if launch.num_gpu_blocks_override is not None else "kv_cache_memory_bytes"
+    )
+    certainty: Certainty = "possible"
+    if besides.low + size > visible.high:
+        certainty = "certain"
+    elif besides.expected + size > visible.expected:
+        certainty = "expected"
+    left = max(0, visible.low - besides.high)
+    text = (
+        f"{flag(name)} asks for a KV cache of {pool}; with the {rest} of all else that is more than the GPU "
+        "has"
+        + (", by the high bounds" if certainty == "possible" else "")
+        + (f". At most {format_bytes(left)} surely lie there" if left else "")
+    )
+    return Obstacle("card", certainty, text)
+
+
+def _asks_for_more_than_is_free(
+    stages: Sequence[VllmStage], server: VllmServer, assumptions: list[str]
+) -> Obstacle | None:
+    """Where vLLM refuses at its first look: free memory below the utilization's share of the card.
+
+    vLLM 0.33, v1/worker/utils.py request_memory; with a pool of a given size too.
+    """
+    if server.gpu is None:
+        return None
+    budget = _budget(server.gpu, server.launch, server.version)
+    free = [_free_at_start(stage, server.gpu) for stage in stages]
+    if any(one.high < budget.low for one in free):
+        least = min(one.high for one in free)
+        return Obstacle(
+            "engine",
+            "certain",
+            f"--gpu-memory-utilization asks for {format_bytes(budget.expected)}, and at most "
+            f"{format_bytes(least)} are free beside the CUDA context; lower it",
+        )
+    if any(one.expected < budget.expected for one in free):
+        assumptions.append(
+            "vLLM may not start: --gpu-memory-utilization asks for more than should be free beside the CUDA "
+            "context."
+        )
+    return None
+
+
+def _pool_too_small(
+    cache: VllmCache, blocks: Estimate, wanted: int, longest: int, *, given: bool
+) -> Obstacle:
+    """The pool holds no request of full length, at worst at least (vLLM 0.33, get_kv_cache_configs)."""
+    needed = cache.request_blocks(wanted) + cache.null_blocks
+    request = format_bytes(cache.request_blocks(wanted) * cache.block_bytes)
+    certainty: Certainty = "possible"
+    if blocks.high < needed:
+        certainty = "certain"
+    elif blocks.expected < needed:
+        certainty = "expected"
+    size = {"certain": blocks.high, "expected": blocks.expected, "possible": blocks.low}[certainty]
+    how = {"certain": "at most ", "expected": "", "possible": "at worst "}[certainty]
+    if blocks.is_exact:
+        how = ""
+    held = format_bytes(max(0, size - cache.null_blocks) * cache.block_bytes)
+    raised = "give the pool more" if given else "raise --gpu-memory-utilization"
+    surely = f"at most {longest:,} tokens surely start" if longest else "no length surely starts"
+    return Obstacle(
+        "engine",
+        certainty,
+        f"the GPU would hold it, but of the {request} that one request of {wanted:,} tokens takes, vLLM's KV "
+        f"cache pool has {how}{held}; {raised}, or lower --max-model-len ({surely})",
+    )
 
 
 def _free_at_start(stage: VllmStage, gpu: Gpu) -> Estimate:
@@ -743,19 +866,14 @@ def _free_at_start(stage: VllmStage, gpu: Gpu) -> Estimate:
     )
 
 
-def _refused(wanted: int, longest: int, by_budget: bool) -> str:
-    cure = f"at most {longest:,} tokens start it surely" if longest else "no length starts it"
-    raised = "raise --gpu-memory-utilization" if by_budget else "give the pool more"
-    return (
-        f"The GPU is large enough, yet vLLM does not start: its pool does not hold one request of {wanted:,} "
-        f"tokens. {raised[0].upper()}{raised[1:]}, or lower --max-model-len ({cure})."
-    )
-
-
 def _kv_cache(cache: VllmCache, blocks: Estimate | None) -> KvCacheFootprint:
     context = cache.settings.max_model_len
     return KvCacheFootprint(
         bytes_per_token=float(cache.bytes_per_token),
+        window_bytes_per_token=None
+        if cache.window_tokens is None
+        else float(cache.bytes_per_token_within_window),
+        window_tokens=cache.window_tokens,
         max_model_len_tokens=context,
         full_request_bytes=cache.bytes_by_tokens(context),
         bytes_by_tokens={length: cache.bytes_by_tokens(length) for length in shown_lengths(context)},

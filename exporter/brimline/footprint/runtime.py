@@ -13,10 +13,7 @@ from fractions import Fraction
 from brimline.errors import FootprintError, SettingError
 from brimline.estimate import Estimate, between, exact, total
 from brimline.footprint.calibration import Calibration
-from brimline.footprint.constants import MIB, Name, constant, parse_version
-
-# Measured figures come from logs that round to 0.01 GiB.
-_LOG_ROUNDING_BYTES = 5 * MIB + 1
+from brimline.footprint.constants import LOG_ROUNDING_BYTES, MIB, Name, constant, parse_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,7 @@ class RuntimeSettings:
 
 def _measured(size: int, what: str) -> Estimate:
     return between(
-        max(0, size - _LOG_ROUNDING_BYTES), size, size + _LOG_ROUNDING_BYTES, f"{what}: measured on a server"
+        max(0, size - LOG_ROUNDING_BYTES), size, size + LOG_ROUNDING_BYTES, f"{what}: measured on a server"
     )
 
 

@@ -25,6 +25,14 @@ def _stated(settings: Settings, name: str) -> str | None:
     return None if text is None or text.strip().lower() in ("", "none", "auto") else text.strip()
 
 
+def _stated_value(settings: Settings, name: str) -> str | None:
+    """The setting, of a flag that takes a value; a command line reads one that stands alone as true."""
+    stated = _stated(settings, name)
+    if stated == "true":
+        raise SettingError(f"{flag(name)} needs a value")
+    return stated
+
+
 def text(settings: Settings, name: str) -> str | None:
     """A word; None where it is not given, or left to the engine."""
     return _stated(settings, name)
@@ -32,7 +40,7 @@ def text(settings: Settings, name: str) -> str | None:
 
 def count(settings: Settings, name: str, *, least: int = 1) -> int | None:
     """A whole number such as 32768, 128k or 128K. Raises SettingError for others and below `least`."""
-    stated = _stated(settings, name)
+    stated = _stated_value(settings, name)
     if stated is None:
         return None
     try:
@@ -46,7 +54,7 @@ def count(settings: Settings, name: str, *, least: int = 1) -> int | None:
 
 def size(settings: Settings, name: str) -> int | None:
     """A size in bytes such as 8GiB, 4294967296 or, as vLLM writes it, 8G. Raises SettingError for others."""
-    stated = _stated(settings, name)
+    stated = _stated_value(settings, name)
     if stated is None:
         return None
     with contextlib.suppress(ValueError):
@@ -59,7 +67,7 @@ def size(settings: Settings, name: str) -> int | None:
 
 def number(settings: Settings, name: str) -> float | None:
     """A number. Raises SettingError for others."""
-    stated = _stated(settings, name)
+    stated = _stated_value(settings, name)
     if stated is None:
         return None
     try:
@@ -111,6 +119,11 @@ def mapping(settings: Settings, name: str) -> dict[str, Any] | None:
 def _json_mapping(text: str, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingError(
+            f"{flag(name)}: {text[:60]!r} is no JSON object: line {error.lineno}, column {error.colno}: "
+            f"{error.msg}"
+        ) from None
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

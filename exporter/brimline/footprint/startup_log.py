@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from brimline.footprint.constants import GIB
+from brimline.footprint.constants import GIB, LOG_ROUNDING_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,25 @@ class StartupLog:
     kv_cache_tokens: int | None = None
     free_bytes: int | None = None
     visible_bytes: int | None = None
+    requested_bytes: int | None = None
     gpu_memory_utilization: float | None = None
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """What CUDA shows of the GPU: as printed, or as what was requested of it tells."""
+        if self.visible_bytes is not None or not self.gpu_memory_utilization:
+            return self.visible_bytes
+        return (
+            None
+            if self.requested_bytes is None
+            else round(self.requested_bytes / self.gpu_memory_utilization)
+        )
+
+    @property
+    def gpu_error_bytes(self) -> int:
+        """How far gpu_bytes may be off."""
+        ratio = 1.0 if self.visible_bytes is not None else self.gpu_memory_utilization or 1.0
+        return math.ceil(LOG_ROUNDING_BYTES / ratio)
 
     @property
     def in_budget_non_torch_bytes(self) -> int | None:
@@ -57,9 +75,9 @@ class StartupLog:
     @property
     def context_bytes(self) -> int | None:
         """What was taken of the GPU before the engine measured: context, NCCL, and other processes."""
-        if self.visible_bytes is None or self.free_bytes is None:
+        if self.gpu_bytes is None or self.free_bytes is None:
             return None
-        return max(0, self.visible_bytes - self.free_bytes)
+        return max(0, self.gpu_bytes - self.free_bytes)
 
     @property
     def says_memory(self) -> bool:
@@ -91,6 +109,11 @@ _GIB_LINES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (
         re.compile(rf"Free memory on device[^(]*\({_NUMBER}/{_NUMBER} GiB\) on startup"),
         ("free_bytes", "visible_bytes"),
+    ),
+    # 0.33 v1/worker/gpu_worker.py determine_available_memory, at debug level
+    (
+        re.compile(rf"Initial free memory: {_NUMBER} GiB; Requested memory: [\d.]+ \(util\), {_NUMBER} GiB"),
+        ("free_bytes", "requested_bytes"),
     ),
     # 0.10.2 to about 0.26
     (
@@ -136,6 +159,7 @@ _GIB_LINES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
 _TOKENS = re.compile(r"(?:GPU|CPU|XPU) KV cache size: ([\d,]+) tokens")
 _UTILIZATION = re.compile(
     rf"Desired GPU memory utilization is \({_NUMBER},|gpu_memory_utilization(?: \(|\s+){_NUMBER}"
+    rf"|Requested memory: {_NUMBER} \(util\)"
 )
 # Best first: the engine's own line, that of the front end, its banner.
 _VERSIONS = (
@@ -146,7 +170,7 @@ _VERSIONS = (
 # The first lines of a start. Further ones of the same start stand before any figure.
 _START = re.compile(r"vLLM API server version|Initializing an? (?:V1 )?LLM engine|[█▀▄]\s+version v?\d")
 # What is least on the fullest rank; of all else the most counts.
-_SMALLEST = ("kv_cache_bytes", "kv_cache_tokens", "free_bytes", "visible_bytes")
+_SMALLEST = ("kv_cache_bytes", "kv_cache_tokens", "free_bytes", "visible_bytes", "requested_bytes")
 
 # Flags as they stand in "non-default args: {'max_num_seqs': 16, …}", "args: Namespace(max_num_seqs=256, …)"
 # and "Initializing a V1 LLM engine (…) with config: …, tensor_parallel_size=1, …".
@@ -229,7 +253,7 @@ class _Start:
         for name, size in _figures(line):
             self.found.setdefault(name, []).append(size)
         if self._utilization is None and (match := _UTILIZATION.search(line)):
-            self._utilization = float(match.group(1) or match.group(2))
+            self._utilization = float(next(group for group in match.groups() if group))
         for rank, pattern in enumerate(_VERSIONS):
             if match := pattern.search(line):
                 self._versions.setdefault(rank, match.group(1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from brimline.errors import FootprintError
@@ -259,24 +259,32 @@ def _mixers(architecture: Architecture) -> Mapping[Mixer, int]:
 class DecodeCeiling:
     """The ceiling of one server as a function of its load, in tokens per second.
 
-    kv_read: bytes that one request reads at a context length. See decode_ceiling.
+    kv_read: bytes that one request reads at a context length. See decode_ceiling. even: tokens are routed
+    evenly among the experts, instead of all of them to the same ones.
     """
 
     weights: DecodeWeights
     kv_read: Callable[[int], float]
     bandwidth_bytes_per_second: float
     speculation: Speculation | None = None
+    even: bool = False
 
     def __call__(self, batch: int, context_tokens: int) -> float:
-        [rate] = decode_ceiling(
-            self.weights,
+        [rate] = _rates(
+            self.weights.expected_bytes if self.even else lambda _: self.weights.ceiling_bytes(),
             self.kv_read,
-            bandwidth_bytes_per_second=self.bandwidth_bytes_per_second,
-            batches=(batch,),
-            contexts=(context_tokens,),
-            speculation=self.speculation,
+            self.bandwidth_bytes_per_second,
+            (batch,),
+            (context_tokens,),
+            self.speculation,
+            0,
+            None,
         )
         return rate.tokens_per_second
+
+    def evenly(self) -> DecodeCeiling | None:
+        """What bandwidth allows where tokens are routed evenly; None for a model without experts."""
+        return replace(self, even=True) if self.weights.experts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +301,13 @@ class PipelineCeiling:
     def __call__(self, batch: int, context_tokens: int) -> float:
         in_turn = batch / sum(1 / stage(1, context_tokens) for stage in self.stages)
         return min(in_turn, *(stage(batch, context_tokens) for stage in self.stages))
+
+    def evenly(self) -> PipelineCeiling | None:
+        """As of its stages; None where none has experts."""
+        stages = [stage.evenly() for stage in self.stages]
+        if not any(stages):
+            return None
+        return PipelineCeiling(tuple(even or own for even, own in zip(stages, self.stages, strict=True)))
 
 
 def _rates(

@@ -83,8 +83,9 @@ class VllmCacheSettings:
     dtype, kv_cache_dtype, mamba_cache_dtype, mamba_ssm_cache_dtype: as the flags spell them; None is `auto`.
     block_size: --block-size; None for vLLM's default of 16, raised where the attention kernels take only
     multiples of kernel_block_size. max_concurrent_batches: None derives it from async_scheduling and the
-    pipeline. draft_layers: layers of a drafter, which keep K/V in the same pool. multi_module_mtp: several
-    MTP modules draft, one after the other. pipeline_partition: VLLM_PP_LAYER_PARTITION.
+    pipeline. draft_layers: layers of a drafter, which keep K/V in the same pool. drafts_from_text: there are
+    none, as with n-grams. multi_module_mtp: several MTP modules draft, one after the other.
+    pipeline_partition: VLLM_PP_LAYER_PARTITION.
     skipped_layers: indexes of --kv-cache-dtype-skip-layers, which keep the type the model runs in.
     prefix_caching: None for what the version does by default with such a model.
     """
@@ -110,6 +111,7 @@ class VllmCacheSettings:
     speculative_tokens: int = 0
     multi_module_mtp: bool = False
     draft_layers: tuple[Layer, ...] = ()
+    drafts_from_text: bool = False
     skipped_layers: frozenset[int] = frozenset()
     num_gpu_blocks_override: int | None = None
     kv_cache_layout: str | None = None
@@ -200,6 +202,7 @@ class VllmCache:
     """The KV cache of one vLLM engine: per GPU rank, for one data-parallel rank.
 
     block_bytes: of one block on the fullest pipeline stage; stage_block_bytes: of every stage.
+    stage_windows: of every stage, window (or chunk) and bytes of a token of each group that has one.
     block_size: the label of cache_config_info after the start, the smallest of all groups.
     """
 
@@ -207,6 +210,7 @@ class VllmCache:
     groups: tuple[CacheGroup, ...]
     stage_block_bytes: tuple[int, ...]
     stage_token_bytes: tuple[Fraction, ...]
+    stage_windows: tuple[tuple[tuple[int, Fraction], ...], ...]
     stage_written_bytes: tuple[int, ...]
     format: KvFormat
     assumptions: tuple[str, ...]
@@ -229,9 +233,28 @@ class VllmCache:
     def bytes_per_token(self) -> Fraction:
         """Bytes that one more token of context costs for good on the fullest GPU, padding included.
 
-        Only layers that see the whole context count: 0 where all layers have windows or states.
+        Only layers that see the whole context count, among them those whose window is as long as
+        --max-model-len: 0 where all layers have shorter windows, or states.
         """
-        return max(self.stage_token_bytes)
+        longest = self.settings.max_model_len
+        return max(
+            whole + sum((size for window, size in windows if window >= longest), Fraction(0))
+            for whole, windows in zip(self.stage_token_bytes, self.stage_windows, strict=True)
+        )
+
+    @property
+    def bytes_per_token_within_window(self) -> Fraction:
+        """Bytes that one more token costs while no window is full."""
+        return max(
+            whole + sum((size for _, size in windows), Fraction(0))
+            for whole, windows in zip(self.stage_token_bytes, self.stage_windows, strict=True)
+        )
+
+    @property
+    def window_tokens(self) -> int | None:
+        """The shortest window below --max-model-len; None where each layer sees the whole context."""
+        listed = (window for windows in self.stage_windows for window, _ in windows)
+        return min((window for window in listed if window < self.settings.max_model_len), default=None)
 
     @property
     def written_bytes_per_token(self) -> int:
@@ -345,7 +368,7 @@ def _laid_out(model: Architecture, settings: VllmCacheSettings) -> VllmCache:
     )
     assumptions = [one for one in (assumed_dtype, assumed_format) if one]
     layers = (*model.layers, *settings.draft_layers)
-    if settings.speculative_tokens and not settings.draft_layers:
+    if settings.speculative_tokens and not settings.draft_layers and not settings.drafts_from_text:
         assumptions.append("The drafter's own K/V is not counted: its layers are not given.")
 
     formats = _formats(layers, settings, chosen, VLLM_KV_FORMATS[dtype], assumptions)
@@ -368,7 +391,16 @@ def _laid_out(model: Architecture, settings: VllmCacheSettings) -> VllmCache:
         settings=settings,
         groups=groups,
         stage_block_bytes=tuple(_stage_block_bytes(groups, stage) for stage in stages),
-        stage_token_bytes=tuple(_stage_token_bytes(groups, stage, settings) for stage in stages),
+        stage_token_bytes=tuple(
+            sum(_token_bytes(groups, stage, settings, _UNBOUNDED).values(), Fraction(0)) for stage in stages
+        ),
+        stage_windows=tuple(
+            tuple(
+                (page.window or page.chunk or 0, size)
+                for page, size in _token_bytes(groups, stage, settings, ("sliding", "chunked")).items()
+            )
+            for stage in stages
+        ),
         stage_written_bytes=tuple(
             sum(
                 page.token_bytes
@@ -466,7 +498,6 @@ def _pages(
     block = settings.block_size
     if block is None:
         block = max(16, settings.kernel_block_size)
-        assumptions.append(f"--block-size is not given: blocks of {block} tokens are assumed.")
     heard = _heard_state_type(model_type, settings.version)
     pages: list[LayerPage] = []
     for index, layer in enumerate(layers):
@@ -479,6 +510,9 @@ def _pages(
                 pages += _latent_pages(index, mixer, formats[index], block, assumptions)
             else:
                 pages.append(_state_page(index, mixer, settings, dtype, heard))
+    # With full attention alone a block of another length is made of the same tokens.
+    if settings.block_size is None and any(page.kind != "full" for page in pages):
+        assumptions.append(f"--block-size is not given: blocks of {block} tokens are assumed.")
     if any(page.checkpoint_tokens > 1 for page in pages):
         assumptions.append(
             "FlashInfer is assumed to prefill the gated delta nets, as on Hopper and Blackwell GPUs: a "
@@ -890,19 +924,19 @@ def _stage_block_bytes(groups: tuple[CacheGroup, ...], stage: range) -> int:
     )
 
 
-def _stage_token_bytes(groups: tuple[CacheGroup, ...], stage: range, settings: VllmCacheSettings) -> Fraction:
+def _token_bytes(
+    groups: tuple[CacheGroup, ...], stage: range, settings: VllmCacheSettings, kinds: tuple[Kind, ...]
+) -> dict[LayerPage, Fraction]:
+    """Bytes of a token on one stage, of each group of these kinds, by its first page."""
     block_bytes = _stage_block_bytes(groups, stage)
-    return sum(
-        (
-            Fraction(
-                block_bytes,
-                group.block_tokens * (settings.decode_context_parallel if group.pages[0].sharded else 1),
-            )
-            for group in groups
-            if group.kind in _UNBOUNDED
-        ),
-        Fraction(0),
-    )
+    return {
+        group.pages[0]: Fraction(
+            block_bytes,
+            group.block_tokens * (settings.decode_context_parallel if group.pages[0].sharded else 1),
+        )
+        for group in groups
+        if group.kind in kinds
+    }
 
 
 def _full_blocks(page: LayerPage, tokens: int, settings: VllmCacheSettings) -> int:

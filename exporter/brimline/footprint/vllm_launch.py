@@ -24,9 +24,9 @@ _DEFAULT_SWAP_GIB = 4.0
 class VllmLaunch:
     """vLLM's flags, as far as they decide memory. None is what the version does by default.
 
-    auto_fit: --max-model-len -1, the longest context that the pool holds. takes_images: False where
-    --language-model-only or --limit-mm-per-prompt leave no images, sounds and videos, and their encoders are
-    not loaded. enforce_eager: no CUDA graphs are captured, by that flag or by --compilation-config.
+    auto_fit: --max-model-len -1, the longest context that the pool holds. unwanted: kinds of input of which
+    --limit-mm-per-prompt leaves none, or all of them with --language-model-only. enforce_eager: no CUDA
+    graphs are captured, by that flag or by --compilation-config.
     """
 
     dtype: str | None = None
@@ -71,7 +71,7 @@ class VllmLaunch:
     moe_shared_loras: bool = False
     lora_target_modules: tuple[str, ...] = ()
     speculation: SpeculativeConfig | None = None
-    takes_images: bool = True
+    unwanted: frozenset[str] = frozenset()
     profiles_images: bool = True
     encoder_sharding: Literal["weights", "data"] = "weights"
     config_format: str | None = None
@@ -174,7 +174,7 @@ def vllm_launch(settings: Settings) -> VllmLaunch:
         moe_shared_loras=read.switch(settings, "enable_moe_shared_loras") or False,
         lora_target_modules=read.words(settings, "lora_target_modules"),
         speculation=read_speculative_config(settings),
-        takes_images=_takes_images(settings),
+        unwanted=_unwanted(settings),
         profiles_images=not read.switch(settings, "skip_mm_profiling"),
         encoder_sharding="data" if read.text(settings, "mm_encoder_tp_mode") == "data" else "weights",
         config_format=read.text(settings, "config_format"),
@@ -216,17 +216,21 @@ def _redundant_experts(settings: Settings) -> int:
     return stated
 
 
-def _takes_images(settings: Settings) -> bool:
-    """False where no input but text is left. A sense that is not named keeps its limit of 999."""
+_SENSES = frozenset({"image", "video", "audio"})
+
+
+def _unwanted(settings: Settings) -> frozenset[str]:
+    """Kinds of input that no prompt may have. One that is not named keeps its limit of 999."""
     if read.switch(settings, "language_model_only"):
-        return False
-    limits = read.mapping(settings, "limit_mm_per_prompt") or {}
-    for name, limit in limits.items():
+        return _SENSES
+    found = set()
+    for name, limit in (read.mapping(settings, "limit_mm_per_prompt") or {}).items():
         count = limit.get("count", 999) if isinstance(limit, dict) else limit
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise SettingError(f"--limit-mm-per-prompt: {name} is {limit!r}, no whole number from 0 on")
-        limits[name] = count
-    return not {"image", "video"} <= set(limits) or any(limits.values())
+        if not count:
+            found.add(name)
+    return frozenset(found)
 
 
 def swap_gib(launch: VllmLaunch, version: str | None) -> float:
@@ -257,6 +261,17 @@ def batch_of(launch: VllmLaunch, gpu: Gpu | None, context: int, assumptions: lis
         batched = min(batched, sequences * context)
     if launch.max_num_seqs is None:
         sequences = min(sequences, batched)
+    # vLLM 0.33, config/scheduler.py verify_max_model_len.
+    if batched < sequences:
+        raise FootprintError(
+            f"--max-num-seqs {sequences} is more than --max-num-batched-tokens {batched}; vLLM asks for a "
+            "token of the batch for each request"
+        )
+    if batched < context and not launch.enable_chunked_prefill:
+        raise FootprintError(
+            f"--max-num-batched-tokens {batched} is less than --max-model-len {context}, which "
+            "--no-enable-chunked-prefill does not allow"
+        )
     return sequences, batched
 
 
@@ -264,6 +279,10 @@ def batch_of(launch: VllmLaunch, gpu: Gpu | None, context: int, assumptions: lis
 _WITHOUT_YARN_FACTOR = (0, 32)
 # LongRoPE models serve their original context unless a longer one is asked for (pull request 27431).
 _SHORT_LONGROPE = (0, 11, 1)
+
+
+# What vLLM serves of a model that states no length (0.33, config/model.py _get_and_verify_max_len).
+UNSTATED_CONTEXT = 2048
 
 
 def context_of(architecture: Architecture, launch: VllmLaunch, version: str | None = None) -> int:
@@ -277,9 +296,7 @@ def context_of(architecture: Architecture, launch: VllmLaunch, version: str | No
         longest = usual = architecture.yarn_position
     if architecture.usual_position is not None and (release is None or release >= _SHORT_LONGROPE):
         usual = architecture.usual_position
-    wanted = launch.max_model_len or usual
-    if wanted is None:
-        raise FootprintError("the model states no context length; give --max-model-len")
+    wanted = launch.max_model_len or usual or UNSTATED_CONTEXT
     if longest is not None and wanted > longest:
         raise FootprintError(
             f"--max-model-len {wanted} is above the {longest} tokens that the model was made for; raise them "

@@ -1077,6 +1077,7 @@ QUANTIZATIONS: dict[str, Quantization] = {
     "fp8-channel": Quantization(method="fp8", bits=8, per_channel=True),
     "fp8-block": Quantization(method="fp8", bits=8, block=(128, 128)),
     "int8": Quantization(method="int8", bits=8, per_channel=True),
+    "experts_int8": Quantization(method="int8", bits=8, per_channel=True, targets=("mlp.experts",)),
     "nvfp4": Quantization(method="nvfp4", bits=4, group=16, scale_bits=8),
     "mxfp4": Quantization(method="mxfp4", bits=4, group=32, scale_bits=8),
     "mxfp8": Quantization(method="mxfp8", bits=8, group=32, scale_bits=8),
@@ -1086,6 +1087,24 @@ QUANTIZATIONS: dict[str, Quantization] = {
     ),
     "bitsandbytes-int8": Quantization(method="bitsandbytes", bits=8, per_channel=True, scale_bits=32),
 }
+
+# vLLM's own names (0.33, quantization/__init__.py and config/quantization.py) for one of these. ModelOpt's
+# plain name is its FP8 (modelopt.py ModelOptFp8Config).
+METHODS: dict[str, str] = {
+    "auto_awq": "awq", "awq_marlin": "awq", "auto_gptq": "gptq", "gptq_marlin": "gptq",
+    "fp8_per_tensor": "fp8", "modelopt": "fp8", "fp8_per_channel": "fp8-channel", "ptpc_fp8": "fp8-channel",
+    "fbgemm_fp8": "fp8-channel", "fp8_per_block": "fp8-block", "int8_per_channel_weight_only": "int8",
+    "modelopt_fp4": "nvfp4", "nvfp4_per_token": "nvfp4", "modelopt_mxfp8": "mxfp8", "gpt_oss_mxfp4": "mxfp4",
+}  # fmt: skip
+# Names of loaders, not of formats; moe_wna16 loads AWQ and GPTQ.
+_MANY_FORMATS = frozenset(
+    {
+        "gguf", "torchao", "quark", "inc", "auto-round", "humming", "online", "fp_quant", "moe_wna16",
+        "modelopt_mixed"
+    }
+)  # fmt: skip
+# Formats of which an engine loads one only as what it is.
+_LOADED_ALONE = frozenset({"awq", "gptq", "fp8", "mxfp4", "bitsandbytes"})
 
 # Bits of a weight over the whole file where a name stands for a mix of types: of Llama-3.1-8B (llama.cpp,
 # tools/quantize/README.md, commit 311c2c9); q3_k_m, which that table leaves out, of Llama 2 7B (b8c1476).
@@ -1102,11 +1121,24 @@ def as_if_quantized(
 ) -> tuple[Architecture, StoredWeights | None]:
     """The model as a launch flag has it quantized, where it is not so already; said among the assumptions.
 
-    What is stored is then no longer what is loaded. Raises FootprintError as quantize does.
+    What is stored is then no longer what is loaded. Raises FootprintError as quantize does, and for a method
+    that is not the checkpoint's, which engines refuse (vLLM 0.33, config/model.py _verify_quantization).
     """
-    if name is None or architecture.quantization is not None:
+    if name is None:
         return architecture, stored
-    assumptions.append(f"The weights are taken as if quantized with {name}.")
+    kept, wanted = architecture.quantization, METHODS.get(name.lower(), name.lower())
+    if kept is not None:
+        if {kept.method, wanted} <= _LOADED_ALONE and kept.method != wanted:
+            raise FootprintError(
+                f"--quantization {name} is not how the model is stored, which is {kept.method}; leave it out"
+            )
+        return architecture, stored
+    taken = f", that is as {wanted}" if wanted != name.lower() else ""
+    assumptions.append(f"The weights are taken as if quantized with {name}{taken}.")
+    if wanted == "compressed-tensors":
+        assumptions.append(
+            "compressed-tensors is taken as 4 bits in groups of 128; write fp8-channel or int8 for 8 bits."
+        )
     return quantize(architecture, name), None
 
 
@@ -1120,7 +1152,12 @@ def quantize(architecture: Architecture, name: str) -> Architecture:
         raise FootprintError(
             f"the model is stored as {architecture.quantization.method} already; start from one that is not"
         )
-    wanted = name.lower()
+    wanted = METHODS.get(name.lower(), name.lower())
+    if wanted in _MANY_FORMATS:
+        raise SettingError(
+            f"--quantization {name} stands for several formats, which the model's files would name; write "
+            f"what is meant: {', '.join(QUANTIZATIONS)}, or a GGUF type such as q4_k_m"
+        )
     if wanted in QUANTIZATIONS:
         return replace(architecture, quantization=QUANTIZATIONS[wanted])
     bits = GGUF_FILE_BITS.get(wanted) or GGML_BITS.get(wanted)

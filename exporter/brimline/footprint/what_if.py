@@ -233,7 +233,7 @@ def what_if_json(scenario: Scenario, footprint: Footprint, around: Surroundings)
         "context_tokens": footprint.kv_cache.max_model_len_tokens,
         "starts": footprint.starts,
         "longest_start_tokens": footprint.longest_start_tokens,
-        "gpus": footprint.tensor_parallel * len(footprint.ranks) * footprint.data_parallel,
+        "gpus": footprint.gpu_count,
         "model": {
             "type": architecture.model_type,
             "layers": len(architecture.layers),

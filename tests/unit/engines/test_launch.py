@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brimline.engines.launch import mismatches, misspelt, normalize, parse_launch, split_command
+from brimline.engines.launch import (
+    config_file,
+    image_version,
+    mismatches,
+    misspelt,
+    normalize,
+    parse_launch,
+    settings_of_config,
+    split_command,
+    unwrapped,
+)
 from brimline.engines.llamacpp import ADAPTER as LLAMACPP
 from brimline.engines.sglang import ADAPTER as SGLANG
 from brimline.engines.trtllm import ADAPTER as TRTLLM
@@ -340,6 +350,65 @@ def test_a_setting_that_is_nearly_a_flag_is_doubted() -> None:
     assert doubts == [
         "launch: 'tensor_paralel_size' is no flag of vLLM known here; did you mean 'tensor_parallel_size'?"
     ]
+
+
+def test_a_flag_that_looks_like_another_and_is_one_is_not_doubted() -> None:
+    assert misspelt({"dcp_size": "2"}, SGLANG) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("bash -c 'vllm serve m -tp 2'", ["vllm", "serve", "m", "-tp", "2"]),
+        ("/bin/bash -lc 'cd /x && exec vllm serve m'", ["vllm", "serve", "m"]),
+        ("docker run image sh -c 'X=1 vllm serve m; sleep 1'", ["vllm", "serve", "m"]),
+        ("vllm serve m", ["vllm", "serve", "m"]),
+        ("bash -c 'python train.py'", ["bash", "-c", "python train.py"]),
+        ("bash -c", ["bash", "-c"]),
+    ],
+)
+def test_the_command_within_a_shell_is_found(command: str, words: list[str]) -> None:
+    assert unwrapped(split_command(command), [VLLM, LLAMACPP]) == words
+
+
+@pytest.mark.parametrize(
+    ("command", "version"),
+    [
+        ("docker run vllm/vllm-openai:v0.19.0 --model m", "0.19.0"),
+        ("docker run registry:5000/vllm/vllm-openai:0.20.1-cu129 --model m", "0.20.1"),
+        ("docker run vllm/vllm-openai:latest --model m", None),
+        ("docker run vllm/vllm-openai --model m", None),
+        ("vllm serve m", None),
+    ],
+)
+def test_the_tag_of_an_image_is_a_version(command: str, version: str | None) -> None:
+    assert image_version(split_command(command), VLLM) == version
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("vllm serve m --config a.yaml", "a.yaml"),
+        ("vllm serve m --config=a.yaml -tp 2", "a.yaml"),
+        ("vllm serve m --config", None),
+        ("vllm serve m", None),
+    ],
+)
+def test_a_command_line_names_its_file_of_settings(command: str, file: str | None) -> None:
+    assert config_file(split_command(command), VLLM) == file
+
+
+def test_keys_of_a_file_of_settings_are_flags() -> None:
+    """vLLM 0.33, utils/argparse_utils.py load_config_file: nested ones become JSON."""
+    stated = {"tensor-parallel-size": 2, "enforce-eager": True, "max_model_len": "16K", "port": 8000,
+              "speculative-config": {"method": "ngram"}}  # fmt: skip
+
+    assert settings_of_config(stated, VLLM) == {
+        "tensor_parallel_size": "2",
+        "enforce_eager": "true",
+        "max_model_len": "16384",
+        "speculative_config": '{"method": "ngram"}',
+    }
 
 
 def test_a_model_path_is_compared_by_its_last_part() -> None:

@@ -25,6 +25,7 @@ from published_logs import (
     LOG_0_22,
     LOG_0_31,
     LOG_0_32_DEBUG,
+    LOG_0_33_DEBUG,
     LOG_CPU,
     log_of_h100,
 )
@@ -345,3 +346,23 @@ def test_the_model_of_the_log_is_taken_where_it_is_here(tmp_path: Path) -> None:
     assert logged_model(read_startup_log([line % "/no/such/model"])) is None
     assert logged_model(read_startup_log([line % "meta-llama/Llama-3.1-8B"])) is None
     assert logged_model(read_startup_log([])) is None
+
+
+def test_an_ordinary_log_says_what_a_detailed_one_would_add() -> None:
+    """0.22 prints "Actual usage is …" at debug level only."""
+    card = find_gpu("RTX 3090")
+    outcome = from_log(read_startup_log(LOG_0_22.splitlines()), card, name="the log")
+
+    (cure,) = [note for note in outcome.notes if "VLLM_LOGGING_LEVEL=DEBUG" in note]
+    assert cure.startswith("The log does not tell the CUDA context, activations, library memory")
+
+
+def test_a_detailed_log_tells_the_context() -> None:
+    log = read_startup_log(LOG_0_33_DEBUG.splitlines())
+
+    outcome = from_log(log, H100, version="0.33.0", name="the log")
+
+    assert outcome.calibration is not None
+    # 79.18 − 78.57 GiB
+    assert outcome.calibration.context_bytes == pytest.approx(0.61 * GIB, abs=12 << 20)
+    assert not any("the CUDA context" in note for note in outcome.notes)

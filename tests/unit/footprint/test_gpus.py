@@ -30,6 +30,24 @@ from brimline.footprint.gpus import _NAMES, GPUS, described_gpu, find_gpu, visib
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Blackwell"),
         ("AMD Instinct MI300X", "MI300X"),
+        ("A100-80", "A100 80GB SXM"),
+        ("A100-40", "A100 40GB"),
+        ("a100-40g", "A100 40GB"),
+        ("A100-SXM-80", "A100 80GB SXM"),
+        ("H100-80", "H100 SXM"),
+        ("H100-94GB", "H100 NVL"),
+        ("H200-141", "H200 SXM"),
+        ("V100-32", "V100 32GB"),
+        ("L4-24GB", "L4"),
+        ("L40S-48", "L40S"),
+        ("RTX 4090 24GB", "RTX 4090"),
+        ("MI300X-192GB", "MI300X"),
+        ("NVIDIA H20", "H20"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA L40", "L40"),
+        ("NVIDIA RTX A6000", "RTX A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
     ],
 )
 def test_a_gpu_is_found_by_what_people_and_drivers_call_it(name: str, expected: str) -> None:
@@ -51,8 +69,35 @@ def test_a_name_that_says_too_little_says_what_was_assumed() -> None:
 
 
 def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(FootprintError, match=r"unknown GPU 'Z9000'; known: A100 40GB, .*describe it"):
+    with pytest.raises(FootprintError, match=r"unknown GPU 'Z9000'; known: A10, A100 40GB, .*describe it"):
         find_gpu("Z9000")
+
+
+@pytest.mark.parametrize("name", ["A100-60", "H100-8", "L4-48", "T4-80", "A10-40"])
+def test_a_card_with_memory_that_it_never_had_is_not_known(name: str) -> None:
+    with pytest.raises(FootprintError, match="unknown GPU"):
+        find_gpu(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "terabytes_per_second", "printed_mib"),
+    # NVIDIA's data sheets; what nvidia-smi prints beside the name in published output
+    [
+        ("A10", 0.600, 23028),
+        ("L40", 0.864, 46068),
+        ("RTX A6000", 0.768, 49140),
+        ("RTX 6000 Ada", 0.960, 49140),
+        ("H20", 4.0, 97871),
+        ("GH200", 4.0, 97871),
+    ],
+)
+def test_bandwidth_is_the_data_sheets_and_memory_what_nvidia_smi_prints(
+    name: str, terabytes_per_second: float, printed_mib: int
+) -> None:
+    gpu = find_gpu(name)
+
+    assert gpu.bandwidth_bytes_per_second == terabytes_per_second * 1e12
+    assert gpu.memory_bytes == printed_mib * MIB
 
 
 def test_a_slice_of_a_gpu_is_refused() -> None:

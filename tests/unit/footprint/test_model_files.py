@@ -60,7 +60,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: bytes, why
     path = tmp_path / "config.json"
     path.write_bytes(content)
 
-    with pytest.raises(FootprintError, match=rf"^{re.escape(str(path))} {why}$"):
+    with pytest.raises(FootprintError, match=rf"^{re.escape(str(path))} {why}(: line \d+, column \d+: .*)?$"):
         read_architecture(path)
 
 
@@ -176,10 +176,10 @@ def test_a_gguf_with_garbage_in_it_gives_a_model_or_a_footprint_error(
 ) -> None:
     whole = gguf(*LLAMA)
     path = write(scratch, whole[:position] + garbage + whole[position + len(garbage) :])
-    began = time.monotonic()
+    began = time.thread_time()
 
     try:
         assert len(read_architecture(path).layers) >= 1
     except FootprintError as error:
         assert str(error).startswith(str(path))  # noqa: PT017
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1

@@ -240,19 +240,20 @@ def test_a_gpu_of_tomorrow_is_described_by_its_memory_and_bandwidth() -> None:
 # --- Whether it starts
 
 
-def test_a_budget_too_small_for_one_request_fits_no_gpu_however_large() -> None:
-    """vLLM refuses to start where its pool holds no full request (0.32, get_kv_cache_configs)."""
+def test_a_budget_too_small_for_one_request_does_not_start_on_a_gpu_however_large() -> None:
+    """vLLM refuses to start where its pool holds no full request (0.33, get_kv_cache_configs)."""
     model = read_model(LLAMA_8B)
 
     footprint = of_vllm(model, gpu_memory_utilization=0.3)
 
     # 16 GiB for one request of 131,072 tokens; 23.8 GiB of budget less 15 of weights and the rest
-    assert footprint.fits is False
+    assert footprint.fits is True
     assert footprint.starts is False
-    assert any(
-        "The GPU is large enough, yet vLLM does not start" in text and "--gpu-memory-utilization" in text
-        for text in footprint.assumptions
-    )
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.of == "engine"
+    assert footprint.obstacle.certainty == "certain"
+    assert "of the 16.00 GiB that one request of 131,072 tokens takes" in footprint.obstacle.text
+    assert "raise --gpu-memory-utilization" in footprint.obstacle.text
 
 
 def test_where_only_the_bounds_leave_a_doubt_it_fits_and_may_not_start() -> None:
@@ -265,7 +266,8 @@ def test_where_only_the_bounds_leave_a_doubt_it_fits_and_may_not_start() -> None
     assert pool.low < 4 * GIB < pool.expected
     assert footprint.fits is True
     assert footprint.starts is False
-    assert any("may refuse to" in text for text in footprint.assumptions)
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.certainty == "possible"
 
 
 def test_the_longest_request_that_starts_does_and_a_block_more_does_not() -> None:
@@ -289,9 +291,54 @@ def test_a_given_pool_must_lie_on_the_gpu_whole() -> None:
 
     assert (fits.fits, fits.starts) == (True, True)
     assert (too_much.fits, too_much.starts) == (False, False)
-    assert (too_little.fits, too_little.starts) == (False, False)
+    assert (too_little.fits, too_little.starts) == (True, False)
     # 511 blocks of 16 tokens beside the null block
     assert too_little.longest_start_tokens == 511 * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    # 100 GiB, either way: a block of 16 tokens takes 2 MiB
+    [("kv_cache_memory_bytes", 100 * GIB), ("num_gpu_blocks_override", 51_200)],
+)
+def test_a_given_pool_larger_than_the_card_is_what_is_wrong(name: str, value: int) -> None:
+    flags: dict[str, Any] = {name: value}
+
+    footprint = of_vllm(read_model(LLAMA_8B), find_gpu("A100-80"), **flags)
+
+    assert (footprint.fits, footprint.starts, footprint.longest_start_tokens) == (False, False, None)
+    assert footprint.obstacle is not None
+    assert (footprint.obstacle.of, footprint.obstacle.certainty) == ("card", "certain")
+    assert f"--{name.replace('_', '-')} asks for a KV cache of 100.00 GiB" in footprint.obstacle.text
+    assert "lower --max-model-len" not in footprint.obstacle.text
+
+
+def test_where_the_weights_alone_exceed_the_card_no_pool_is_to_blame() -> None:
+    footprint = of_vllm(model_of(LLAMA_70B), kv_cache_memory_bytes=GIB)
+
+    assert (footprint.fits, footprint.starts, footprint.longest_start_tokens) == (False, False, None)
+    assert footprint.obstacle is not None
+    assert "more than the GPU has without any KV cache" in footprint.obstacle.text
+
+
+def test_a_pool_that_only_the_bounds_leave_no_room_for_may_not_fit() -> None:
+    footprint = of_vllm(read_model(LLAMA_8B), kv_cache_memory_bytes=60 * GIB, max_model_len=32768)
+
+    assert footprint.headroom_bytes is not None
+    assert footprint.headroom_bytes > 0
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.certainty == "possible"
+
+
+def test_where_nothing_is_left_for_the_pool_the_total_is_the_plain_sum() -> None:
+    """No pool makes up for what a part takes more, so the bounds of the sum are sums of bounds."""
+    rank = of_vllm(model_of(LLAMA_70B)).fullest
+
+    parts = rank.components.values()
+    assert rank.components["kv_cache"].high == 0
+    for bound in ("low", "expected", "high"):
+        assert getattr(rank.total, bound) == sum(getattr(part, bound) for part in parts)
+    assert rank.total.low < rank.total.expected < rank.total.high
 
 
 def test_more_than_is_free_beside_the_context_cannot_be_asked_for() -> None:
@@ -299,8 +346,10 @@ def test_more_than_is_free_beside_the_context_cannot_be_asked_for() -> None:
     footprint = of_vllm(read_model(LLAMA_8B), gpu_memory_utilization=1.0)
 
     assert footprint.starts is False
-    assert footprint.fits is False
-    assert any("asks for more than is free" in text for text in footprint.assumptions)
+    assert footprint.longest_start_tokens == 0
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.certainty == "certain"
+    assert "are free beside the CUDA context" in footprint.obstacle.text
 
 
 def test_a_context_left_to_vllm_is_what_the_pool_holds() -> None:
@@ -572,3 +621,71 @@ def test_the_explained_layout_shows_groups_padding_and_the_null_block() -> None:
     assert "padded by" in text
     assert "null block" in text
     assert f"{footprint.kv_cache.block_bytes:,} B" in text
+
+
+# --- What is no decoder, and what is said of many GPUs
+
+
+def test_a_model_without_a_context_length_is_served_with_2048_tokens() -> None:
+    """vLLM 0.33, config/model.py _get_and_verify_max_len."""
+    unstated = {name: value for name, value in LLAMA_70B.items() if name != "max_position_embeddings"}
+
+    footprint = of_vllm(model_of(unstated), None)
+
+    assert footprint.kv_cache.max_model_len_tokens == 2048
+    assert any("states no context length: vLLM serves 2,048" in text for text in footprint.assumptions)
+    assert of_vllm(model_of(unstated), None, max_model_len=32768).kv_cache.max_model_len_tokens == 32768
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "intermediate_size": 3072, "vocab_size": 30522, "max_position_embeddings": 512},
+        {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"],
+         "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+         "vocab_size": 250002, "max_position_embeddings": 8194},
+        {**LLAMA_70B, "is_causal": False},
+    ],
+    ids=["bert", "xlm-roberta", "bidirectional"],
+)  # fmt: skip
+def test_an_encoder_is_refused_and_not_counted_as_a_decoder(config: dict[str, Any]) -> None:
+    with pytest.raises(FootprintError, match="is an encoder, which keeps no K/V cache"):
+        model_of(config)
+
+
+def test_a_head_of_another_task_is_said_to_be_counted_as_an_output_head() -> None:
+    model = model_of({**LLAMA_70B, "architectures": ["LlamaForSequenceClassification"]})
+
+    assert any("has a small head of its own" in text for text in of_vllm(model, None).assumptions)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"tensor_parallel_size": 8}, "All figures are of one GPU; 8 GPUs in all."),
+        (
+            {"tensor_parallel_size": 4, "pipeline_parallel_size": 2},
+            "All figures are of one GPU of the fullest of 2 stages; 8 GPUs in all.",
+        ),
+        (
+            {"tensor_parallel_size": 4, "data_parallel_size": 2},
+            "All figures are of one of 2 data-parallel ranks; 8 GPUs in all.",
+        ),
+    ],
+)
+def test_of_how_many_gpus_the_figures_are_one_is_said(flags: dict[str, int], said: str) -> None:
+    footprint = of_vllm(model_of(LLAMA_70B), None, **flags)  # type: ignore[arg-type]
+
+    document = as_json(footprint)
+    assert said in footprint.assumptions
+    assert document["gpus"] == 8
+    assert document["pipeline_parallel"] == flags.get("pipeline_parallel_size", 1)
+
+
+def test_n_grams_have_no_keys_and_values_to_leave_out() -> None:
+    config = '{"method": "ngram", "num_speculative_tokens": 4}'
+
+    said = predict("vllm", read_model(LLAMA_8B), {"speculative_config": config}).assumptions
+
+    assert not any("drafter" in text for text in said)

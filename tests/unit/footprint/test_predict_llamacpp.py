@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+import brimline.demo
 from brimline.errors import FootprintError
 from brimline.footprint.calibration import Calibration
 from brimline.footprint.gguf import Gguf, GgufTensor, layout_of_gguf
@@ -551,3 +553,39 @@ def test_bounds_stay_in_order_and_total_is_the_sum(launch: dict[str, Any]) -> No
             assert 0 <= part.low <= part.expected <= part.high
             assert part.source
         assert rank.total.expected == sum(part.expected for part in rank.components.values())
+
+
+# --- A drafter
+
+LLAMA_8B_FOLDER = Path(brimline.demo.__file__).parent / "llama-3.1-8b"
+
+
+def test_a_drafter_has_its_weights_once_and_a_context_for_each_slot() -> None:
+    """Llama 8B in F16 without its input embedding: 7,504,924,672 × 2 B; 131,072 B of K/V for each token."""
+    flags = {"ctx_size": "8192", "parallel": "2", "n_gpu_layers": "99", "fit": "off"}
+
+    alone = predict("llamacpp", llama(), flags, gpu=H100)
+    with_it = predict("llamacpp", llama(), {**flags, "model_draft": str(LLAMA_8B_FOLDER)}, gpu=H100)
+
+    draft = with_it.fullest.components["draft_model"]
+    weights, cache = 7_504_924_672 * 2, 4096 * 131_072
+    assert weights + 2 * cache < draft.expected < weights + 2 * cache + 2 * GIB
+    assert draft.low >= 0.99 * weights + cache
+    assert with_it.fullest.total.expected - alone.fullest.total.expected == draft.expected
+    # Its input embedding stays on the host.
+    assert with_it.fullest.host["draft_model"].expected >= 128_256 * 4096 * 2
+
+
+def test_a_drafter_may_stay_on_the_host() -> None:
+    flags = {"ctx_size": "4096", "n_gpu_layers": "99", "model_draft": str(LLAMA_8B_FOLDER)}
+
+    footprint = predict("llamacpp", llama(), {**flags, "n_gpu_layers_draft": "0"}, gpu=H100)
+
+    assert footprint.fullest.host["draft_model"].expected > 14 * GIB
+
+
+def test_a_drafter_that_is_not_here_is_said_not_to_be_counted() -> None:
+    footprint = predict("llamacpp", llama(), {"ctx_size": "4096", "model_draft": "/no/draft.gguf"}, gpu=H100)
+
+    assert "draft_model" not in footprint.fullest.components
+    assert any(text.startswith("The draft model is not counted") for text in footprint.assumptions)

@@ -172,7 +172,7 @@ def test_attention_of_replicas_is_split_among_fewer_gpus() -> None:
         for one, other in [(replicated, split)]
     ]
     assert more[0] == pytest.approx(attention / 2 - attention / 8, rel=0.001)
-    assert replicated.data_parallel == 1
+    assert (replicated.data_parallel, replicated.tensor_parallel, replicated.gpu_count) == (4, 8, 8)
 
 
 def test_windows_hold_what_they_see_of_a_request() -> None:
@@ -206,6 +206,26 @@ def test_it_fits_where_the_smallest_pool_holds_one_request_and_the_slack_what_is
     assert of(context_length=32768).fits is True
     assert of(gpu=described_gpu(24 * GIB, 1e12), context_length=131072).fits is False
     assert of(context_length=32768, mem_fraction_static=0.999).fits is False
+
+
+def test_a_static_part_smaller_than_the_weights_starts_no_server() -> None:
+    """0.5.23, pool_configurator.py: 'Not enough memory. Please try to increase --mem-fraction-static.'"""
+    footprint = of(mem_fraction_static=0.1)  # 7.9 GiB, and 15 of weights
+
+    assert (footprint.fits, footprint.starts) == (False, False)
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.certainty == "certain"
+    assert "raise --mem-fraction-static" in footprint.obstacle.text
+
+
+def test_a_pool_below_the_context_starts_and_does_not_fit() -> None:
+    """0.5.23, tp_worker.py: max_req_len is at most the pool's tokens."""
+    footprint = of(mem_fraction_static=0.3)  # 23.6 GiB less 15 of weights: 8.6, and a request takes 16
+
+    assert (footprint.fits, footprint.starts) == (False, True)
+    assert footprint.obstacle is not None
+    assert footprint.obstacle.of == "engine"
+    assert "of the 131,072 tokens of one request" in footprint.obstacle.text
 
 
 def test_the_total_is_known_better_than_its_parts() -> None:
@@ -325,3 +345,54 @@ def test_a_longer_request_never_takes_less(first: int, second: int) -> None:
     )
 
     assert shorter.full_request_bytes <= longer.full_request_bytes
+
+
+def test_a_model_of_windows_alone_keeps_the_whole_context() -> None:
+    """Mistral 7B v0.1 is not among SGLang's hybrids (0.5.23, configs/model_config.py is_hybrid_swa_model)."""
+    mistral = {
+        **LLAMA_8B, "model_type": "mistral", "vocab_size": 32000, "sliding_window": 4096,
+        "max_position_embeddings": 32768,
+    }  # fmt: skip
+
+    cache = of(mistral).kv_cache
+
+    assert cache.bytes_per_token == 2 * 8 * 128 * 2 * 32
+    assert cache.full_request_bytes == 32768 * 131072
+
+
+# --- Adapters
+
+
+def test_slots_for_adapters_are_taken_from_the_pool() -> None:
+    """0.5.23, lora/mem_pool.py: 8 slots × rank 16 × Σ (inputs + outputs) of each linear layer × 2 B.
+
+    Of a layer of Llama 8B: q and o 8192 each, k and v 5120 each, three times 18,432: 81,920.
+    """
+    every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    flags: dict[str, Any] = {"mem_fraction_static": 0.8, "enable_lora": True, "max_lora_rank": 16}
+
+    plain = of(mem_fraction_static=0.8).fullest.components
+    adapted = of(lora_target_modules=" ".join(every), **flags).fullest.components
+    stacked = of(lora_target_modules="qkv_proj o_proj gate_up_proj down_proj", **flags).fullest.components
+
+    slots = 8 * 16 * 32 * 81_920 * 2
+    assert adapted["lora"].is_exact
+    assert adapted["lora"].expected == stacked["lora"].expected == slots
+    assert plain["kv_cache"].expected - adapted["kv_cache"].expected == pytest.approx(slots, abs=131072)
+
+
+def test_half_the_slots_and_twice_the_gpus_take_less() -> None:
+    flags: dict[str, Any] = {"lora_target_modules": "o_proj", "enable_lora": True, "max_lora_rank": 24}
+
+    few = of(max_loras_per_batch=4, **flags).fullest.components["lora"]
+    split = of(max_loras_per_batch=4, tp_size=2, **flags).fullest.components["lora"]
+
+    assert few.expected == 4 * 24 * 32 * (4096 + 4096) * 2
+    assert split.expected == 4 * 24 * 32 * (2048 + 4096) * 2
+
+
+def test_adapters_of_unknown_rank_are_said_not_to_be_counted() -> None:
+    footprint = of(enable_lora=True)
+
+    assert "lora" not in footprint.fullest.components
+    assert any("give --max-lora-rank" in text for text in footprint.assumptions)

@@ -140,3 +140,11 @@ def test_bounds_stay_in_order_for_any_card(
     for part in [*document["per_gpu"]["components"].values(), document["per_gpu"]["total"]]:
         assert 0 <= part["low"] <= part["expected"] <= part["high"]
         assert part["source"]
+
+
+def test_a_context_above_the_models_is_lowered_to_it_aloud() -> None:
+    """_torch/pyexecutor/model_engine.py _init_max_seq_len: "Setting max_seq_len to …" in a warning."""
+    footprint = of(max_seq_len=200_000)
+
+    assert footprint.kv_cache.max_model_len_tokens == 131072
+    assert any("--max_seq_len 200,000 is lowered to the 131,072 tokens" in t for t in footprint.assumptions)

@@ -147,6 +147,32 @@ def test_the_active_weights_of_mixtral_are_12_9b_parameters() -> None:
     assert (weights.ceiling_bytes() / 2 + 32000 * 4096) / 1e9 == pytest.approx(12.88, abs=0.01)
 
 
+def test_tokens_that_are_routed_evenly_read_more_experts_than_the_ceiling_counts() -> None:
+    # Mixtral touches 2 experts for one token, 7.92 of 8 for sixteen: E · (1 − (1 − k/E)^B)
+    ceiling = DecodeCeiling(
+        weights=DecodeWeights(dense_bytes=100, experts=(ExpertLayer(10, 8, 2),) * 3),
+        kv_read=lambda _: 0,
+        bandwidth_bytes_per_second=1000,
+    )
+
+    even = ceiling.evenly()
+
+    assert even is not None
+    assert even(1, 1) == pytest.approx(ceiling(1, 1)) == 1000 / 160
+    assert ceiling(16, 1) == 16 * 1000 / 160
+    assert even(16, 1) == pytest.approx(16 * 1000 / (100 + 30 * 7.92), rel=0.001)
+    assert PipelineCeiling((ceiling, ceiling)).evenly() == PipelineCeiling((even, even))
+
+
+def test_a_model_without_experts_has_one_ceiling() -> None:
+    dense = DecodeCeiling(
+        weights=DecodeWeights(dense_bytes=1), kv_read=lambda _: 0, bandwidth_bytes_per_second=1
+    )
+
+    assert dense.evenly() is None
+    assert PipelineCeiling((dense,)).evenly() is None
+
+
 def test_weights_smaller_than_their_experts_are_refused() -> None:
     with pytest.raises(FootprintError, match="check the element sizes"):
         decode_weights(LLAMA_8B, 10)

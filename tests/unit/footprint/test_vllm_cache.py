@@ -364,10 +364,35 @@ def test_turboquant_leaves_two_layers_at_either_end_unquantized() -> None:
 
 
 def test_a_block_size_that_is_not_given_is_assumed_aloud() -> None:
-    cache = vllm_cache(LLAMA_3_8B, launched(block_size=None))
+    """Where another one would change what a request takes: windows, states and latents."""
+    cache = vllm_cache(GPT_OSS_20B, launched(block_size=None))
 
     assert cache.block_size == 16
     assert "--block-size is not given: blocks of 16 tokens are assumed." in cache.assumptions
+    assert vllm_cache(LLAMA_3_8B, launched(block_size=None)).assumptions == ()
+
+
+# What a token costs within a window.
+
+PHI_3_MINI = architecture(*[attention(32, 96, window=262144)] * 32)  # of 131,072 tokens
+MISTRAL_7B_V01 = architecture(*[attention(8, window=4096)] * 32)
+
+
+def test_a_window_as_long_as_the_context_is_full_attention_to_a_token() -> None:
+    """2 × 32 heads × 96 × 2 B × 32 layers; vLLM 0.33 keeps it a window: a block more."""
+    cache = vllm_cache(PHI_3_MINI, launched(max_model_len=131072))
+
+    assert cache.bytes_per_token == 393_216
+    assert cache.window_tokens is None
+    assert cache.request_blocks(131072) == 131072 // 16 + 1
+
+
+def test_a_shorter_window_costs_a_token_until_it_is_full_and_then_none() -> None:
+    cache = vllm_cache(MISTRAL_7B_V01, launched(max_model_len=32768))
+
+    assert cache.bytes_per_token == 0
+    assert cache.bytes_per_token_within_window == 2 * 8 * 128 * 2 * 32
+    assert cache.window_tokens == 4096
 
 
 def test_a_drafter_without_layers_is_said_not_to_be_counted() -> None:

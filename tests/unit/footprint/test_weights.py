@@ -546,6 +546,8 @@ def test_every_method_makes_the_model_smaller() -> None:
     plain = expected(LLAMA_8B)
 
     for name in [*QUANTIZATIONS, "q8_0", "q4_0", "iq2_xxs"]:
+        if name == "experts_int8":  # of which this model has none
+            continue
         assert expected(quantize(LLAMA_8B, name)) < plain
 
 

@@ -1,0 +1,1 @@
+"""The boards drawn from a Prometheus, without a Grafana: a preview, which says that it is one."""
