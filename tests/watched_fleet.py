@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from brimline import verdicts
 from brimline.demo.gpu_recording import recording
 from brimline.demo.profiles import MODEL_FOLDER, PROFILES, RESIDENT_GPU_BYTES
-from brimline_dashboards import verdicts
 from exporter_process import running_exporter
 from prometheus_server import Prometheus, free_port, running_prometheus
 from simulated_server import simulated_vllm

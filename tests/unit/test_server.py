@@ -253,7 +253,7 @@ def test_pipelined_requests_are_answered_in_turn() -> None:
 
 
 def test_at_the_limit_the_one_that_has_waited_longest_gives_way(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "brimline.server")
+    caplog.set_level(logging.INFO, "brimline.port")
 
     async def scenario() -> None:
         async with serving(header_seconds=600.0, connections=4) as port:

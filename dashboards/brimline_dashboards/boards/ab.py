@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from brimline_dashboards import verdicts
+from brimline import verdicts
 from brimline_dashboards.boards.common import (
     AB,
     LINKS,

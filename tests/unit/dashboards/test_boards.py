@@ -13,8 +13,9 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from brimline import verdicts
 from brimline.catalog import BY_NAME
-from brimline_dashboards import boards, verdicts
+from brimline_dashboards import boards
 from brimline_dashboards.panels import COLUMNS, board_json
 
 BOARDS = {uid: board_json(board()) for uid, board in boards.BOARDS.items()}
