@@ -53,15 +53,16 @@ EXPOSED = (
         VERDICT,
         "gauge",
         (*_OF_METRIC, "verdict"),
-        "1 for the verdict that holds, 0 for each other one; metric=overall for that over all gates. It is of "
-        "ab_judged_timestamp_seconds, and stays while the data source fails. Absent before the first verdict.",
+        "1 for the verdict that holds, 0 for each other one; metric=overall for that over all gates. It is "
+        "of ab_judged_timestamp_seconds, and stays while the data source fails. Absent before the first "
+        "verdict.",
     ),
     Exposed(
         DELTA,
         "gauge",
         _OF_METRIC,
-        "Candidate over baseline less 1, at equal load where the metric depends on it. Absent where it cannot "
-        "be estimated yet.",
+        "Candidate over baseline less 1, at equal load where the metric depends on it. Absent where it "
+        "cannot be estimated yet.",
     ),
     Exposed(
         DELTA_LOWER,
@@ -79,21 +80,22 @@ EXPOSED = (
         BLOCKS,
         "gauge",
         _OF_METRIC,
-        "Blocks of time that the metric was compared over, both variants at once. Absent before the first verdict.",
+        "Blocks of time that the metric was compared over, both variants at once. Absent before the first "
+        "verdict.",
     ),
     Exposed(
         REQUIRED,
         "gauge",
         _OF_METRIC,
-        "How much longer both variants must serve until the margin can be told from noise; metric=overall for the "
-        "longest of all gates. Absent where it is decided, and where it cannot be told.",
+        "How much longer both variants must serve until the margin can be told from noise; metric=overall "
+        "for the longest of all gates. Absent where it is decided, and where it cannot be told.",
     ),
     Exposed(
         UP,
         "gauge",
         ("experiment",),
-        "1 where the last attempt to judge succeeded, 0 where Prometheus could not be asked or its answer not used. "
-        "Absent before the first attempt.",
+        "1 where the last attempt to judge succeeded, 0 where Prometheus could not be asked or its answer "
+        "not used. Absent before the first attempt.",
     ),
     Exposed(
         ERRORS,
