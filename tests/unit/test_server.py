@@ -15,7 +15,8 @@ from aiohttp import ClientSession, web
 
 from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Seconds, Target
-from brimline.server import ConnectionLimits, Exporter, scrape_budget, serve
+from brimline.port import ConnectionLimits
+from brimline.server import Exporter, scrape_budget, serve
 from fake_servers import FakeServer, FakeVllm, answer, json_answer, when
 
 PATIENCE = 30.0  # far above what a loaded machine needs
