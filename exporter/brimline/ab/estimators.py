@@ -1,7 +1,7 @@
 """Differences of two arms by kind of metric, one for each block of time.
 
-An arm's block is the sum over its replicas: of numerators and denominators, never a mean of ratios. `harm` is the
-logarithm of candidate over baseline, with the sign turned where more is better.
+An arm's block is the sum over its replicas: of numerators and denominators, never a mean of ratios. `harm`
+is the logarithm of candidate over baseline, with the sign turned where more is better.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def log_ratios(baseline: Arm, candidate: Arm, *, more_is_better: bool) -> Floats
         difference = np.log(candidate.numerator / candidate.denominator) - np.log(
             baseline.numerator / baseline.denominator
         )
-    difference = difference[np.isfinite(difference)]
+    difference = np.asarray(difference[np.isfinite(difference)])
     return -difference if more_is_better else difference
 
 
 def intensity(baseline: Arm, candidate: Arm, *, more_is_better: bool, boot_error: float) -> Estimate:
-    """The mean of the blocks' log-ratios. Raises NotEnough for fewer than two blocks with both arms at work."""
+    """The mean of the blocks' log-ratios. Raises NotEnough for fewer than two of them."""
     differences = log_ratios(baseline, candidate, more_is_better=more_is_better)
     if len(differences) < 2:
         raise NotEnough(f"{len(differences)} blocks in which both arms had anything to count; two are needed")
@@ -52,7 +52,8 @@ def intensity(baseline: Arm, candidate: Arm, *, more_is_better: bool, boot_error
 class LoadedArm:
     """An arm's metric and the load it was under, in short stretches (minutes).
 
-    values: the metric (a ratio of sums). load: offered load of a replica. block: which block each stretch is in.
+    values: the metric (a ratio of sums). load: offered load of a replica. block: which block each stretch
+    is in.
     """
 
     values: Floats
@@ -63,8 +64,8 @@ class LoadedArm:
 def affine(baseline: LoadedArm, candidate: LoadedArm, *, more_is_better: bool, boot_error: float) -> Estimate:
     """The difference at equal offered load, for metrics with a fixed part and one that grows with load.
 
-    Least squares of log value on arm, log load and its square, over both arms' stretches; its error from the mean
-    influence of each block, so that what is alike within a block counts once. Raises NotEnough.
+    Least squares of log value on arm, log load and its square, over both arms' stretches; its error from
+    the mean influence of each block, so that what is alike within a block counts once. Raises NotEnough.
     """
     arms = (baseline, candidate)
     kept = [
@@ -116,8 +117,8 @@ def load_overlap(baseline: Floats, candidate: Floats) -> float:
 def quantile_of_buckets(bounds: Floats, counts: Floats, quantile: float) -> tuple[float, float]:
     """The quantile by linear interpolation within its bucket, and the bucket's width over it.
 
-    bounds: upper bounds, rising, the last one infinite. counts: cumulative. (nan, nan) where nothing was counted or
-    the quantile lies in the last bucket.
+    bounds: upper bounds, rising, the last one infinite. counts: cumulative. (nan, nan) where nothing was
+    counted or the quantile lies in the last bucket.
     """
     total = counts[-1]
     if not total > 0:

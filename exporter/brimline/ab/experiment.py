@@ -29,7 +29,8 @@ DEFAULT_WARMUP = Seconds(600.0)
 DEFAULT_MIN_BLOCKS = 6
 # A guess until `brimline ab aa` has looked at the servers' own noise.
 DEFAULT_TIME_CONSTANT = Seconds(150.0)
-# Identical command lines boot with pools that differ by about as much (vLLM issue 54383 and pull request 54479).
+# Identical command lines boot with pools that differ by about as much (vLLM issue 54383 and pull request
+# 54479).
 DEFAULT_BOOT_DEVIATION = 0.01
 
 
@@ -99,8 +100,8 @@ class ExperimentFile(_Struct, frozen=True):
 class Metric:
     """How one metric is compared.
 
-    numerator, denominator: quantities of the catalog: counters by their growth, gauges by their integral over time.
-    query: PromQL of the user instead. margin: a ratio, 0.05 for 5 %. quantile: of tails.
+    numerator, denominator: quantities of the catalog: counters by their growth, gauges by their integral
+    over time. query: PromQL of the user instead. margin: a ratio, 0.05 for 5 %. quantile: of tails.
     """
 
     name: str
@@ -212,8 +213,57 @@ METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StaticQuantity:
+    """What one boot of a server settles. tolerance_ratio: how far apart two boots alike may be."""
+
+    name: str
+    title: str
+    unit: str
+    more_is_better: bool
+    tolerance_ratio: float = DEFAULT_BOOT_DEVIATION
+
+
+# Of all ranks together where they add up; bytes per token and requests as one rank has them.
+STATIC: Mapping[str, StaticQuantity] = {
+    quantity.name: quantity
+    for quantity in (
+        StaticQuantity(
+            name="kv_cache_capacity_bytes", title="KV cache pool", unit="bytes", more_is_better=True
+        ),
+        StaticQuantity(
+            name="kv_cache_capacity_tokens",
+            title="tokens that the pool holds",
+            unit="tokens",
+            more_is_better=True,
+        ),
+        # Settled by dtype and shape; only counting in whole blocks moves it.
+        StaticQuantity(
+            name="kv_cache_bytes_per_token",
+            title="KV cache bytes of a token",
+            unit="bytes",
+            more_is_better=False,
+            tolerance_ratio=0.001,
+        ),
+        StaticQuantity(
+            name="kv_cache_max_concurrency_requests",
+            title="requests of full length at once",
+            unit="requests",
+            more_is_better=True,
+        ),
+        StaticQuantity(name="weights_bytes", title="weights", unit="bytes", more_is_better=False),
+        StaticQuantity(
+            name="memory_used_peak_bytes",
+            title="GPU memory used at most",
+            unit="bytes",
+            more_is_better=False,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What the file comes to: arms with selectors, times in seconds since the epoch, metrics with their margins."""
+    """What the file comes to: arms, times in seconds since the epoch, metrics with their margins."""
 
     name: str
     prometheus: PrometheusConfig
@@ -238,6 +288,12 @@ class Experiment:
             self.block_length < max(DEFAULT_BLOCK, 6 * self.noise_time_constant)
             or self.min_blocks < DEFAULT_MIN_BLOCKS
         )
+
+    @property
+    def block_edges(self) -> tuple[float, ...]:
+        """Where blocks begin and end, from the start on; only whole blocks."""
+        count = int((self.end - self.start) / self.block_length + 1e-9)
+        return tuple(self.start + place * self.block_length for place in range(count + 1))
 
     def selector(self, variant: Variant) -> str:
         """What of brimline_target_info belongs to the arm."""
@@ -266,7 +322,8 @@ def parse(text: str, name: str = "experiment.yaml", *, now: float) -> Experiment
     file, source = read_struct(text, name, ExperimentFile, _SCHEMA)
     if not _NAME.fullmatch(file.name):
         raise source.error(
-            ("name",), f"name {file.name!r} cannot be a label; use letters, digits and . _ : / - (at most 128)"
+            ("name",),
+            f"name {file.name!r} cannot be a label; use letters, digits and . _ : / - (at most 128)",
         )
     baseline, candidates = _arms(file, source)
     start, end = _times(file.window, source, now)
@@ -317,7 +374,7 @@ def _arms(file: ExperimentFile, source: Source) -> tuple[Variant, tuple[Variant,
         if variant.selector is not None and re.search(r"[{}\n]", variant.selector):
             raise source.error(
                 ("variants", index, "selector"),
-                "a selector is what stands between the braces; write variant=\"long\"",
+                'a selector is what stands between the braces; write variant="long"',
             )
     baselines = [variant for variant in file.variants if variant.role == "baseline"]
     candidates = tuple(variant for variant in file.variants if variant.role == "candidate")
@@ -362,7 +419,9 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
                 f"unknown metric {wanted.name!r}; known: {', '.join(METRICS)}; or give a query of your own",
             )
         if wanted.margin is not None and not 0 < wanted.margin < 1:
-            raise source.error((*place, "margin"), f"margin {wanted.margin:g} is no ratio; write 0.05 for 5 %")
+            raise source.error(
+                (*place, "margin"), f"margin {wanted.margin:g} is no ratio; write 0.05 for 5 %"
+            )
         base = known or Metric(name=wanted.name, title=wanted.name, kind="intensity", query=wanted.query)
         chosen[wanted.name] = Metric(
             name=base.name,

@@ -1,8 +1,8 @@
-"""From the differences of blocks to a verdict: intervals, multiplicity, bounds that may be looked at any time.
+"""From the differences of blocks to a verdict: intervals, multiplicity, bounds for looking at any time.
 
-Everything is on the scale of *harm*: the logarithm of candidate over baseline, with the sign turned where more is
-better, so that 0 is no difference and above 0 is worse. A block is a stretch of time long enough for blocks to be
-nearly independent; scrapes within it are not.
+Everything is on the scale of *harm*: the logarithm of candidate over baseline, with the sign turned where
+more is better, so that 0 is no difference and above 0 is worse. A block is a stretch of time long enough
+for blocks to be nearly independent; scrapes within it are not.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from scipy import stats
 Floats = NDArray[np.float64]
 Verdict = Literal["better", "pass", "worse", "inconclusive", "not_comparable"]
 
-# WORSE: the bound of this one-sided confidence shows harm and the estimate is beyond the margin. PASS: the bound of
-# that one is inside the margin. Chosen by simulation (docs/ab.md): +10 % is found within four hours, and a
-# difference of just the margin passes in at most 8 % of runs.
+# WORSE: the bound of this one-sided confidence shows harm and the estimate is beyond the margin. PASS:
+# the bound of that one is inside the margin. Chosen by simulation (docs/ab.md): +10 % is found within
+# four hours, and a difference of just the margin passes in at most 8 % of runs.
 WORSE_CONFIDENCE = 0.975
 PASS_CONFIDENCE = 0.95
 POWER = 0.8
 
-# The count of blocks for which the band that may be looked at any time is narrowest: 16 of a quarter of an hour.
+# The count of blocks for which the band that may be looked at any time is narrowest: 16 of a quarter of
+# an hour.
 BAND_BLOCKS = 16
 
 
@@ -34,8 +35,8 @@ BAND_BLOCKS = 16
 class Estimate:
     """A difference with what it is known to.
 
-    harm: the estimate. standard_error, degrees: of a t distribution. boot_error: what one boot more or less would
-    move, which is in no block of this run. blocks: the values behind it, one each.
+    harm: the estimate. standard_error, degrees: of a t distribution. boot_error: what one boot more or less
+    would move, which is in no block of this run. blocks: the values behind it, one each.
     """
 
     harm: float
@@ -117,8 +118,8 @@ def verdict_of(estimate: Estimate, margin: float, *, p_threshold: float = 1 - WO
 def holm(p_values: Mapping[str, float], alpha: float = 1 - WORSE_CONFIDENCE) -> dict[str, float]:
     """For each name, the largest p that is still significant among all of them (Holm 1979).
 
-    A name is significant where its own p is at most what stands here: the smallest is held against alpha/n, the
-    next against alpha/(n - 1), and so on until one is not, after which none is.
+    A name is significant where its own p is at most what stands here: the smallest is held against alpha/n,
+    the next against alpha/(n - 1), and so on until one is not, after which none is.
     """
     thresholds: dict[str, float] = {}
     stopped = False
@@ -185,9 +186,9 @@ def blocks_needed(spread: float, margin: float, *, boot_error: float = 0.0) -> f
 def sequence_half_width(count: int, standard_deviation: float, *, alpha: float = 0.05) -> float:
     """Half the width of the band around the mean of `count` blocks that holds at all counts at once.
 
-    Asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (arXiv 2103.06476, equation
-    for AsympCS), narrowest at BAND_BLOCKS, times t over z for small counts. It must run on from the experiment's
-    start: over a sliding window it does not hold.
+    Asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (arXiv 2103.06476,
+    equation for AsympCS), narrowest at BAND_BLOCKS, times t over z for small counts. It must run on from
+    the experiment's start: over a sliding window it does not hold.
     """
     if count < 2:
         return math.inf
@@ -207,7 +208,8 @@ def sequence_half_width(count: int, standard_deviation: float, *, alpha: float =
 class RateRatio:
     """The ratio of two rates of rare events, candidate over baseline, with bounds.
 
-    ratio: nan where neither arm has any. dispersion: how much more the counts of blocks vary than by chance alone.
+    ratio: nan where neither arm has any. dispersion: how much more the counts of blocks vary than by chance
+    alone.
     """
 
     ratio: float
@@ -225,9 +227,10 @@ def rate_ratio(
     *,
     confidence: float = 0.95,
 ) -> RateRatio:
-    """Rates compared by the exact conditional binomial of their totals (Clopper and Pearson), per block counts in.
+    """Rates compared by the exact conditional binomial of their totals (Clopper and Pearson 1934).
 
-    Events that come in bursts make counts vary more than Poisson's: totals are divided by that dispersion first.
+    Events that come in bursts make counts vary more than Poisson's: totals are divided by that dispersion
+    first.
     """
     dispersion = max(
         _dispersion(baseline_events, baseline_exposure), _dispersion(candidate_events, candidate_exposure)

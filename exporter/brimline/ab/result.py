@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """One condition of comparability. passed: None where the series do not tell. cure: what to do if not passed."""
+    """One condition of comparability. passed: None where the series do not tell. cure: what to do."""
 
     name: str
     passed: bool | None
@@ -25,11 +25,12 @@ class Guard:
 class MetricResult:
     """One metric of one candidate beside the baseline.
 
-    baseline, candidate: the metric over the whole window, None where nothing was counted. delta_ratio: candidate over
-    baseline less 1, as the procedure estimates it (at equal load where that applies), with its 95 % bounds.
-    same_concurrency_delta_ratio: the same at equal running requests. hours_needed: of further running until the
-    margin can be decided; None where that is done or cannot be told. noise_floor_ratio: what `ab aa` showed between
-    equal arms. blocks: log-ratio of each block with its start, for plots.
+    baseline, candidate: the metric over the whole window, None where nothing was counted. delta_ratio:
+    candidate over baseline less 1, as the procedure estimates it (at equal load where that applies), with
+    its 95 % bounds. same_concurrency_delta_ratio: the same at equal running requests. hours_needed: of
+    further running until the margin can be decided; None where that is done or cannot be told.
+    noise_floor_ratio: what `ab aa` showed between equal arms. blocks: log-ratio of each block with its
+    start, for plots.
     """
 
     name: str
@@ -57,8 +58,8 @@ class MetricResult:
 class StaticResult:
     """A quantity that one boot decides: no statistics, predicted beside observed.
 
-    predicted_delta_ratio, observed_delta_ratio: candidate over baseline less 1. tolerance_ratio: how much two boots
-    of one configuration may differ.
+    predicted_delta_ratio, observed_delta_ratio: candidate over baseline less 1. tolerance_ratio: how much
+    two boots of one configuration may differ.
     """
 
     name: str

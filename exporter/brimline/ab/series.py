@@ -52,7 +52,7 @@ def largest(parts: Sequence[Series]) -> Series:
 
 
 def growth(counter: Series) -> Series:
-    """What a counter grew by since the sample before; the first sample says nothing, a fall is a new start from 0."""
+    """What a counter grew by since the sample before; after a fall, all that it shows is growth."""
     if len(counter.times) < 2:
         return EMPTY
     steps = np.diff(counter.values)
@@ -115,8 +115,8 @@ def scrape_interval(times: Iterable[Floats]) -> float:
 class Replica:
     """One server of an arm, as read over the window.
 
-    counters: growth by quantity. gauges: by quantity. buckets: growth of each histogram bucket, by quantity and
-    upper bound. resets: times at which its counters fell.
+    counters: growth by quantity. gauges: by quantity. buckets: growth of each histogram bucket, by quantity
+    and upper bound. resets: times at which its counters fell.
     """
 
     name: str
