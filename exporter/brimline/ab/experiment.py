@@ -214,7 +214,7 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticQuantity:
-    """What one boot of a server settles. tolerance_ratio: how far apart two boots of one configuration are."""
+    """What one boot of a server settles. tolerance_ratio: how far apart two boots alike may be."""
 
     name: str
     title: str

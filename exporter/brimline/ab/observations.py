@@ -78,7 +78,7 @@ class ReplicaObservations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmObservations:
-    """One variant. own_metrics: the user's own by name, a sample at the end of each block (nan: no answer)."""
+    """One variant. own_metrics: the user's own by name, a sample at the end of each block (nan: none)."""
 
     variant: str
     replicas: Sequence[ReplicaObservations]

@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """One condition of comparability. passed: None where the series do not tell. cure: what to do about it."""
+    """One condition of comparability. passed: None where the series do not tell. cure: what to do."""
 
     name: str
     passed: bool | None
