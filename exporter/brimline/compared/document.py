@@ -47,6 +47,7 @@ def _comparison(comparison: Comparison) -> Json:
         "candidate": comparison.candidate,
         "verdict": comparison.verdict,
         "reasons": list(comparison.reasons),
+        "blocks": comparison.blocks_used,
         "hours_needed": comparison.hours_needed,
         "differing_settings": [
             {"setting": setting, "baseline": before, "candidate": after}
@@ -90,6 +91,7 @@ def _static(static: StaticResult) -> Json:
         "name": static.name,
         "title": static.title,
         "unit": static.unit,
+        "gate": static.gate,
         "verdict": static.verdict,
         "baseline": static.baseline,
         "candidate": static.candidate,

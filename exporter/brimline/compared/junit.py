@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET  # writes only
 from datetime import UTC, datetime
 
-from brimline.ab.result import Comparison, MetricResult, Report
+from brimline.ab.result import Comparison, MetricResult, Report, StaticResult
 from brimline.compared import wording
 
 
@@ -28,28 +28,33 @@ def _suite(report: Report, comparison: Comparison) -> ET.Element:
         error.text = wording.plain(guard.cure)
     for metric in comparison.metrics:
         if metric.gate:
-            _case(suite, name, metric)
+            told = (
+                f"{wording.plain(metric.title)}: {wording.difference(metric.delta_ratio)} "
+                f"({wording.interval(metric.lower_ratio, metric.upper_ratio) or 'no interval'}), "
+                f"margin {wording.margin(metric)}: {wording.verdict_of_metric(metric, comparison)}"
+            )
+            _case(suite, name, metric, told)
+    for static in comparison.static:
+        if static.gate:
+            told = (
+                f"{wording.plain(static.title)}: {wording.difference(static.observed_delta_ratio)}, "
+                f"predicted {wording.difference(static.predicted_delta_ratio)}: "
+                f"{wording.verdict_of_static(static)}"
+            )
+            _case(suite, name, static, told)
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
         suite.set(attribute, str(len(suite.findall(f"testcase/{kind}"))))
     suite.set("tests", str(len(suite.findall("testcase"))))
     return suite
 
 
-def _case(suite: ET.Element, classname: str, metric: MetricResult) -> None:
-    case = ET.SubElement(suite, "testcase", classname=classname, name=wording.plain(metric.name), time="0")
-    told = (
-        f"{wording.plain(metric.title)}: {wording.difference(metric.delta_ratio)} "
-        f"({wording.interval(metric.lower_ratio, metric.upper_ratio) or 'no interval'}), "
-        f"margin {wording.margin(metric)}: {wording.verdict_of_metric(metric)}"
-    )
-    match metric.verdict:
+def _case(suite: ET.Element, classname: str, row: MetricResult | StaticResult, told: str) -> None:
+    case = ET.SubElement(suite, "testcase", classname=classname, name=wording.plain(row.name), time="0")
+    match row.verdict:
         case "worse":
-            ET.SubElement(case, "failure", message=told, type="worse").text = _notes(metric)
+            failure = ET.SubElement(case, "failure", message=told, type="worse")
+            failure.text = "\n".join(map(wording.plain, row.notes))
         case "inconclusive" | "not_comparable":
             ET.SubElement(case, "skipped", message=told)
         case _:
             ET.SubElement(case, "system-out").text = told
-
-
-def _notes(metric: MetricResult) -> str:
-    return "\n".join(map(wording.plain, metric.notes))

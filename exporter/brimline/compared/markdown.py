@@ -99,7 +99,7 @@ def _comparison(report: Report, comparison: Comparison) -> Iterator[str]:
                 wording.interval(metric.lower_ratio, metric.upper_ratio),
                 wording.margin(metric),
                 "" if metric.noise_floor_ratio is None else f"±{abs(metric.noise_floor_ratio) * 100:.1f} %",
-                wording.verdict_of_metric(metric),
+                wording.verdict_of_metric(metric, comparison),
             )
             yield _row((f"**{title}**" if metric.gate else title, *map(escaped, cells)))
         yield ""
@@ -116,7 +116,8 @@ def _comparison(report: Report, comparison: Comparison) -> Iterator[str]:
                 wording.difference(static.predicted_delta_ratio),
                 wording.verdict_of_static(static),
             )
-            yield _row((escaped(static.title), *map(escaped, values)))
+            title = escaped(static.title)
+            yield _row((f"**{title}**" if static.gate else title, *map(escaped, values)))
     more = [
         *wording.estimands(comparison),
         *wording.notes([*comparison.metrics, *comparison.static]),

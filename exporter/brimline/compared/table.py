@@ -85,7 +85,7 @@ def _metrics(comparison: Comparison) -> Table:
             wording.interval(metric.lower_ratio, metric.upper_ratio),
             wording.margin(metric),
             _floor(metric.noise_floor_ratio),
-            Text(wording.verdict_of_metric(metric), style=_STYLES[metric.verdict]),
+            Text(wording.verdict_of_metric(metric, comparison), style=_STYLES[metric.verdict]),
         )
     return table
 
@@ -98,7 +98,7 @@ def _static(comparison: Comparison) -> Table:
     table = _table("settled at the start", "base", "candidate", "Δ", "predicted Δ", "tolerance", "verdict")
     for static in comparison.static:
         table.add_row(
-            Text(wording.plain(static.title)),
+            Text(f"{'* ' if static.gate else '  '}{wording.plain(static.title)}"),
             wording.amount(static.baseline, static.unit),
             wording.amount(static.candidate, static.unit),
             wording.difference(static.observed_delta_ratio),

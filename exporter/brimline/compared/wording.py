@@ -72,12 +72,18 @@ def hours(value: float | None) -> str:
     return units.format_duration(value * 3600)
 
 
-def verdict_of_metric(metric: MetricResult) -> str:
+def blocks(metric: MetricResult, comparison: Comparison) -> int:
+    """The sample size: of counts of rare events, all blocks at once."""
+    return len(metric.blocks) or comparison.blocks_used
+
+
+def verdict_of_metric(metric: MetricResult, comparison: Comparison) -> str:
     """The verdict in words with the sample size, and what is still needed."""
-    words = (
-        WORDS[metric.verdict].partition(":")[0] if metric.verdict == "inconclusive" else WORDS[metric.verdict]
-    )
-    size = f"{len(metric.blocks)} blocks" if metric.blocks else ""
+    words = WORDS[metric.verdict]
+    if metric.verdict == "inconclusive":
+        words = words.partition(":")[0]
+    count = blocks(metric, comparison)
+    size = f"{count} blocks" if count else ""
     needed = f"{hours(metric.hours_needed)} more" if metric.hours_needed is not None else ""
     more = ", ".join(part for part in (size, needed) if part)
     return f"{words} ({more})" if more else words
@@ -85,9 +91,8 @@ def verdict_of_metric(metric: MetricResult) -> str:
 
 def verdict_of_static(static: StaticResult) -> str:
     """The verdict in words; it stands on one start of each."""
-    return (
-        WORDS[static.verdict].partition(":")[0] if static.verdict == "inconclusive" else WORDS[static.verdict]
-    )
+    words = WORDS[static.verdict]
+    return words.partition(":")[0] if static.verdict == "inconclusive" else words
 
 
 def moment(seconds: float) -> str:
@@ -109,7 +114,7 @@ def warnings(report: Report) -> list[str]:
     found = [SIMULATED] if report.simulated else []
     if not report.is_gate:
         found.append(SHORT_BLOCKS)
-    return [*found, *map(plain, report.notes)]
+    return list(dict.fromkeys([*found, *map(plain, report.notes)]))
 
 
 def hours_needed(comparison: Comparison) -> str:

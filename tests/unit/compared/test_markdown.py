@@ -59,7 +59,7 @@ def test_it_never_makes_the_summary_too_large(tmp_path: Path) -> None:
 
 
 def test_one_that_is_too_long_by_itself_is_cut_at_a_line() -> None:
-    long = report(notes=tuple(f"é{START}" * 400 for _ in range(400)))
+    long = report(notes=tuple(f"é{START}{place}" * 400 for place in range(400)))
 
     text = as_markdown(long)
 
