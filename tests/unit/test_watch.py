@@ -58,6 +58,7 @@ class Rounds:
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
         self.now += seconds
+        await asyncio.sleep(0)
         if not self.answers:
             raise asyncio.CancelledError
 
