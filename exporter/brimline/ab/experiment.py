@@ -280,6 +280,8 @@ class Experiment:
     boot_deviation: float
     load: str
     metrics: tuple[Metric, ...]
+    # The window's start moves with the clock: nothing that is looked at again and again may stand on it.
+    is_sliding: bool = False
 
     @property
     def is_short(self) -> bool:
@@ -350,6 +352,7 @@ def parse(text: str, name: str = "experiment.yaml", *, now: float) -> Experiment
         boot_deviation=file.boot_deviation,
         load=file.load,
         metrics=_metrics(file, source),
+        is_sliding=file.window.last is not None and file.window.end == "now",
     )
 
 
@@ -412,11 +415,20 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
     chosen = dict(METRICS)
     for index, wanted in enumerate(file.metrics):
         place = ("metrics", index)
-        known = METRICS.get(wanted.name)
+        known = METRICS.get(wanted.name) or _static(wanted.name)
         if known is None and wanted.query is None:
+            names = ", ".join([*METRICS, *STATIC])
             raise source.error(
                 (*place, "name"),
-                f"unknown metric {wanted.name!r}; known: {', '.join(METRICS)}; or give a query of your own",
+                f"unknown metric {wanted.name!r}; known: {names}; or give a query of your own",
+            )
+        if known is not None and wanted.kind is not None and "static" in (known.kind, wanted.kind):
+            raise source.error((*place, "kind"), f"the kind of {wanted.name} is {known.kind}; remove the key")
+        if known is None and wanted.kind in ("static", "rare", "tail"):
+            raise source.error(
+                (*place, "kind"),
+                "a query gives one value for each arm and block; its kind is intensity, or affine if it "
+                "grows with load",
             )
         if wanted.margin is not None and not 0 < wanted.margin < 1:
             raise source.error(
@@ -441,8 +453,24 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
     return tuple(chosen.values())
 
 
+def _static(name: str) -> Metric | None:
+    """A static quantity as a metric, for those whom the file makes a gate of."""
+    quantity = STATIC.get(name)
+    if quantity is None:
+        return None
+    return Metric(
+        name=name,
+        title=quantity.title,
+        kind="static",
+        more_is_better=quantity.more_is_better,
+        margin=quantity.tolerance_ratio,
+        unit=quantity.unit,
+    )
+
+
 __all__ = [
     "METRICS",
+    "STATIC",
     "ConfigError",
     "Experiment",
     "Metric",

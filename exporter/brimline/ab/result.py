@@ -71,6 +71,7 @@ class StaticResult:
     predicted_candidate: float | None
     tolerance_ratio: float
     verdict: Verdict
+    gate: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,6 +97,7 @@ class Comparison:
     guards: tuple[Guard, ...]
     metrics: tuple[MetricResult, ...]
     static: tuple[StaticResult, ...]
+    blocks_used: int = 0
     differing_settings: tuple[tuple[str, str, str], ...] = ()
     hours_needed: float | None = None
 

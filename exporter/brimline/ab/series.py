@@ -56,8 +56,18 @@ def largest(parts: Sequence[Series]) -> Series:
     return Series(times, values)
 
 
+def finite(series: Series) -> Series:
+    """The samples that are numbers."""
+    known = np.isfinite(series.values)
+    return series if known.all() else Series(series.times[known], series.values[known])
+
+
 def growth(counter: Series) -> Series:
-    """What a counter grew by since the sample before; after a fall, all that it shows is growth."""
+    """What a counter grew by since the sample before; after a fall, all that it shows is growth.
+
+    A sample that is no number is passed over, as if it had not been taken.
+    """
+    counter = finite(counter)
     if len(counter.times) < 2:
         return EMPTY
     steps = np.diff(counter.values)
@@ -67,6 +77,7 @@ def growth(counter: Series) -> Series:
 
 def resets(counter: Series) -> Floats:
     """The times at which a counter fell."""
+    counter = finite(counter)
     return counter.times[1:][np.diff(counter.values) < 0] if len(counter.times) > 1 else np.empty(0)
 
 
@@ -95,6 +106,7 @@ def in_stretches(steps: Series, edges: Floats) -> Floats:
 
 def mean_in_stretches(gauge: Series, edges: Floats) -> Floats:
     """The mean of a gauge's samples within each stretch; nan where there is none."""
+    gauge = finite(gauge)
     places = np.searchsorted(gauge.times, edges, side="right")
     running = np.concatenate([[0.0], np.cumsum(gauge.values)])
     counts = np.diff(places)
@@ -103,9 +115,14 @@ def mean_in_stretches(gauge: Series, edges: Floats) -> Floats:
     return np.where(counts > 0, means, np.nan)
 
 
+def samples_in_stretches(times: Floats, edges: Floats) -> Floats:
+    """How many samples each stretch holds."""
+    return np.diff(np.searchsorted(times, edges, side="right")).astype(float)
+
+
 def coverage(times: Floats, edges: Floats, interval: float) -> Floats:
     """The share of the scrapes that each stretch should hold; more than 1 is cut to 1."""
-    counts = np.diff(np.searchsorted(times, edges, side="right"))
+    counts = samples_in_stretches(times, edges)
     wanted = np.maximum(np.diff(edges) / interval, 1.0)
     return np.minimum(counts / wanted, 1.0)
 
