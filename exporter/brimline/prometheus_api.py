@@ -265,6 +265,7 @@ class PrometheusApi:
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         """Raises ConfigError where the connection cannot be one."""
+        self.evaluates = True
         self.url = _checked(connection)
         self._session = session
         self._connection = connection

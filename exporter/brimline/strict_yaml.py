@@ -164,7 +164,8 @@ def compose(text: str, name: str) -> tuple[Any, Source]:
 class Schema:
     """What a file may hold, for its error messages.
 
-    keys_at: the struct at each place (0 stands for any item of a list). hints: what to write, by key. not_yet:
+    keys_at: the struct at each place (0 stands for any item of a list). hints: what to write, by key.
+    not_yet:
     keys of features to come, with what they are. secret_keys: below these no text is quoted.
     """
 

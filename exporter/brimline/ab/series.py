@@ -24,19 +24,24 @@ EMPTY = Series(np.empty(0), np.empty(0))
 
 
 def summed(parts: Sequence[Series]) -> Series:
-    """The parts (ranks, models) added up at each time that all of them have.
+    """The parts (ranks, models) added up, at each time that all of them have that were there then.
 
-    A scrape reads all parts at once, so that a part that is missing at a time makes the sum unknown there.
+    A scrape reads all parts at once: one that is missing between its first and last sample makes the sum
+    unknown, one that begins later or ended before is no part of it.
     """
+    parts = [part for part in parts if len(part.times)]
     if len(parts) <= 1:
         return parts[0] if parts else EMPTY
-    times = parts[0].times
-    for part in parts[1:]:
-        times = np.intersect1d(times, part.times, assume_unique=True)
+    times = np.unique(np.concatenate([part.times for part in parts]))
     values = np.zeros(len(times))
+    known = np.ones(len(times), dtype=bool)
     for part in parts:
-        values = values + part.values[np.searchsorted(part.times, times)]
-    return Series(times, values)
+        there = np.zeros(len(times), dtype=bool)
+        places = np.searchsorted(times, part.times)
+        there[places] = True
+        values[places] += part.values
+        known &= there | (times < part.times[0]) | (times > part.times[-1])
+    return Series(times[known], values[known])
 
 
 def largest(parts: Sequence[Series]) -> Series:
