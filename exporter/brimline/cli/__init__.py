@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "planning",
     "calibrate": "calibrating",
     "estimate": "estimating",
+    "ab": "comparing",
     "dashboards": "boards",
     "rules": "ruling",
     "demo": "serving",
