@@ -39,8 +39,8 @@ OTHERS_SERIES = {
     "DCGM_FI_DEV_FB_RESERVED": (559, {"UUID": DCGM_GPU, **POD}),
     # An experiment that is watched.
     verdicts.VERDICT: (1, {**WATCHED, "metric": verdicts.OVERALL, "verdict": "pass"}),
-    verdicts.BLOCKS: (8, {**WATCHED, "metric": "inter_token_latency"}),
-    verdicts.REQUIRED: (5400, {**WATCHED, "metric": "inter_token_latency"}),
+    verdicts.BLOCKS: (8, {**WATCHED, "metric": verdicts.OVERALL}),
+    verdicts.REQUIRED: (5400, {**WATCHED, "metric": verdicts.OVERALL}),
     verdicts.DELTA: (0.031, {**WATCHED, "metric": "inter_token_latency"}),
 }
 

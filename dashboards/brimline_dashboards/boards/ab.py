@@ -334,20 +334,21 @@ def _verdicts() -> Row:
             ),
             stat(
                 "Sample size",
-                "Pairs of time blocks that the verdict stands on, of the metric with the fewest. Below six nothing "
+                "Pairs of time blocks in which both served, on which the verdict stands. Below six (`min_blocks`) nothing "
                 "is concluded.",
-                [Query(f"min({verdicts.BLOCKS}{{{_JUDGED}}})")],
+                [Query(f"max({verdicts.BLOCKS}{{{overall}}})")],
                 "suffix: blocks",
                 thresholds=(Threshold(None, ORANGE), Threshold(6, BLUE)),
                 no_value="Not judged",
             ),
             stat(
                 "Time still needed",
-                "How much longer both variants must serve until the margins can be told apart from noise.",
-                [Query(f"max({verdicts.REQUIRED}{{{_JUDGED}}})")],
+                "How much longer both variants must serve until every gate can be told apart from noise. Empty too "
+                "once it is decided, and where it cannot be told.",
+                [Query(f"max({verdicts.REQUIRED}{{{overall}}})")],
                 "s",
                 thresholds=(Threshold(None, BLUE),),
-                no_value="Not judged",
+                no_value="None, or not known",
             ),
             stat(
                 "Load of B beside A",

@@ -62,7 +62,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from _comparison(report, comparison)
     if report.dropped:
         yield ""
-        yield f"{len(report.dropped)} blocks left out, in both variants:"
+        yield f"{wording.counted(len(report.dropped), 'block')} left out, in both variants:"
         yield ""
         yield from (f"- {escaped(line)}" for line in wording.dropped(report))
 
@@ -121,7 +121,7 @@ def _comparison(report: Report, comparison: Comparison) -> Iterator[str]:
     more = [
         *wording.estimands(comparison),
         *wording.notes([*comparison.metrics, *comparison.static]),
-        *(f"not known: {guard.name}: {guard.detail}" for guard in wording.untold(comparison)),
+        *(f"not known: {guard.name}: {wording.brief(guard.detail)}" for guard in wording.untold(comparison)),
     ]
     if more:
         yield ""

@@ -30,7 +30,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
         _print_comparison(report, comparison, console)
     if report.dropped:
-        console.print(f"\n{len(report.dropped)} blocks left out, in both variants:")
+        console.print(f"\n{wording.counted(len(report.dropped), 'block')} left out, in both variants:")
         for line in wording.dropped(report):
             console.print(Text(f"  {line}"))
     if report.is_sequential:
@@ -63,7 +63,7 @@ def _print_comparison(report: Report, comparison: Comparison, console: Console) 
     if comparison.guards:
         console.print(f"guards: {passed} of {len(comparison.guards)} hold")
     for guard in wording.untold(comparison):
-        console.print(Text(f"  not known: {wording.plain(guard.name)}: {wording.plain(guard.detail)}"))
+        console.print(Text(f"  not known: {wording.plain(guard.name)}: {wording.brief(guard.detail)}"))
 
 
 def _table(*headings: str) -> Table:

@@ -12,6 +12,8 @@ from brimline.verdicts import WORDS
 
 # Rows of dropped blocks that are listed one by one.
 MAX_DROPPED = 20
+# Characters of a guard that is not known.
+MAX_TEXT = 240
 
 SHORT_BLOCKS = "short blocks: not for a gate"
 SIMULATED = "simulated: no server and no GPU was measured"
@@ -22,6 +24,21 @@ def plain(text: str) -> str:
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )
+
+
+def brief(text: str) -> str:
+    """The text, cut where it is an enumeration of everything there is."""
+    text = plain(text)
+    return (
+        text
+        if len(text) <= MAX_TEXT
+        else f"{text[:MAX_TEXT].rpartition(', ')[0] or text[:MAX_TEXT]}, … (--json has all)"
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 block`, `8 blocks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def amount(value: float | None, unit: str) -> str:
@@ -83,7 +100,7 @@ def verdict_of_metric(metric: MetricResult, comparison: Comparison) -> str:
     if metric.verdict == "inconclusive":
         words = words.partition(":")[0]
     count = blocks(metric, comparison)
-    size = f"{count} blocks" if count else ""
+    size = counted(count, "block") if count else ""
     needed = f"{hours(metric.hours_needed)} more" if metric.hours_needed is not None else ""
     more = ", ".join(part for part in (size, needed) if part)
     return f"{words} ({more})" if more else words
@@ -106,7 +123,8 @@ def moment(seconds: float) -> str:
 def sample(report: Report) -> str:
     """Over which time and how many blocks it was judged."""
     length = units.format_duration(report.block_seconds)
-    return f"{moment(report.start)} to {moment(report.end)} UTC, {report.blocks_used} blocks of {length}"
+    blocks_used = counted(report.blocks_used, "block")
+    return f"{moment(report.start)} to {moment(report.end)} UTC, {blocks_used} of {length}"
 
 
 def warnings(report: Report) -> list[str]:
