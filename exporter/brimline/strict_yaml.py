@@ -165,8 +165,7 @@ class Schema:
     """What a file may hold, for its error messages.
 
     keys_at: the struct at each place (0 stands for any item of a list). hints: what to write, by key.
-    not_yet:
-    keys of features to come, with what they are. secret_keys: below these no text is quoted.
+    not_yet: keys of features to come, with what they are. secret_keys: below these no text is quoted.
     """
 
     keys_at: Mapping[Place, type[msgspec.Struct]]

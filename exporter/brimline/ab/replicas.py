@@ -70,10 +70,12 @@ def replica_of(
     engine, version = (
         _last_said(tables.info.parts("target_info", key), name) for name in ("engine", "engine_version")
     )
-    settings = {
-        label(part, "setting"): label(part, "value")
-        for part in newest(last.parts("target_setting_info", key))
-    }
+    settings = dict(
+        sorted(
+            (label(part, "setting"), label(part, "value"))
+            for part in newest(last.parts("target_setting_info", key))
+        )
+    )
 
     own = sorted({label(part, "gpu") for part in newest(last.parts("target_gpu_info", key))})
     shared = {
