@@ -278,6 +278,29 @@ def render(watched: Iterable[Watched], accept: str = "") -> tuple[bytes, str]:
 
 # --- the port ---
 
+_GOOD, _BAD = frozenset({"better", "pass"}), frozenset({"worse", "not_comparable"})
+
+
+def _hook(watch: Watch, request: web.Request, wanted: frozenset[str]) -> web.Response:
+    """200 where the verdict is one of those and young enough, else 403: for hooks that know yes and no."""
+    watched = watch.experiments.get(request.match_info["name"])
+    if watched is None:
+        return web.Response(status=404, text="There is no experiment of that name.\n")
+    try:
+        longest = float(request.query.get("max_age", "inf"))
+    except ValueError:
+        return web.Response(status=400, text="max_age is no number of seconds.\n")
+    answer = document(watched, watch.clock())
+    verdict, age = answer["verdict"], answer["age_seconds"]
+    if age is None:
+        return web.Response(status=403, text=f"{verdict}: {watched.problem}\n")
+    said = f"{verdict}, {age:.0f} s ago"
+    if not age <= longest:
+        return web.Response(status=403, text=f"{said}: too old ({watched.problem or 'not judged since'})\n")
+    reasons = "; ".join(reason for one in answer["comparisons"] for reason in one["reasons"])
+    status = 200 if verdict in wanted else 403
+    return web.Response(status=status, text=f"{said}: {reasons}\n")
+
 
 def application(watch: Watch) -> web.Application:
     """The routes."""
@@ -292,6 +315,12 @@ def application(watch: Watch) -> web.Application:
             known = sorted(watch.experiments)
             return _json({"error": "there is no experiment of that name", "known": known}, status=404)
         return _json(document(watched, watch.clock()))
+
+    async def confirm(request: web.Request) -> web.Response:
+        return _hook(watch, request, _GOOD)
+
+    async def rollback(request: web.Request) -> web.Response:
+        return _hook(watch, request, _BAD)
 
     async def experiments(_request: web.Request) -> web.Response:
         return _json(
@@ -321,6 +350,9 @@ def application(watch: Watch) -> web.Application:
     made.router.add_get("/metrics", metrics)
     made.router.add_get("/api/v1/ab", experiments)
     made.router.add_get("/api/v1/ab/{name:.+}", experiment)
+    for method in ("GET", "POST"):
+        made.router.add_route(method, "/api/v1/confirm/{name:.+}", confirm)
+        made.router.add_route(method, "/api/v1/rollback/{name:.+}", rollback)
     made.router.add_get("/-/healthy", healthy)
     made.router.add_get("/-/ready", ready)
     return made

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from brimline import verdicts
 from brimline.ab import experiment as experiments
 from brimline.ab.experiment import Experiment
+from brimline.ab.inference import Verdict
 from brimline.ab.result import Report
 from brimline.errors import ConfigError, DataSourceError
 from brimline.port import serve_application
@@ -339,3 +340,32 @@ def test_healthy_and_ready_say_what_they_are_asked(tmp_path: Path) -> None:
     assert status == scraped == 200
     assert "brimline_ab_errors_total" in page
     assert "process_cpu_seconds_total" in page
+
+
+@pytest.mark.parametrize(
+    ("verdict", "confirm", "rollback"),
+    [("better", 200, 403), ("pass", 200, 403), ("inconclusive", 403, 403), ("worse", 403, 200)],
+)
+def test_hooks_that_know_yes_and_no_get_one(
+    tmp_path: Path, verdict: Verdict, confirm: int, rollback: int
+) -> None:
+    watch = Watch([file(tmp_path)], Rounds().judge, clock=lambda: NOW + 60)
+    watch.experiments["kv-dtype"].take(report(comparison(verdict=verdict)), NOW)
+
+    answers = asked(watch, "/api/v1/confirm/kv-dtype?max_age=60", "/api/v1/rollback/kv-dtype")
+
+    assert [status for status, _ in answers] == [confirm, rollback]
+    assert answers[0][1] == f"{verdict}, 60 s ago: every gate is inside its margin\n"
+
+
+def test_a_hook_says_neither_by_a_verdict_that_is_old_or_not_there(tmp_path: Path) -> None:
+    watch = Watch([file(tmp_path)], Rounds().judge, clock=lambda: NOW + 60)
+    paths = ("/api/v1/confirm/kv-dtype?max_age=59", "/api/v1/confirm/kv-dtype?max_age=nan")
+    early = asked(watch, *paths, "/api/v1/confirm/nobody", "/api/v1/rollback/kv-dtype?max_age=x")
+    watch.experiments["kv-dtype"].take(report(), NOW)
+    late = asked(watch, *paths)
+
+    assert [status for status, _ in early] == [403, 403, 404, 400]
+    assert "not judged yet" in early[0][1]
+    assert [status for status, _ in late] == [403, 403]
+    assert "too old" in late[0][1]

@@ -510,9 +510,14 @@ async def _watch(files: tuple[Path, ...], host: str, port: int, floor: Mapping[s
 
 def _need_libraries() -> None:
     """End with the command that installs them where numpy and scipy are missing."""
-    from importlib.util import find_spec
+    from importlib import import_module
 
-    missing = [name for name in ("numpy", "scipy") if find_spec(name) is None]
+    missing = []
+    for name in ("numpy", "scipy"):
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            missing.append(name)
     if missing:
         fail(f"comparing needs {' and '.join(missing)}; install with: pip install 'brimline[ab]'")
 
