@@ -115,8 +115,8 @@ def test_init_by_a_configuration_takes_its_targets(tmp_path: Path) -> None:
     config = tmp_path / "brimline.yaml"
     config.write_text(
         "targets:\n"
-        "- {name: x, url: 'http://a:1', experiment: kv, variant: long, role: candidate, launch: {max_model_len: 9}}\n"
-        "- {name: y, url: 'http://b:1', experiment: kv, variant: short, role: baseline, launch: {max_model_len: 8}}\n"
+        "- {name: x, url: 'http://a:1', experiment: kv, variant: long, role: candidate, launch: {seed: 9}}\n"
+        "- {name: y, url: 'http://b:1', experiment: kv, variant: short, role: baseline, launch: {seed: 8}}\n"
     )
     output = tmp_path / "experiment.yaml"
 
@@ -124,7 +124,7 @@ def test_init_by_a_configuration_takes_its_targets(tmp_path: Path) -> None:
     second = ab("init", "--config", config, "-o", output)
 
     assert first.exit_code == 0, first.output
-    assert 'treatment: ["max_model_len"]' in output.read_text()
+    assert 'treatment: ["seed"]' in output.read_text()
     assert second.exit_code == 2
     assert "--force" in second.output
     assert ab("init", "--config", config, "-o", output, "--force").exit_code == 0

@@ -14,9 +14,10 @@ import pytest
 from aiohttp import ClientSession, web
 
 from brimline.collect import Collector
-from brimline.config import Config, GpuConfig, Seconds, Target
+from brimline.config import Config, GpuConfig, Target
 from brimline.port import ConnectionLimits
 from brimline.server import Exporter, scrape_budget, serve
+from brimline.strict_yaml import Seconds
 from fake_servers import FakeServer, FakeVllm, answer, json_answer, when
 
 PATIENCE = 30.0  # far above what a loaded machine needs

@@ -29,7 +29,7 @@ def row(rows: tuple[Needed, ...], name: str) -> Needed:
 
 
 def test_noise_of_8_percent_needs_hours_for_5_percent_and_far_more_for_2() -> None:
-    # By normal quantiles n = (1.645 + 0.842)^2 (0.08 / ln 1.05)^2 = 16.6; one or two more by t in their place.
+    # By normal quantiles n = (1.645 + 0.842)^2 (0.08 / ln 1.05)^2 = 16.6; one or two more by t.
     noise = {"inter_token_latency": 0.08, "time_to_first_token": 0.08}
     wide = needed(experiment(), noise, replicas=3)
     metrics = tuple(dataclasses.replace(one, margin=0.02) for one in experiment().metrics)
