@@ -82,6 +82,9 @@ class Row:
     times: array[float]
     values: array[float]
 
+    def __repr__(self) -> str:
+        return f"Row({dict(self.labels)}, {len(self.times)} samples)"
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

@@ -96,7 +96,7 @@ class SeriesReader:
     def _new(self, head: bytes, has_labels: bool) -> TextSeries | None:
         """The series of a name and labels as written; None where it is not wanted or malformed."""
         raw_name, _, raw = head.partition(b"{")
-        labels: Mapping[str, str] | None = {}
+        labels: Mapping[str, str] | None = None if b"{" in head and not has_labels else {}
         if has_labels:
             labels = _plain_labels(raw, self._pairs)
             if labels is None:
