@@ -24,6 +24,7 @@ Ints = NDArray[np.int64]
 
 # A block lacking more of its scrapes than this is no block.
 LARGEST_GAP = 0.2
+NO_SAMPLES = "no samples"
 # Gauges and counters of a block are looked at this finely where only loads are (a minute of a quarter of
 # an hour).
 MOMENTS_PER_BLOCK = 15
@@ -56,7 +57,7 @@ def unfit(
 
     starts, ends = edges[:-1], edges[1:]
     covered = coverage(sampled_at(replica), edges, interval)
-    add(covered == 0, "no samples")
+    add(covered == 0, NO_SAMPLES)
     add((covered > 0) & (covered < 1 - LARGEST_GAP), "more than a fifth of the samples is missing")
     down = finite(replica.up)
     add(samples_in_stretches(down.times[down.values == 0], edges) > 0, "down")
@@ -101,16 +102,21 @@ def is_present(arm: ArmObservations, edges: Floats, interval: float) -> NDArray[
 class Pairing:
     """Which of its cells each arm's blocks are in (-1: none).
 
-    Side by side a cell is a block. Where the arms take turns on one server, a cell is a turn of one beside
-    the next turn of the other. places: a block of each cell, for its time. takes_turns: of the second sort.
+    Side by side a cell is a block. Where the arms take turns on one GPU, a cell is a change from one to the
+    other: half of the turn before it beside half of the turn after it, so that drift cancels (A B B A).
+    places: a block of each cell, for its time. turns: of baseline and candidate; 0 side by side.
     concurrent: False where the arms never ran side by side nor took turns: before and after.
     """
 
     baseline: Ints
     candidate: Ints
     places: tuple[int, ...]
-    takes_turns: bool = False
+    turns: tuple[int, int] = (0, 0)
     concurrent: bool = True
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.turns != (0, 0)
 
     @property
     def count(self) -> int:
@@ -133,15 +139,21 @@ def pair(
     turns = _turns(baseline_fit, candidate_fit)
     of_arm = (np.full(len(baseline_fit), -1), np.full(len(baseline_fit), -1))
     places: list[int] = []
-    for first, second in zip(turns[::2], turns[1::2], strict=False):
-        for who, blocks in (first, second):
-            of_arm[who][blocks] = len(places)
-        places.append(first[1][0])
+    left = turns[0][1] if turns else []
+    for number, (who, blocks) in enumerate(turns[1:], 1):
+        if not left:
+            left = blocks
+            continue
+        half = len(blocks) if number == len(turns) - 1 else (len(blocks) + 1) // 2
+        of_arm[1 - who][left] = len(places)
+        of_arm[who][blocks[:half]] = len(places)
+        places.append(left[0])
+        left = blocks[half:]
     return Pairing(
         baseline=of_arm[0],
         candidate=of_arm[1],
         places=tuple(places),
-        takes_turns=True,
+        turns=(sum(who == 0 for who, _ in turns), sum(who == 1 for who, _ in turns)),
         concurrent=len(places) > 1,
     )
 

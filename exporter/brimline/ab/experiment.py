@@ -115,6 +115,7 @@ class Metric:
     gate: bool = False
     unit: str = ""
     quantile: float = 0.0
+    moved_by_boots: bool = True
 
     @property
     def harm_margin(self) -> float:
@@ -172,6 +173,7 @@ METRICS: Mapping[str, Metric] = {
             margin=0.01,
             gate=True,
             unit="B",
+            moved_by_boots=False,
         ),
         Metric(
             name="kv_cache_usage",
@@ -449,6 +451,7 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
             gate=base.gate if wanted.gate is None else wanted.gate,
             unit=base.unit,
             quantile=base.quantile,
+            moved_by_boots=base.moved_by_boots,
         )
     return tuple(chosen.values())
 

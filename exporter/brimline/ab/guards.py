@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 # Load of a replica of the candidate over one of the baseline: outside, no adjustment reaches (docs/ab.md).
 LOAD_RATIOS = (0.67, 1.5)
-LEAST_OVERLAP = 0.5
+LEAST_OVERLAP = 0.3
 # Loads as near as this need no common range.
 NEAR_LOADS = (0.9, 1.1)
 PROMPT_DIFFERENCE = 0.10
@@ -344,7 +344,12 @@ def _cold_boot(pair: Pair) -> Guard:
             cure=cure,
         )
     if all(is_cold(replica) is None for _, replica in _replicas(pair)):
-        return Guard(name="cold_boot", passed=None, detail="no pool is known of any boot", cure=cure)
+        return Guard(
+            name="cold_boot",
+            passed=None,
+            detail="one boot is known, and no prediction of its pool",
+            cure=cure,
+        )
     return Guard(name="cold_boot", passed=True, detail="no boot has a smaller pool than others alike")
 
 

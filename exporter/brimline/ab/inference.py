@@ -225,7 +225,9 @@ def blocks_needed(spread: float, margin: float, *, boot_error: float = 0.0, powe
 # --- a band for looking at any time ---
 
 
-def sequence_factor(count: int, *, alpha: float = 0.05, degrees: float | None = None) -> float:
+def sequence_factor(
+    count: int, *, alpha: float = 0.05, degrees: float | None = None, best_at: int = BAND_BLOCKS
+) -> float:
     """How many standard errors the band around a mean of blocks reaches that holds at all counts at once.
 
     Asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (arXiv 2103.06476,
@@ -236,7 +238,7 @@ def sequence_factor(count: int, *, alpha: float = 0.05, degrees: float | None = 
         return math.inf
     # Their equation for the rho that is best at one count (as GrowthBook computes it,
     # docs/statistics/sequential).
-    rho_squared = (-2 * math.log(0.05) + math.log(-2 * math.log(0.05) + 1)) / BAND_BLOCKS
+    rho_squared = (-2 * math.log(0.05) + math.log(-2 * math.log(0.05) + 1)) / best_at
     scaled = count * rho_squared
     normal = math.sqrt(2 * (scaled + 1) / scaled * math.log(math.sqrt(scaled + 1) / alpha))
     tail = min(alpha / 2, 0.5 - 1e-9)

@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brimline.ab import inference
-from brimline.ab.blocks import ArmBlocks, Pairing, cell_sums, interval_of, is_present, pair, unfit_blocks
+from brimline.ab.blocks import (
+    NO_SAMPLES,
+    ArmBlocks,
+    Pairing,
+    cell_sums,
+    interval_of,
+    is_present,
+    pair,
+    unfit_blocks,
+)
 from brimline.ab.estimators import (
     Arm,
     Compared,
@@ -50,6 +59,7 @@ CONTROL = Metric(
     denominator="request_prompt_tokens_count",
     margin=0.1,
     unit="tok",
+    moved_by_boots=False,
 )
 
 
@@ -102,7 +112,7 @@ def judge(
         blocks_used=min((draft.pair.pairing.count for draft in drafts), default=0),
         verdict=_of_all([comparison.verdict for comparison in comparisons]),
         comparisons=tuple(comparisons),
-        dropped=_dropped(unfit, edges),
+        dropped=_dropped(unfit, edges, absence=not any(draft.pair.pairing.takes_turns for draft in drafts)),
         is_gate=not experiment.is_short and not (mode == "sequential" and experiment.is_sliding),
         is_sequential=mode == "sequential",
         fingerprints=tuple(
@@ -167,12 +177,15 @@ def _pairing(
 
 
 def _dropped(
-    unfit: Mapping[str, Mapping[int, tuple[str, ...]]], edges: Floats
+    unfit: Mapping[str, Mapping[int, tuple[str, ...]]], edges: Floats, *, absence: bool
 ) -> tuple[tuple[float, str], ...]:
+    """Blocks that are left out, with the reasons. absence: also those in which a server was not there."""
     reasons: dict[int, list[str]] = {}
     for of_arm in unfit.values():
         for place, texts in of_arm.items():
-            reasons.setdefault(place, []).extend(texts)
+            told = [text for text in texts if absence or not text.endswith(NO_SAMPLES)]
+            if told:
+                reasons.setdefault(place, []).extend(told)
     return tuple((float(edges[place]), "; ".join(reasons[place])) for place in sorted(reasons))
 
 
@@ -238,7 +251,11 @@ def _draft(two: Pair, mode: Mode, noise_floor: Mapping[str, float]) -> _Draft:
 def _boot_error(two: Pair) -> float:
     """What the few boots of this run may have moved; 0 where there are enough of them to see it."""
     counts = [len(arm.replicas) for arm in two.arms]
-    if two.pairing.takes_turns or min(counts) == 0 or min(counts) >= LEAST_REPLICAS:
+    if two.pairing.takes_turns:
+        counts = list(two.pairing.turns)
+    elif min(counts) >= LEAST_REPLICAS:
+        return 0.0
+    if min(counts) == 0:
         return 0.0
     return two.experiment.boot_deviation * math.sqrt(sum(1 / count for count in counts))
 
@@ -284,7 +301,7 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> _Measured:
     values, whole = _values(metric, two, notes)
     count = two.pairing.count
     unknown = np.full(count, np.nan)
-    boot_error = _boot_error(two)
+    boot_error = _boot_error(two) if metric.moved_by_boots else 0.0
     adjusted = metric.kind in ("affine", "tail")
     quantity = two.load_quantity() if adjusted else None
     same_concurrency = None
@@ -311,7 +328,7 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> _Measured:
     if boot_error:
         notes.append(
             f"with the deviation of one boot, {two.experiment.boot_deviation:.1%}, added: "
-            f"fewer than {LEAST_REPLICAS} servers in an arm"
+            "too few boots to see it"
         )
     if len(compared.places) < count:
         notes.append(f"{count - len(compared.places)} blocks had nothing to count")
@@ -612,12 +629,11 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
 def swap_plan(experiment: Experiment) -> str:
     """What to do with one GPU, where both variants cannot run side by side."""
     turn = (experiment.warmup + 2 * experiment.block_length) / 60
-    pairs = experiment.min_blocks
+    turns = experiment.min_blocks + 1
     return (
-        f"On one GPU let them take turns: {experiment.baseline.name}, candidate, candidate, "
-        f"{experiment.baseline.name}, and so on, each turn at least {turn:.0f} min (warm-up and two blocks), "
-        f"until there are {pairs} pairs ({2 * pairs * turn / 60:.0f} h); with two GPUs run both at once "
-        "and change places half-way. Then judge the whole window."
+        f"On one GPU let them take turns, {experiment.baseline.name} first: {turns} turns of {turn:.0f} min "
+        f"({turns * turn / 60:.1f} h), each of warm-up and two blocks. With two GPUs run both at once, and "
+        "change places half-way. Then judge the whole window."
     )
 
 
