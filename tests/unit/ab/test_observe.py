@@ -197,9 +197,13 @@ BOUNDS = {"0.1": 0.25, "+Inf": 1.0}
 
 def buckets(count: Callable[[float], float], times: Sequence[float] = TIMES, **labels: str) -> list[Row]:
     return [
-        row("time_to_first_token_seconds_bucket", lambda t, s=share: s * count(t), times, le=le, **labels)  # type: ignore[misc]
-        for le, share in BOUNDS.items()
+        row("time_to_first_token_seconds_bucket", share_of(count, share), times, le=bound, **labels)
+        for bound, share in BOUNDS.items()
     ]
+
+
+def share_of(count: Callable[[float], float], share: float) -> Callable[[float], float]:
+    return lambda time: share * count(time)
 
 
 def growth(rows: Sequence[Row], text: str = EXPERIMENT) -> Mapping[float, Mapping[float, float]]:
@@ -234,7 +238,7 @@ def test_a_block_whose_edge_was_not_read_has_no_buckets() -> None:
 
 
 def test_after_a_restart_a_bucket_counts_from_nought_whatever_it_was_before() -> None:
-    """Its bucket was at 1 before the restart and is at more after it: only the whole counter shows the fall."""
+    """A bucket at 1 before the restart is at more after it: only the whole counter shows the fall."""
     restart = START + 1000
 
     def count(time: float) -> float:

@@ -10,7 +10,7 @@ from brimline.exposition_text.series import SeriesReader, TextSeries, TooManySam
 
 
 def read(text: str, prefix: str = "x_", *, at: float | None = None) -> list[TextSeries]:
-    reader = SeriesReader(prefix)
+    reader = SeriesReader(lambda name: name.startswith(prefix))
     reader.read([line.encode() + b"\n" for line in text.splitlines()], at=at)
     return [series for group in reader.series_by_group().values() for series in group]
 
@@ -57,7 +57,7 @@ def test_a_page_takes_the_time_at_which_it_was_saved() -> None:
 
 
 def test_a_bad_line_costs_one_line() -> None:
-    reader = SeriesReader("x_")
+    reader = SeriesReader(bool)
     reader.read(
         [
             b"x_a 1 1764000000\n",
@@ -75,14 +75,14 @@ def test_a_bad_line_costs_one_line() -> None:
 
 
 def test_more_samples_than_fit_are_refused() -> None:
-    reader = SeriesReader("x_", max_samples=2)
+    reader = SeriesReader(bool, max_samples=2)
 
     with pytest.raises(TooManySamples):
         reader.read([b"x_a 1 1764000000\n"] * 3)
 
 
 def test_groups_are_kept_apart() -> None:
-    reader = SeriesReader("x_")
+    reader = SeriesReader(bool)
     reader.read([b"x_a 1\n"], at=1764000000.0, group="one")
     reader.read([b"x_a 2\n"], at=1764000000.0, group="two")
 
