@@ -16,7 +16,9 @@ import yaml
 
 from brimline import thresholds
 from brimline.errors import ConfigError
-from brimline.strict_yaml import Place, Schema, Seconds, Size, Source, dotted, read_struct, read_text
+from brimline.strict_yaml import Place, Schema, Source, dotted, read_struct, read_text
+from brimline.strict_yaml import Seconds as Seconds  # of the configuration's types, and so read from here
+from brimline.strict_yaml import Size as Size
 
 DEFAULT_LISTEN = "127.0.0.1:10778"
 SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
@@ -77,6 +79,15 @@ class PidSource(_Struct, frozen=True):
     from_pid: bool
 
 
+def is_loopback(url: str) -> bool:
+    """True where a url leads to this machine, as far as the address tells."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Target(_Struct, frozen=True):
     """One inference server."""
 
@@ -114,11 +125,7 @@ class Target(_Struct, frozen=True):
     @property
     def is_loopback(self) -> bool:
         """True where the server runs on this machine, as far as the address tells."""
-        host = urlsplit(self.url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return is_loopback(self.url)
 
     @property
     def port(self) -> int:

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import msgspec
 
-from brimline.config import BasicAuth, Tls
+from brimline.config import BasicAuth, Tls, is_loopback
 from brimline.errors import ConfigError, DataSourceError, SourceError
 from brimline.http_session import (
     authorized,
@@ -45,12 +45,14 @@ MAX_POINTS = 10_000
 MAX_CHUNK_SECONDS = 6 * 3600.0
 # A question that is too large is halved, down to this.
 MIN_CHUNK_SECONDS = 300.0
+MIN_CHUNK_POINTS = 10
 # Longer ones have no place in a URL, where POST is refused.
 MAX_URL_QUERY = 6000
 MAX_RETRY_AFTER = 10.0
 
 # A proxy or an overloaded server may do better a moment later.
 _RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
+_TOO_LARGE = frozenset({"limit", "too_large"})
 _RETRIED_REASONS = frozenset({"connection", "timeout", "truncated"})
 
 
@@ -81,6 +83,9 @@ class Row:
     labels: Mapping[str, str]
     times: array[float]
     values: array[float]
+
+    def __repr__(self) -> str:
+        return f"Row({dict(self.labels)}, {len(self.times)} samples)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,18 +291,29 @@ class PrometheusApi:
 
     async def query_range(self, query: str, start: float, end: float, step: float) -> Rows:
         """Values of an expression at start, start + step, and so on up to the end. Raises DataSourceError."""
-        step = max(step, 0.001)
+        step = max(round(step, 3), 0.001)
         count = int((end - start) / step + 1e-6) + 1
-        parts = []
-        for first in range(0, count, MAX_POINTS):
-            last = min(first + MAX_POINTS, count) - 1
-            times = {
-                "start": _instant(start + first * step),
-                "end": _instant(start + last * step),
-                "step": f"{step:.3f}".rstrip("0").rstrip("."),
-            }
-            parts.append(self._evaluate("query_range", query, times))
-        return merged(await _all(parts))
+        spans = [(first, min(first + MAX_POINTS, count)) for first in range(0, count, MAX_POINTS)]
+        return merged(await _all([self._points(query, start, step, *span) for span in spans]))
+
+    async def _points(self, query: str, start: float, step: float, first: int, behind: int) -> Rows:
+        times = {
+            "start": _instant(start + first * step),
+            "end": _instant(start + (behind - 1) * step),
+            "step": f"{step:.3f}".rstrip("0").rstrip("."),
+        }
+        try:
+            return await self._evaluate("query_range", query, times)
+        except DataSourceError as error:
+            if error.reason not in _TOO_LARGE or behind - first < 2 * MIN_CHUNK_POINTS:
+                raise
+        middle = (first + behind) // 2
+        return merged(
+            [
+                await self._points(query, start, step, first, middle),
+                await self._points(query, start, step, middle, behind),
+            ]
+        )
 
     async def raw_samples(
         self,
@@ -330,7 +346,7 @@ class PrometheusApi:
             found = await self.query(f"{selector}[{duration(end - start)}]", end)
         except DataSourceError as error:
             middle = (start + end) / 2
-            if error.reason not in ("limit", "too_large") or end - start < 2 * MIN_CHUNK_SECONDS:
+            if error.reason not in _TOO_LARGE or end - start < 2 * MIN_CHUNK_SECONDS:
                 raise
             return merged([await self._raw(selector, start, middle), await self._raw(selector, middle, end)])
         return _after(found, start)
@@ -456,7 +472,8 @@ class PrometheusApi:
             self._tls, self._tls_files = tls_context(connection.tls), files
         headers = authorized(connection.headers, connection.bearer_token_file, connection.basic_auth)
         headers["Accept"] = "application/json"
-        headers["Accept-Encoding"] = "gzip"
+        # Over loopback nothing is gained by it, and it costs both sides time.
+        headers["Accept-Encoding"] = "identity" if is_loopback(self.url) else "gzip"
         url = f"{self.url}/api/v1/{path}"
         ask = (
             functools.partial(self._session.post, data=form)

@@ -16,10 +16,11 @@ import pytest
 
 import ab_fleet
 from brimline.ab.experiment import Experiment, parse
-from brimline.ab.fetch import observe
+from brimline.ab.fetch import observe, open_source
 from brimline.ab.observations import Observations, ReplicaObservations
 from brimline.ab.saved_series import load
 from brimline.ab.series import Series, in_stretches
+from brimline.config import BasicAuth, Tls
 from brimline.errors import ConfigError, DataSourceError
 from brimline.prometheus_api import Connection, open_api
 from exporter_process import running_exporter
@@ -27,6 +28,7 @@ from prometheus_server import Prometheus, free_port, is_up, running_prometheus, 
 from simulated_server import simulated_vllm
 from waiting import eventually
 
+MAX_SAMPLES = 12_000
 FOR_EVER = "--storage.tsdb.retention.time=100y"
 
 
@@ -52,7 +54,8 @@ def prometheus(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         ],
         check=True,
     )
-    with running_prometheus(folder, [], flags=[FOR_EVER]) as running:
+    # So few samples at once that some questions must be asked in parts.
+    with running_prometheus(folder, [], flags=[FOR_EVER, f"--query.max-samples={MAX_SAMPLES}"]) as running:
         yield running
 
 
@@ -105,12 +108,22 @@ def fetched(url: str, about: Experiment | None = None, **settings: Any) -> Obser
 
 @pytest.fixture(scope="module")
 def observations(prometheus: Prometheus) -> Observations:
-    return fetched(prometheus.url)
+    about = experiment(ab_fleet.EXPERIMENT + f'prometheus: {{url: "{prometheus.url}/"}}')
+
+    async def scenario() -> Observations:
+        async with open_source(about) as source:
+            return await observe(about, source)
+
+    return asyncio.run(scenario())
 
 
 @pytest.fixture(scope="module")
 def saved(dump: Path) -> Observations:
-    return asyncio.run(observe(experiment(), load(dump)))
+    async def scenario() -> Observations:
+        async with open_source(experiment(), dump) as source:
+            return await observe(experiment(), source)
+
+    return asyncio.run(scenario())
 
 
 def replica(observations: Observations, name: str) -> ReplicaObservations:
@@ -356,6 +369,90 @@ def test_several_series_for_an_arm_are_refused(prometheus: Prometheus) -> None:
 def test_a_wrong_query_is_named_with_its_metric(prometheus: Prometheus) -> None:
     with pytest.raises(DataSourceError, match=r"metric 'quality': .*parse error"):
         fetched(prometheus.url, with_query("sum(("))
+
+
+# --- the API itself
+
+
+def test_a_question_for_more_samples_than_the_server_takes_is_halved(prometheus: Prometheus) -> None:
+    async def scenario() -> None:
+        async with open_api(Connection(url=prometheus.url)) as api:
+            everything = '{__name__=~"brimline_requests.*"}'
+            with pytest.raises(DataSourceError, match="too many samples") as refused:
+                await api.query(f"{everything}[4h]", ab_fleet.END)
+            assert refused.value.reason == "limit"
+            found = await api.raw_samples(everything, ab_fleet.START, ab_fleet.END)
+            assert sum(len(row.times) for row in found.rows) > MAX_SAMPLES
+            assert all(np.diff(np.frombuffer(row.times)).min() > 0 for row in found.rows)
+
+    asyncio.run(scenario())
+
+
+def test_scalars_label_values_and_infinities_of_a_real_server(prometheus: Prometheus) -> None:
+    async def scenario() -> None:
+        async with open_api(Connection(url=prometheus.url)) as api:
+            [scalar] = (await api.query("1 / 0", ab_fleet.END)).rows
+            assert (dict(scalar.labels), list(scalar.values)) == ({}, [float("inf")])
+            [vector] = (await api.query("vector(-1) / 0", ab_fleet.END)).rows
+            assert list(vector.values) == [float("-inf")]
+            variants, _ = await api.label_values("variant", ["brimline_target_info"], start=ab_fleet.START)
+            assert variants == ["long", "short"]
+
+    asyncio.run(scenario())
+
+
+def test_tls_and_basic_auth_of_a_real_server(tmp_path: Path) -> None:
+    key, certificate, password = (tmp_path / name for name in ("key.pem", "cert.pem", "password"))
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=prometheus.test", "-addext", "subjectAltName=DNS:prometheus.test"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    password.write_text("test\n")
+    web_config = tmp_path / "web.yml"
+    # The example of Prometheus' own guide to basic authentication: admin, test.
+    web_config.write_text(
+        f"tls_server_config: {{cert_file: {certificate}, key_file: {key}}}\n"
+        "basic_auth_users: {admin: $2b$12$hNf2lSsxfm0.i4a.1kVpSOVyBCfIB51VRjgBUyv6kdnyTlgWj81Ay}\n"
+    )
+    empty = tmp_path / "prometheus.yml"
+    empty.write_text("{}")
+    port = free_port()
+    command = [tool("prometheus"), f"--config.file={empty}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", f"--web.config.file={web_config}"]
+    trusting = Tls(ca_file=str(certificate), server_name="prometheus.test")
+    admin = BasicAuth(username="admin", password_file=str(password))
+
+    async def two(**settings: Any) -> float:
+        async with open_api(Connection(url=f"https://127.0.0.1:{port}", attempts=1, **settings)) as api:
+            return (await api.query("1 + 1", time.time())).rows[0].values[0]
+
+    def is_answered() -> bool:
+        try:
+            return asyncio.run(two(tls=trusting, basic_auth=admin)) == 2
+        except DataSourceError:
+            return False
+
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        eventually(is_answered, within=30)
+        assert asyncio.run(two(tls=Tls(insecure_skip_verify=True), basic_auth=admin)) == 2
+        for settings, reason in (
+            ({"tls": trusting}, "unauthorized"),
+            ({"basic_auth": admin}, "tls"),
+            ({"tls": Tls(ca_file=str(certificate)), "basic_auth": admin}, "tls"),
+        ):
+            with pytest.raises(DataSourceError) as refused:
+                asyncio.run(two(**settings))
+            assert refused.value.reason == reason
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 # --- nothing there

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,15 +20,18 @@ from brimline.ab.experiment import Experiment, Metric, Variant
 from brimline.ab.observations import ArmObservations, Observations, wanted
 from brimline.ab.replicas import Tables, named, replica_of, without_second_exporters
 from brimline.ab.rows import PREFIX, Key, Table, label, quantity_of
+from brimline.ab.saved_series import load
 from brimline.ab.series import Series, scrape_interval
 from brimline.errors import ConfigError, DataSourceError
 from brimline.prometheus_api import (
     MAX_CHUNK_SECONDS,
     MAX_POINTS,
+    Connection,
     Rows,
     duration,
     merged,
     one_of,
+    open_api,
     shortened,
     stretches,
 )
@@ -72,6 +77,47 @@ class Api(Protocol):
     ) -> Rows: ...
 
     async def query_range(self, query: str, start: float, end: float, step: float) -> Rows: ...
+
+
+def families(experiment: Experiment) -> frozenset[str]:
+    """Names of all families that are asked for, without the prefix."""
+    asked = wanted(experiment)
+    return frozenset(
+        {
+            *asked.counters,
+            *asked.gauges,
+            *(f"{name}_bucket" for name in asked.histograms),
+            *FAMILIES,
+            *_LAST_OF_TARGETS,
+            *_LAST_OF_EXPORTERS,
+            "gpu_memory_used_peak_bytes",
+            "gpu_process_memory_bytes",
+            "memory_bytes",
+            "target_info",
+            "target_up",
+        }
+    )
+
+
+@asynccontextmanager
+async def open_source(experiment: Experiment, saved: Path | None = None) -> AsyncIterator[Api]:
+    """The experiment's Prometheus, or the file or folder of saved series instead of it.
+
+    Raises ConfigError and DataSourceError.
+    """
+    if saved is not None:
+        yield load(saved, families(experiment))
+        return
+    about = experiment.prometheus
+    connection = Connection(
+        url=about.url,
+        bearer_token_file=about.bearer_token_file,
+        basic_auth=about.basic_auth,
+        headers=about.headers,
+        tls=about.tls,
+    )
+    async with open_api(connection) as api:
+        yield api
 
 
 async def observe(
@@ -174,6 +220,7 @@ class _Questions:
 
     async def now_and_then(self, selector: str, start: float, end: float, step: float) -> Rows:
         """What stood there at steps back from the end; one step."""
+        step = round(step, 3)
         self.queries[f"{shortened(selector, 400)} every {duration(step)}"] = None
         first = end - int((end - start) / step) * step
         rows = self._taken(await self.api.query_range(selector, first, end, step))

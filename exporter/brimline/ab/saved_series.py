@@ -11,7 +11,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -154,9 +154,13 @@ def _no_selector(selector: str) -> DataSourceError:
 # --- files ---
 
 
-def load(path: Path) -> SavedSeries:
-    """The series of a file or a folder. Raises DataSourceError where there are none."""
-    reader = SeriesReader(PREFIX)
+def load(path: Path, families: Set[str] | None = None) -> SavedSeries:
+    """The series of a file or a folder, of these families only. Raises DataSourceError if there are none."""
+
+    def is_wanted(name: str) -> bool:
+        return name.startswith(PREFIX) and (families is None or name.removeprefix(PREFIX) in families)
+
+    reader = SeriesReader(is_wanted)
     for file, group in _files(path):
         try:
             with open_regular(file) as opened:

@@ -19,6 +19,10 @@ class Series:
     times: Floats
     values: Floats
 
+    def __repr__(self) -> str:
+        # asyncio.run of Python 3.11 takes its result's, and writing out a day of samples costs a second.
+        return f"Series({len(self.times)} samples)"
+
 
 EMPTY = Series(np.empty(0), np.empty(0))
 

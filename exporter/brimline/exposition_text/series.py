@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from brimline.exposition_text import Pairs, _any_labels, _plain_labels, parse_value
@@ -33,10 +33,10 @@ class TextSeries:
 
 
 class SeriesReader:
-    """Collects series of names with a prefix from one text after another."""
+    """Collects series of the wanted names from one text after another."""
 
-    def __init__(self, prefix: str, *, max_samples: int = 50_000_000) -> None:
-        self._prefix = prefix
+    def __init__(self, wanted: Callable[[str], bool], *, max_samples: int = 50_000_000) -> None:
+        self._wanted = wanted
         self._known: dict[tuple[str, bytes], TextSeries | None] = {}
         self._pairs: Pairs = {}
         self._left = max_samples
@@ -96,7 +96,7 @@ class SeriesReader:
     def _new(self, head: bytes, has_labels: bool) -> TextSeries | None:
         """The series of a name and labels as written; None where it is not wanted or malformed."""
         raw_name, _, raw = head.partition(b"{")
-        labels: Mapping[str, str] | None = {}
+        labels: Mapping[str, str] | None = None if b"{" in head and not has_labels else {}
         if has_labels:
             labels = _plain_labels(raw, self._pairs)
             if labels is None:
@@ -106,7 +106,7 @@ class SeriesReader:
             self.unparsed_lines += 1
             return None
         name = raw_name.strip().decode("utf-8", "replace") or labels.get("__name__", "")
-        if not name.startswith(self._prefix):
+        if not self._wanted(name):
             return None
         return TextSeries(name, {key: value for key, value in labels.items() if key != "__name__"})
 
