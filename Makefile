@@ -36,7 +36,8 @@ test-engines:
 
 bench:
 	@tools/setup.sh dev
-	@for file in benchmarks/bench_*.py; do $(PYTHON) $$file || exit 1; done
+	@bin=$$(tools/prometheus.sh) && export PATH="$$bin:$$PATH" && \
+		for file in benchmarks/bench_*.py; do $(PYTHON) $$file || exit 1; done
 
 format:
 	@tools/setup.sh dev

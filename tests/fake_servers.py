@@ -28,6 +28,7 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 class Wire:
@@ -64,7 +65,16 @@ def _read_request(connection: socket.socket, buffer: bytearray) -> Request | Non
     first, *lines = head.decode("latin-1").split("\r\n")
     method, path, _ = first.split(" ", 2)
     pairs = (line.partition(":") for line in lines)
-    return Request(method, path, {name.lower(): value.strip() for name, _, value in pairs})
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    length = int(headers.get("content-length", "0"))
+    while len(buffer) < length:
+        received = connection.recv(65536)
+        if not received:
+            return None
+        buffer += received
+    body = bytes(buffer[:length])
+    del buffer[:length]
+    return Request(method, path, headers, body)
 
 
 class FakeServer:

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from brimline import verdicts
 from brimline.demo.gpu_recording import recording
 from brimline.demo.profiles import MODEL_FOLDER, PROFILES, RESIDENT_GPU_BYTES
-from brimline_dashboards import verdicts
 from exporter_process import running_exporter
 from prometheus_server import Prometheus, free_port, running_prometheus
 from simulated_server import simulated_vllm
@@ -31,16 +31,17 @@ IDLE_GPU = "GPU-51ae0000-0000-4000-8000-000000000003"
 POD = {"namespace": "llm", "pod": "idle-0"}
 DCGM_GPU = "GPU-51ae0000-0000-4000-8000-00000000dc90"
 JUDGED = "judged"
+WATCHED = {"experiment": JUDGED, "candidate": PROFILES[CANDIDATE].variant}
 OTHERS_SERIES = {
     # MiB, by an exporter that is none of ours.
     "DCGM_FI_DEV_FB_USED": (70_000, {"UUID": DCGM_GPU, **POD}),
     "DCGM_FI_DEV_FB_FREE": (11_000, {"UUID": DCGM_GPU, **POD}),
     "DCGM_FI_DEV_FB_RESERVED": (559, {"UUID": DCGM_GPU, **POD}),
     # An experiment that is watched.
-    verdicts.VERDICT: (1, {"experiment": JUDGED, "metric": verdicts.OVERALL, "verdict": "pass"}),
-    verdicts.BLOCKS: (8, {"experiment": JUDGED, "metric": "inter_token_latency_seconds"}),
-    verdicts.REQUIRED: (5400, {"experiment": JUDGED, "metric": "inter_token_latency_seconds"}),
-    verdicts.DELTA: (0.031, {"experiment": JUDGED, "metric": "inter_token_latency_seconds"}),
+    verdicts.VERDICT: (1, {**WATCHED, "metric": verdicts.OVERALL, "verdict": "pass"}),
+    verdicts.BLOCKS: (8, {**WATCHED, "metric": verdicts.OVERALL}),
+    verdicts.REQUIRED: (5400, {**WATCHED, "metric": verdicts.OVERALL}),
+    verdicts.DELTA: (0.031, {**WATCHED, "metric": "inter_token_latency"}),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from brimline.catalog import METRICS
 from brimline.readings import GPU_REASONS, TARGET_REASONS
 from brimline.thresholds import ALERTS
+from brimline.verdicts import EXPOSED
 from brimline_dashboards.alerts import alerts
 from brimline_dashboards.recording import recordings
 from brimline_dashboards.rules import anchor
@@ -43,6 +44,12 @@ Ranks are not exported combined. Sum counts, tokens and bytes over ranks; of rat
 full rank preempts while the others idle.
 """
 
+VERDICTS_INTRODUCTION = """
+On the watch's own port, not the exporter's: [ab-outputs.md](ab-outputs.md). `metric` is a metric of the
+experiment, a quantity that is settled at the start of a server, or `overall`; `candidate` the variant that is
+compared with the baseline.
+"""
+
 
 def metrics() -> str:
     """docs/metrics.md"""
@@ -56,7 +63,12 @@ def metrics() -> str:
                     f"| `{family.full_name}` | {family.kind} | {labels} | {family.help.replace('|', '/')} |"
                 )
         lines.append("")
-    lines += ["## Reasons of `target_problem` and `target_errors_total`", "", "| reason | |", "|---|---|"]
+    lines += ["## Verdicts: `brimline ab watch`", VERDICTS_INTRODUCTION]
+    lines += ["| family | kind | labels | |", "|---|---|---|---|"]
+    for exposed in EXPOSED:
+        labels = ", ".join(f"`{label}`" for label in exposed.labels)
+        lines.append(f"| `{exposed.name}` | {exposed.kind} | {labels} | {exposed.help} |")
+    lines += ["", "## Reasons of `target_problem` and `target_errors_total`", "", "| reason | |", "|---|---|"]
     lines += [f"| `{reason}` | {text} |" for reason, text in TARGET_REASONS.items()]
     lines += ["", "## Reasons of `nvml_problem` and `gpu_problem`", "", "| reason | |", "|---|---|"]
     lines += [f"| `{reason}` | {text} |" for reason, text in GPU_REASONS.items()]
@@ -70,7 +82,8 @@ autoscalers stand on the recorded series. What to do about an alert: [runbook.md
 warn: [alerts.md](alerts.md).
 
 Series of a server carry `job`, `instance`, `target` and whatever the scrape adds (`namespace`, `pod`),
-with `engine`, `experiment`, `variant`, `role` and `model`; series of a GPU `job`, `instance` and `gpu`.
+with `engine`, `experiment`, `variant`, `role` and `model`; series of a GPU `job`, `instance` and `gpu`; series
+of variants `experiment`, `variant`, `role` and `metric`, over all servers of a variant, whatever scrapes them.
 GPU memory comes from NVML, and from dcgm-exporter (`DCGM_FI_DEV_FB_USED`, `_FREE`, and `_RESERVED` if it
 is exported) where an exporter cannot read its GPUs itself: there the GPUs are those that the
 configuration names by UUID, else those of the exporter's own pod. A MIG instance is not told from its

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from brimline import verdicts
 from brimline.thresholds import ALERTS, Thresholds
 from brimline.units import write_duration
 from brimline_dashboards.queries import IDENTITY, ON, ON_EXPORTER, ON_GPU, family, quoted
@@ -560,10 +561,11 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=worse,
             severity="warning",
-            expr='brimline_ab_verdict{verdict="worse"} == 1',
+            # Of all gates together: a metric that is no gate, or a quantity that was meant to shrink, is no alarm.
+            expr=f'{verdicts.VERDICT}{{metric="{verdicts.OVERALL}",verdict="worse"}} == 1',
             for_seconds=chosen.number(worse, "for"),
-            summary="Experiment {{ $labels.experiment }}: the candidate is worse in {{ $labels.metric }}",
-            description="The verdict holds at any time of looking. The A/B board shows by how much and since when; "
+            summary="Experiment {{ $labels.experiment }}: {{ $labels.candidate }} is worse than the baseline",
+            description="The verdict holds at any time of looking. The A/B board shows in what, by how much and since when; "
             "take the candidate back, or accept the price knowingly.",
             board="ab",
         ),

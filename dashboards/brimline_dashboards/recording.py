@@ -57,6 +57,7 @@ def recordings(dcgm: Dcgm | None = None) -> tuple[Recording, ...]:
         *_memory_of_servers(),
         *_kv_cache(),
         *_load(),
+        *_variants(),
     )
 
 
@@ -464,5 +465,96 @@ def _load() -> tuple[Recording, ...]:
                 ratio_of(_rate("spec_decode_accepted_tokens_total"), _rate("spec_decode_draft_tokens_total"))
             ),
             "Share of proposed tokens that the model accepted. Absent without speculative decoding.",
+        ),
+    )
+
+
+# --- variants of an experiment ---
+
+# Blocks of a quarter of an hour that do not overlap: steps of a subquery lie at multiples of their own length. The
+# range ends a second short of four hours: of exactly four, a Prometheus 2 takes 17 steps and a Prometheus 3, whose
+# ranges leave out their beginning, 16; of 239 minutes they differ once in each block. Of this, never.
+_BLOCK, _BLOCKS = "15m", "[239m59s:15m]"
+# Of fewer, a spread means nothing.
+_LEAST_BLOCKS = 4
+
+
+def _mean_of_variants() -> str:
+    """Ratios of sums over each variant's servers, never means of ratios; the metrics' names are those of verdicts."""
+
+    def grown(series: str) -> str:
+        return _of_variants(f"rate({series}[{_BLOCK}])")
+
+    def held(name: str) -> str:
+        return _of_variants(f"avg_over_time({family(name)}[{_BLOCK}])")
+
+    def mean(histogram: str) -> str:
+        return ratio_of(grown(family_sum(histogram)), grown(family_count(histogram)))
+
+    ratios = {
+        "inter_token_latency": mean("inter_token_latency_seconds"),
+        "time_to_first_token": mean("time_to_first_token_seconds"),
+        "tokens_per_running_request": ratio_of(
+            grown(family("generation_tokens_total")), held("requests_running")
+        ),
+        "kv_bytes_per_token": ratio_of(held("kv_cache_used_bytes"), held("kv_cache_used_tokens")),
+    }
+    return "\nor\n".join(
+        f'label_replace({expr}, "metric", "{metric}", "", "")' for metric, expr in ratios.items()
+    )
+
+
+def _of_variants(expr: str) -> str:
+    """Summed over ranks and servers of each variant of an experiment."""
+    in_experiment = 'target:identity:info{experiment!="",variant!=""}'
+    joined = (
+        f"({_without_ranks('sum', expr)}) * on ({ON}) group_left (experiment, variant, role) {in_experiment}"
+    )
+    return f"sum by (experiment, variant, role) ({joined})"
+
+
+def _variants() -> tuple[Recording, ...]:
+    """Differences as they come, for the board. They carry no verdict: that is `brimline ab watch`'s."""
+    candidates = '(variant:ab_metric:mean15m{role="candidate"} > 0)'
+    baselines = '(variant:ab_metric:mean15m{role="baseline"} > 0)'
+    enough = f"(ab:log_ratio:blocks4h >= {_LEAST_BLOCKS})"
+    return (
+        Recording(
+            "variant:ab_metric:mean15m",
+            _mean_of_variants(),
+            "A metric (label metric) of each variant of an experiment over a quarter of an hour: a ratio of sums over its "
+            "servers. Absent without traffic.",
+        ),
+        Recording(
+            "ab:log_ratio:15m",
+            f"ln({candidates})\n- on (experiment, metric) group_left ()\n"
+            f"ln({baselines} and on (experiment, metric) count by (experiment, metric) ({baselines}) == 1)",
+            "Logarithm of each candidate's metric over the baseline's. Absent where an experiment has no baseline, or two.",
+        ),
+        Recording(
+            "ab:log_ratio:blocks4h",
+            f"count_over_time(ab:log_ratio:15m{_BLOCKS})",
+            "Quarters of an hour, of the last sixteen, in which both had traffic.",
+        ),
+        Recording(
+            "ab:log_ratio:mean4h",
+            f"avg_over_time(ab:log_ratio:15m{_BLOCKS})",
+            "Mean of the last four hours' quarters. It describes, and proves nothing.",
+        ),
+        Recording(
+            "ab:log_ratio:se4h",
+            f"stddev_over_time(ab:log_ratio:15m{_BLOCKS}) / sqrt({enough} - 1)",
+            "Standard error of that mean. Absent below four quarters.",
+        ),
+        Recording(
+            "ab:log_ratio:lower4h",
+            "ab:log_ratio:mean4h - 2 * ab:log_ratio:se4h",
+            "The mean less two standard errors. Over a window that slides it excludes 0 sooner or later for equal "
+            "variants, too: it is no verdict.",
+        ),
+        Recording(
+            "ab:log_ratio:upper4h",
+            "ab:log_ratio:mean4h + 2 * ab:log_ratio:se4h",
+            "The mean and two standard errors; no verdict either.",
         ),
     )

@@ -1,28 +1,26 @@
 """The configuration file: YAML to a frozen Config, strictly.
 
-Every mistake is a ConfigError that reads `FILE:LINE: what; what to do`. YAML is read with the plain rules of
-YAML 1.2 (`yes` and `12:30:45` stay text), without anchors, merge keys, tags or duplicate keys.
+Every mistake is a ConfigError that reads `FILE:LINE: what; what to do` (see strict_yaml).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 
-from brimline import thresholds, units
+from brimline import thresholds
 from brimline.errors import ConfigError
-from brimline.files import NotARegularFile, open_regular
+from brimline.strict_yaml import Place, Schema, Source, dotted, read_struct, read_text
+from brimline.strict_yaml import Seconds as Seconds  # of the configuration's types, and so read from here
+from brimline.strict_yaml import Size as Size
 
 DEFAULT_LISTEN = "127.0.0.1:10778"
-MAX_FILE_BYTES = 256 << 10
-MAX_DEPTH = 20
 SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
 
 # Keys of the published format whose feature is not in this version. Accepting them would promise what does
@@ -35,14 +33,6 @@ Engine = Literal[
     "auto", "dynamo", "llamacpp", "lmdeploy", "nim", "ray", "sglang", "tgi", "triton", "trtllm", "vllm"
 ]
 Role = Literal["", "baseline", "candidate"]
-
-
-class Seconds(float):
-    """A duration; written `5s` in the file."""
-
-
-class Size(int):
-    """Bytes; written `2GiB` or a plain number in the file."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -89,6 +79,15 @@ class PidSource(_Struct, frozen=True):
     from_pid: bool
 
 
+def is_loopback(url: str) -> bool:
+    """True where a url leads to this machine, as far as the address tells."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Target(_Struct, frozen=True):
     """One inference server."""
 
@@ -126,11 +125,7 @@ class Target(_Struct, frozen=True):
     @property
     def is_loopback(self) -> bool:
         """True where the server runs on this machine, as far as the address tells."""
-        host = urlsplit(self.url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return is_loopback(self.url)
 
     @property
     def port(self) -> int:
@@ -160,145 +155,6 @@ class Config(_Struct, frozen=True):
         return target.histograms or ("full" if target.experiment else self.histograms)
 
 
-# --- YAML to plain objects, with the line of every key and item ---
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's core rules for plain scalars."""
-
-
-class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The same in C, ten times as fast where PyYAML was built with libyaml."""
-
-
-_RULES = (
-    ("bool", r"true|false", "tf"),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("null", r"null|~|", ["n", "~", ""]),
-)
-for _loader in (_Loader, _FastLoader):
-    _loader.yaml_implicit_resolvers = {}
-    for _tag, _pattern, _first in _RULES:
-        _rule = re.compile(rf"^(?:{_pattern})$")
-        _loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _rule, list(_first))
-
-Path_ = tuple[str | int, ...]
-
-
-class _Source:
-    """A parsed file: plain objects beside the line of each of their places."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.lines: dict[Path_, int] = {(): 1}
-
-    def error(self, place: Path_, what: str) -> ConfigError:
-        while place not in self.lines:
-            place = place[:-1]
-        return ConfigError(f"{self.name}:{self.lines[place]}: {what}")
-
-    def plain(self, node: yaml.Node, place: Path_ = ()) -> Any:
-        self.lines.setdefault(place, node.start_mark.line + 1)
-        if isinstance(node, yaml.ScalarNode):
-            return _scalar(self, node, place)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.plain(item, (*place, index)) for index, item in enumerate(node.value)]
-        mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value
-            key_line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{self.name}:{key_line}: a key must be plain text; write `name: value`")
-            if key in mapping:
-                first = self.lines[(*place, key)]
-                raise ConfigError(
-                    f"{self.name}:{key_line}: {key!r} stands twice (first on line {first}); remove one"
-                )
-            self.lines[(*place, key)] = key_line
-            mapping[key] = self.plain(value_node, (*place, key))
-        return mapping
-
-
-def _scalar(source: _Source, node: yaml.ScalarNode, place: Path_) -> Any:
-    kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    text = node.value
-    if kind == "str":
-        return text
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text == "true"
-    if kind == "int":
-        if len(text) > 20:
-            raise source.error(place, f"{text[:20]}… is too large a number; write a smaller one")
-        return int(text)
-    return float(text)
-
-
-def _parse_yaml(text: str, name: str) -> yaml.Node | None:
-    """The document's node. Raises ConfigError for unsupported features, and what PyYAML raises."""
-    try:
-        _refuse_features(text, name, _FastLoader)
-        return yaml.compose(text, Loader=_FastLoader)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
-        # The parser in Python says better what is wrong.
-        _refuse_features(text, name, _Loader)
-        return yaml.compose(text, Loader=_Loader)
-
-
-def _refuse_features(text: str, name: str, loader: type[Any]) -> None:
-    """Refuse anchors, aliases, tags and deep nesting before anything is built. Raises ConfigError."""
-    depth = 0
-    for event in yaml.parse(text, Loader=loader):
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ConfigError(f"{name}:{line}: YAML anchors and aliases are not supported; repeat the value")
-        if (tag := getattr(event, "tag", None)) is not None:
-            raise ConfigError(f"{name}:{line}: the tag {tag!r} is not supported; write a plain value")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ConfigError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels; flatten it")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-
-
-def _compose(text: str, name: str) -> tuple[Any, _Source]:
-    source = _Source(name)
-    try:
-        node = _parse_yaml(text, name)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        what = error.problem or error.context or "unreadable"
-        if what.startswith("but "):  # the second half of a sentence
-            what = f"{error.context}, {what}"
-        raise ConfigError(f"{name}:{line}: not YAML: {what}; check indentation and quotes") from None
-    except yaml.YAMLError as error:
-        what = str(error).splitlines()[0]
-        raise ConfigError(f"{name}:1: not YAML: {what}; save the file as UTF-8 text") from None
-    except (ValueError, OverflowError):
-        # PyYAML lets these out for escapes such as "\\UFFFFFFFF" and for overlong version numbers.
-        raise ConfigError(f"{name}:1: not YAML: a number beyond its range; check escapes in quotes") from None
-    return (None if node is None else source.plain(node)), source
-
-
-# --- plain objects to Config ---
-
-_PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
-_WHAT_IS_WANTED = {
-    "`str`": "text",
-    "`int`": "a whole number",
-    "`float`": "a number",
-    "`bool`": "true or false",
-    "`array`": "a list",
-    "`object`": "a mapping of keys to values",
-    "`object | null`": "a mapping of keys to values",
-    "`str | null`": "text",
-    "`int | str`": "a GPU's UUID or index",
-    "`bool | int | float | str`": "text, a number or true or false",
-}
 _HINTS = {
     "listen": f"HOST:PORT in quotes, such as {DEFAULT_LISTEN}",
     "gpus": "a list of GPU UUIDs or indexes, {file: PATH} or {listener: true}",
@@ -306,42 +162,7 @@ _HINTS = {
 }
 
 
-def _decode(kind: type, value: Any) -> Any:
-    if kind is Seconds:
-        if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a duration; write it with a unit, such as 5s")
-        return Seconds(units.parse_duration(value))
-    if kind is Size:
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise ValueError(f"{value!r} is not a size; write it as 2GiB or a whole number of bytes")
-        return Size(units.parse_bytes(str(value)))
-    raise TypeError(kind)
-
-
-def _describe(value: Any, place: Path_ = ()) -> str:
-    if isinstance(value, str) and {"basic_auth", "headers"} & set(place):
-        return "text"  # which may be a secret in the wrong place
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return f"the boolean {str(value).lower()}"
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    if isinstance(value, str):
-        return f"the text {value!r}" if len(value) <= 60 else f"the text {value[:57]!r}…"
-    return "a list" if isinstance(value, list) else "a mapping"
-
-
-def _dotted(place: Path_) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
-    return text.removeprefix(".")
-
-
-def _keys_of(kind: type[msgspec.Struct]) -> list[str]:
-    return [field.encode_name for field in msgspec.structs.fields(kind)]
-
-
-_KEYS_AT: dict[Path_, type[msgspec.Struct]] = {
+_KEYS_AT: dict[Place, type[msgspec.Struct]] = {
     (): Config,
     ("gpu",): GpuConfig,
     ("targets", 0): Target,
@@ -352,83 +173,18 @@ _KEYS_AT: dict[Path_, type[msgspec.Struct]] = {
 }
 
 
-def _refuse_unknown(source: _Source, value: Any, place: Path_ = ()) -> None:
-    """Refuse keys that do not exist, naming the nearest ones; and those of features to come."""
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_unknown(source, item, (*place, index))
-        return
-    kind = _KEYS_AT.get(tuple(0 if isinstance(part, int) else part for part in place))
-    if not isinstance(value, dict) or kind is None:
-        return
-    known = _keys_of(kind)
-    for key, item in value.items():
-        where = (*place, key)
-        dotted = re.sub(r"\[\d+\]", "[]", _dotted(where))
-        if dotted in NOT_YET:
-            raise source.error(
-                where, f"{dotted!r} ({NOT_YET[dotted]}) does not work in this version yet; remove the key"
-            )
-        if key not in known:
-            inside = f" in {_dotted(place)}" if place else ""
-            raise source.error(where, f"unknown key {key!r}{inside}; known: {', '.join(sorted(known))}")
-        _refuse_unknown(source, item, where)
-
-
-def _translate(source: _Source, plain: Any, error: msgspec.ValidationError) -> ConfigError:
-    # The last one: what stands before it may quote the file.
-    text, separator, path = str(error).rpartition(" - at `$")
-    if not separator:
-        text, path = path, ""
-    parts = [
-        name or ("..." if index == "..." else int(index))
-        for name, index in _PATH_PART.findall(path.rstrip("`"))
-    ]
-    # Of a mapping with free keys it is not said which value is meant: the first that cannot be one.
-    allowed = {"Expected `str`": str, "Expected `object`": dict}.get(
-        text.partition(",")[0], (str, int, float)
-    )
-    place, value = _wrong(plain, parts, allowed)
-    what = f"{_dotted(place)}: " if place else ""
-    if missing := re.search(r"missing required field `(\w+)`", text):
-        return source.error(place, f"{what}the key {missing.group(1)!r} is missing; add it")
-    if place and isinstance(place[-1], str) and place[-1] in _HINTS:
-        return source.error(place, f"{what}found {_describe(value, place)}; write {_HINTS[place[-1]]}")
-    if text.startswith("Invalid enum value"):
-        kind = _KEYS_AT[tuple(0 if isinstance(part, int) else part for part in place[:-1])]
-        field = next(f for f in msgspec.structs.fields(kind) if f.encode_name == place[-1])
-        return source.error(place, f"unknown {place[-1]} {value!r}; known: {', '.join(_choices(field.type))}")
-    if wanted := re.match(r"Expected (`[^`]+`)", text):
-        cure = _WHAT_IS_WANTED.get(wanted.group(1), wanted.group(1).strip("`"))
-        return source.error(place, f"{what}found {_describe(value, place)}; write {cure}")
-    return source.error(place, f"{what}{text}")
-
-
-def _wrong(value: Any, parts: list[str | int], allowed: Any) -> tuple[Path_, Any]:
-    """Place and value at the end of the parts; `...` is the first key that leads to nothing allowed."""
-    if not parts:
-        return (), value
-    for key in value if parts[0] == "..." else parts[:1]:
-        place, found = _wrong(value[key], parts[1:], allowed)
-        if "..." not in parts or not isinstance(found, allowed):
-            break
-    return (key, *place), found
-
-
-def _choices(annotation: Any) -> Iterator[str]:
-    for choice in getattr(annotation, "__args__", ()):
-        if isinstance(choice, str):
-            if choice:
-                yield choice
-        else:
-            yield from _choices(choice)
-
+_SCHEMA = Schema(
+    keys_at=_KEYS_AT,
+    hints=_HINTS,
+    not_yet=NOT_YET,
+    secret_keys=frozenset({"basic_auth", "headers"}),
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 
 
-def _check_target(source: _Source, target: Target, index: int) -> None:
-    place: Path_ = ("targets", index)
+def _check_target(source: Source, target: Target, index: int) -> None:
+    place: Place = ("targets", index)
 
     def refuse(key: str, what: str) -> ConfigError:
         return source.error((*place, key), what)
@@ -517,21 +273,12 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 def parse(text: str, name: str = "brimline.yaml") -> Config:
     """Config from the text of a file; `name` stands in the error messages. Raises ConfigError."""
-    plain, source = _compose(text, name)
-    if plain is None:
-        plain = {}
-    if not isinstance(plain, dict):
-        raise source.error((), f"the file holds {_describe(plain)}; write keys such as `targets:`")
-    _refuse_unknown(source, plain)
-    try:
-        config = msgspec.convert(plain, Config, dec_hook=_decode)
-    except msgspec.ValidationError as error:
-        raise _translate(source, plain, error) from None
+    config, source = read_struct(text, name, Config, _SCHEMA)
     try:
         parse_listen(config.listen)
     except ValueError as error:
         raise source.error(("listen",), str(error)) from None
-    durations: tuple[tuple[Path_, float, float], ...] = (
+    durations: tuple[tuple[Place, float, float], ...] = (
         (("scrape_timeout",), config.scrape_timeout, 0.001),
         (("peak_window",), config.peak_window, 1.0),
         (("gpu", "sample_interval"), config.gpu.sample_interval, 0.05),
@@ -540,7 +287,7 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
         if seconds < least:
             raise source.error(
                 place,
-                f"{_dotted(place)} of {seconds:g}s is too short; write at least {least:g}s",
+                f"{dotted(place)} of {seconds:g}s is too short; write at least {least:g}s",
             )
     if (config.gpu.backend == "replay") != (config.gpu.path is not None):
         raise source.error(
@@ -577,23 +324,7 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
 
 def load(path: Path) -> Config:
     """Config from a file. Raises ConfigError, also where the file cannot be read."""
-    try:
-        with open_regular(path) as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except NotARegularFile:
-        raise ConfigError(f"{path}: not a regular file; name a YAML file") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from None
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {units.format_bytes(MAX_FILE_BYTES)}; split it")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    return parse(text, str(path))
+    return parse(read_text(path), str(path))
 
 
 def masked(config: Config) -> str:

@@ -8,22 +8,19 @@ import gzip
 import json
 import logging
 import math
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.typedefs import Handler
 
-from brimline import __version__
 from brimline.collect import Collector, Raw, TargetReader
 from brimline.config import Config, load, masked
 from brimline.errors import ConfigError
 from brimline.exposition import render
+from brimline.port import ConnectionLimits, serve_application
 from brimline.readings import EngineReading, Snapshot
 
 if TYPE_CHECKING:
@@ -34,15 +31,7 @@ logger = logging.getLogger(__name__)
 # What Prometheus needs to take over the answer before its own timeout (blackbox_exporter's default).
 TIMEOUT_OFFSET = 0.5
 GZIP_FROM_BYTES = 1024
-MAX_CONNECTIONS = 512
 _SECRET_HEADERS = {"set-cookie", "authorization", "www-authenticate"}
-
-_SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def scrape_budget(header: str | None) -> float | None:
@@ -57,27 +46,6 @@ def scrape_budget(header: str | None) -> float | None:
     if not math.isfinite(seconds) or seconds <= 0:
         return None
     return max(seconds - TIMEOUT_OFFSET, seconds / 2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionLimits:
-    """What clients may take of the port.
-
-    header_seconds: until a header is complete, from its first byte or from the connection's opening.
-    idle_seconds: between two requests. connections: open at once.
-    """
-
-    header_seconds: float = 10.0
-    idle_seconds: float = 75.0
-    connections: int = MAX_CONNECTIONS
-
-    @classmethod
-    def of_this_process(cls) -> ConnectionLimits:
-        """Fewer connections than usual where the process may open few files, which the targets need too."""
-        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if open_files == resource.RLIM_INFINITY:
-            return cls()
-        return cls(connections=max(8, min(MAX_CONNECTIONS, open_files // 4)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +105,6 @@ class Exporter:
         application.router.add_get("/plan", self._plan)
         application.router.add_post("/plan/predict", self._plan_predict)
         application.on_shutdown.append(self._end_planning)
-        application.on_response_prepare.append(_add_headers)
         return application
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -273,155 +240,6 @@ def _accepts_gzip(header: str) -> bool:
     return False
 
 
-async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = f"brimline/{__version__}"
-    for name, value in _SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
-
-
-def _is_our_fault(record: logging.LogRecord) -> bool:
-    """False for what a client did wrong: a port scanner must not fill the log with tracebacks."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-class _Connections:
-    """The open connections, none of which is held for nothing.
-
-    aiohttp has a time limit for a connection between two requests, but none for the header of a request, and
-    no limit on how many there are. At the limit the one that has waited longest gives way; a connection whose
-    request is being handled never does, but one whose answer is not being fetched does.
-    """
-
-    def __init__(self, limits: ConnectionLimits) -> None:
-        self.limits = limits
-        self.waiting: dict[_Connection, None] = {}  # an ordered set: who has waited longest comes first
-        self._open: dict[web.RequestHandler, _Connection] = {}
-        self._full = False
-
-    @web.middleware
-    async def watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Tell a connection when the handling of a request begins and ends."""
-        connection = self._open.get(request.protocol)
-        if connection is None:
-            return await handler(request)
-        connection.request_began()
-        try:
-            return await handler(request)
-        finally:
-            connection.request_ended()
-
-    def make_room(self) -> bool:
-        """Have a place for one more connection; False where all are busy."""
-        if len(self._open) < self.limits.connections:
-            return True
-        if not self._full:
-            self._full = True
-            logger.warning("connections=%d state=full", len(self._open))
-        longest_waiting = next(iter(self.waiting), None)
-        if longest_waiting is None:
-            return False
-        longest_waiting.abort()
-        return True
-
-    def add(self, handler: web.RequestHandler, connection: _Connection) -> None:
-        self._open[handler] = connection
-        self.waiting[connection] = None
-
-    def has(self, handler: web.RequestHandler) -> bool:
-        return handler in self._open
-
-    def remove(self, handler: web.RequestHandler, connection: _Connection) -> None:
-        self._open.pop(handler, None)
-        self.waiting.pop(connection, None)
-        if self._full and len(self._open) < self.limits.connections / 2:
-            self._full = False
-            logger.info("connections=%d state=normal", len(self._open))
-
-
-class _Connection(asyncio.Protocol):
-    """Stands between a transport and aiohttp's protocol, to see when a request begins to come in."""
-
-    def __init__(self, connections: _Connections, make_handler: Callable[[], web.RequestHandler]) -> None:
-        self._connections = connections
-        self._make_handler = make_handler
-        self._handler: web.RequestHandler | None = None
-        self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._busy = False
-        self._received_while_busy = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        if not self._connections.make_room():
-            self._transport.abort()
-            return
-        self._handler = self._make_handler()
-        self._connections.add(self._handler, self)
-        self._expect_header()
-        self._handler.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        if self._handler is None:
-            return
-        if self._busy:
-            self._received_while_busy = True
-        elif self._timer is None:
-            self._expect_header()
-        self._handler.data_received(data)
-
-    def eof_received(self) -> None:
-        if self._handler is not None:
-            self._handler.eof_received()
-
-    def pause_writing(self) -> None:
-        if self._handler is not None:
-            self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._handler is not None:
-            self._handler.resume_writing()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._forget()
-        if self._handler is not None:
-            self._handler.connection_lost(error)
-
-    def request_began(self) -> None:
-        """A header is complete."""
-        self._busy, self._received_while_busy = True, False
-        self._connections.waiting.pop(self, None)
-        self._stop_timer()
-
-    def request_ended(self) -> None:
-        """The answer is known, and about to be sent."""
-        self._busy = False
-        if self._handler is None or not self._connections.has(self._handler):
-            return  # the client has left meanwhile
-        self._connections.waiting[self] = None
-        if self._received_while_busy:
-            self._expect_header()
-
-    def abort(self) -> None:
-        """Close at once, also where the client does not fetch what is still to be sent."""
-        self._forget()
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _expect_header(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._connections.limits.header_seconds, self.abort)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _forget(self) -> None:
-        self._stop_timer()
-        if self._handler is not None:
-            self._connections.remove(self._handler, self)
-
-
 async def serve(
     exporter: Exporter,
     host: str,
@@ -436,39 +254,19 @@ async def serve(
     started: called with the port once it is open. limits: None for those that suit this process.
     Raises OSError where the port cannot be opened.
     """
-    limits = limits or ConnectionLimits.of_this_process()
-    protocol_logger = logging.getLogger(f"{__name__}.protocol")
-    protocol_logger.addFilter(_is_our_fault)
-    connections = _Connections(limits)
-    application = exporter.application()
-    application.middlewares.append(connections.watch)
-    runner = web.AppRunner(
-        application,
-        access_log=None,
-        logger=protocol_logger,
-        handle_signals=False,
-        shutdown_timeout=1.0,
-        keepalive_timeout=limits.idle_seconds,
-    )
-    server: asyncio.Server | None = None
-    await runner.setup()
-    try:
-        if runner.server is None:
-            raise RuntimeError("setup() makes the server")
-        make_handler = runner.server
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(connections, make_handler), host, port, backlog=limits.connections
-        )
+
+    def opened(bound: int) -> None:
         exporter.ready = True
         if started is not None:
-            started(server.sockets[0].getsockname()[1])
-        await stop.wait()
+            started(bound)
+
+    def stopping() -> None:
         exporter.ready = False
         exporter.collector.end_round_within(0.7)
-    finally:
-        if server is not None:
-            server.close()
-        await runner.cleanup()
+
+    await serve_application(
+        exporter.application(), host, port, stop, started=opened, stopping=stopping, limits=limits
+    )
 
 
 def open_config(path: Path | None, listen: str | None) -> Config:

@@ -128,6 +128,9 @@ EMPTY = {
     ("brimline-ab", "Verdict", "A"): _NO_WATCH,
     ("brimline-ab", "Sample size", "A"): _NO_WATCH,
     ("brimline-ab", "Time still needed", "A"): _NO_WATCH,
+    ("brimline-ab", "Judged", "A"): _NO_WATCH,
+    ("brimline-ab", "Mean of the last four hours", "B"): "fewer than four quarters of an hour",
+    ("brimline-ab", "Mean of the last four hours", "C"): "fewer than four quarters of an hour",
     ("brimline-ab", "Verdict for each metric", "A"): _NO_WATCH,
     ("brimline-ab", "A beside B", "E"): _NO_WATCH,
     ("brimline-ab", "A beside B", "F"): _NO_WATCH,
@@ -137,7 +140,10 @@ EMPTY = {
     ("brimline-exporter", "Quantities that are missing", "A"): "none is missing",
 }
 # Whether main memory shows depends on where the tests run.
-PERHAPS = {("brimline-server", "Main memory of the server", letter) for letter in "AB"}
+# Whether a quarter of an hour ends while they run, on when.
+PERHAPS = {("brimline-server", "Main memory of the server", letter) for letter in "AB"} | {
+    ("brimline-ab", "Mean of the last four hours", letter) for letter in "AD"
+}
 EACH = pytest.mark.parametrize("uid", BOARDS)
 
 

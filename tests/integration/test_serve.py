@@ -26,7 +26,7 @@ from brimline import discovery
 from fake_servers import FAULTS, FakeServer, FakeVllm, answer, dead_port, hang, when
 from waiting import eventually
 
-HEAVY = {"torch", "transformers", "vllm", "numpy", "grafanalib", "pandas", "rich", "jinja2"}
+HEAVY = {"torch", "transformers", "vllm", "numpy", "scipy", "grafanalib", "pandas", "rich", "jinja2"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 
 from brimline_dashboards.recording import Dcgm, recordings
@@ -23,8 +25,10 @@ from rules.page import (
     down,
     during,
     exporter,
+    full_name,
     gpu,
     healthy,
+    idle,
     memory,
     server,
 )
@@ -519,6 +523,143 @@ def _without_nvml() -> list[Case]:
     ]
 
 
+# --- variants ---
+
+_VARIANTS = (
+    "variant:ab_metric:mean15m",
+    "ab:log_ratio:15m",
+    "ab:log_ratio:blocks4h",
+    "ab:log_ratio:mean4h",
+    "ab:log_ratio:se4h",
+    "ab:log_ratio:lower4h",
+    "ab:log_ratio:upper4h",
+)
+_AN_AFTERNOON = 256
+_SLOWER = 0.1
+
+
+def _seconds_by_quarters(minute: int) -> float:
+    """Seconds between tokens, of 6000 a minute: in logarithms a tenth above and below 20 ms, by turns."""
+    above, below = (120 * math.exp(sign * _SLOWER) for sign in (1, -1))
+    whole, rest = divmod(minute, 15)
+    turns = (whole + 1) // 2 * above + whole // 2 * below
+    return 1000 + 15 * turns + rest * (below if whole % 2 else above)
+
+
+def _of_candidate(record: str, metric: str = "inter_token_latency") -> str:
+    """To four places: of sums over samples the last digits differ."""
+    return f'round({record}{{metric="{metric}"}}, 0.0001)'
+
+
+def _variants() -> list[Case]:
+    """Live differences of two variants: chat-a is the candidate, chat-b the baseline."""
+    names = {
+        full_name(name)
+        for name in (
+            "target_info",
+            "model_info",
+            "requests_running",
+            "kv_cache_used_bytes",
+            "kv_cache_used_tokens",
+            "generation_tokens_total",
+            *(f"{one}_seconds_{part}" for one in _LATENCIES for part in ("sum", "count")),
+        )
+    }
+    long = healthy(_AN_AFTERNOON).only(names)
+    turning = long.changed("inter_token_latency_seconds_sum", _seconds_by_quarters, target="chat-a")
+    a = {"experiment": "ctx", "variant": "long", "role": "candidate", "metric": "inter_token_latency"}
+    b = {**a, "variant": "short", "role": "baseline"}
+    error = _SLOWER / math.sqrt(15)
+
+    def gives(at: int, record: str, *values: float) -> Gives:
+        return Gives(at, _of_candidate(record), tuple((a, round(value, 4)) for value in values))
+
+    def live(name: str, page: Page, *expectations: Expectation) -> Case:
+        records = frozenset({"target:engine:info", "target:identity:info", *_VARIANTS})
+        return Case(name, page, expectations, RuleSet(alerts=(), records=records))
+
+    short = healthy(40).only(names)
+    two_baselines = short.beside(
+        server(40, dataclasses.replace(CHAT_B, name="chat-c", variant="other")).only(names)
+    )
+    one_more = short.beside(
+        server(40, dataclasses.replace(CHAT_B, name="chat-c"))
+        .only(names)
+        .changed("inter_token_latency_seconds_sum", lambda minute: 1000.0 + 360 * minute)
+    )
+    return [
+        live(
+            "two variants over an afternoon",
+            turning,
+            Gives(
+                240,
+                'round(1e5 * variant:ab_metric:mean15m{metric="inter_token_latency"})',
+                ((a, round(2000 * math.exp(-_SLOWER))), (b, 2000)),
+            ),
+            *(
+                Gives(
+                    240,
+                    f'round(variant:ab_metric:mean15m{{metric="{metric}",role="baseline"}}, 0.01)',
+                    (({**b, "metric": metric}, value),),
+                )
+                for metric, value in (
+                    ("time_to_first_token", 0.25),
+                    ("tokens_per_running_request", 12.5),
+                    ("kv_bytes_per_token", 131072),
+                )
+            ),
+            gives(225, "ab:log_ratio:15m", _SLOWER),
+            gives(240, "ab:log_ratio:15m", -_SLOWER),
+            # Quarters are as many just before the next one, at whose minute one version counts one more.
+            *(gives(at, "ab:log_ratio:blocks4h", 16) for at in (240, 247, 254)),
+            gives(240, "ab:log_ratio:mean4h", 0),
+            gives(240, "ab:log_ratio:se4h", error),
+            gives(240, "ab:log_ratio:lower4h", -2 * error),
+            gives(240, "ab:log_ratio:upper4h", 2 * error),
+        ),
+        live(
+            "three quarters of an hour have a mean and no spread",
+            turning,
+            gives(47, "ab:log_ratio:blocks4h", 3),
+            gives(47, "ab:log_ratio:mean4h", _SLOWER / 3),
+            gives(47, "ab:log_ratio:se4h"),
+            gives(47, "ab:log_ratio:lower4h"),
+        ),
+        live(
+            "variants are ratios of sums over their servers",
+            one_more,
+            # 6000 tokens of 20 ms and 6000 of 60 ms.
+            Gives(
+                30,
+                'round(1e5 * variant:ab_metric:mean15m{metric="inter_token_latency",role="baseline"})',
+                ((b, 4000),),
+            ),
+            gives(30, "ab:log_ratio:15m", -math.log(2)),
+        ),
+        live(
+            "two baselines are none",
+            two_baselines,
+            Gives(30, 'count(variant:ab_metric:mean15m{role="baseline"})', (({}, 8),)),
+            Gives(30, "ab:log_ratio:15m", ()),
+        ),
+        live(
+            "without traffic there is no difference but of what is settled",
+            idle(healthy(40)).only(names),
+            Gives(30, "ab:log_ratio:15m", ()),
+            Gives(30, "variant:ab_metric:mean15m", ()),
+        ),
+        live(
+            "one variant alone",
+            short.but(target="chat-b"),
+            Gives(30, "count(variant:ab_metric:mean15m)", (({}, 4),)),
+            Gives(30, "ab:log_ratio:15m", ()),
+        ),
+    ]
+
+
+_LATENCIES = ("inter_token_latency", "time_to_first_token")
+
+
 def cases() -> list[Case]:
     """All cases of recorded series."""
-    return [_healthy(), *_changes(), *_together(), *_without_nvml()]
+    return [_healthy(), *_changes(), *_together(), *_without_nvml(), *_variants()]

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from brimline.collect import Collector
-from brimline.config import BasicAuth, Config, GpuConfig, GpuSource, Seconds, Target, mask_command
+from brimline.config import BasicAuth, Config, GpuConfig, GpuSource, Target, mask_command
 from brimline.exposition import render
 from brimline.readings import (
     TARGET_REASONS,
@@ -28,6 +28,7 @@ from brimline.readings import (
     TargetSnapshot,
     Uuid,
 )
+from brimline.strict_yaml import Seconds
 from fake_servers import (
     FAULTS,
     FakeServer,

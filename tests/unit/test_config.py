@@ -21,8 +21,6 @@ from brimline.config import (
     GpuConfig,
     GpuSource,
     PidSource,
-    Seconds,
-    Size,
     Target,
     Tls,
     load,
@@ -32,6 +30,7 @@ from brimline.config import (
     parse_listen,
 )
 from brimline.errors import ConfigError
+from brimline.strict_yaml import Seconds, Size
 from brimline.thresholds import ALERTS
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -10,9 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from brimline.ab.experiment import parse as parse_experiment
 from brimline.catalog import BY_NAME
 from brimline.cli import COMMANDS
+from brimline.cli.comparing import ab
+from brimline.compared import as_json
 from brimline.config import NOT_YET, Config, GpuConfig, Target, parse
+from reports import report
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
@@ -61,3 +65,32 @@ def test_keys_of_later_features_are_not_documented_as_working() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     assert {name for name in COMMANDS if f"brimline {name}" not in README} == set()
+
+
+def test_the_readme_experiment_is_accepted_and_takes_about_ten_lines() -> None:
+    [block] = re.findall(r"```yaml\n# experiment.yaml\n(.*?)```", README, re.DOTALL)
+
+    experiment = parse_experiment(block, now=1_800_000_000.0)
+    assert (experiment.name, experiment.baseline.name) == ("kv-dtype", "bf16")
+    assert len(block.splitlines()) <= 11
+
+
+def test_every_command_of_ab_and_option_of_run_is_documented() -> None:
+    documented = (ROOT / "docs/ab-outputs.md").read_text()
+
+    assert {name for name in ab.commands if f"`brimline ab {name}" not in documented} == set()
+    options = [one.opts[0] for one in ab.commands["run"].params if one.param_type_name == "option"]
+    assert {
+        option for option in options if f"`{option}" not in documented and option not in documented
+    } == set()
+
+
+def test_every_key_of_a_report_is_documented() -> None:
+    documented = (ROOT / "docs/ab-outputs.md").read_text()
+
+    def keys(value: object) -> set[str]:
+        if isinstance(value, dict):
+            return set(value).union(*map(keys, value.values()))
+        return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+    assert {key for key in keys(as_json(report())) if f'"{key}"' not in documented} == set()

@@ -21,10 +21,11 @@ import pytest
 from aiohttp import ClientSession
 
 from brimline.collect import Collector
-from brimline.config import Config, GpuConfig, Seconds, Target
+from brimline.config import Config, GpuConfig, Target
 from brimline.footprint.controls import CONTROLS
 from brimline.footprint.predict import PREDICTORS
 from brimline.server import Exporter, serve
+from brimline.strict_yaml import Seconds
 from brimline.web.plan import MAX_BODY_BYTES, MAX_REQUESTS, Planner
 from brimline.web.plan_process import COMMAND, PlanProcess
 from fake_servers import FakeServer, FakeVllm, when

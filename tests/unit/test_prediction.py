@@ -15,11 +15,12 @@ import pytest
 
 import brimline.demo
 from brimline.collect import Collector
-from brimline.config import Config, GpuConfig, Seconds, Size, Target
+from brimline.config import Config, GpuConfig, Target
 from brimline.footprint.gpus import find_gpu
 from brimline.footprint.predict import predict, read_model
 from brimline.prediction import Card, is_same, release, smallest_card
 from brimline.readings import DeviceReading, Footprint, GpuReading, Snapshot, TargetSnapshot, Uuid
+from brimline.strict_yaml import Seconds, Size
 from fake_servers import FakeServer, FakeVllm, json_answer
 
 GIB = 1 << 30

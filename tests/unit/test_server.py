@@ -14,8 +14,10 @@ import pytest
 from aiohttp import ClientSession, web
 
 from brimline.collect import Collector
-from brimline.config import Config, GpuConfig, Seconds, Target
-from brimline.server import ConnectionLimits, Exporter, scrape_budget, serve
+from brimline.config import Config, GpuConfig, Target
+from brimline.port import ConnectionLimits
+from brimline.server import Exporter, scrape_budget, serve
+from brimline.strict_yaml import Seconds
 from fake_servers import FakeServer, FakeVllm, answer, json_answer, when
 
 PATIENCE = 30.0  # far above what a loaded machine needs
@@ -253,7 +255,7 @@ def test_pipelined_requests_are_answered_in_turn() -> None:
 
 
 def test_at_the_limit_the_one_that_has_waited_longest_gives_way(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "brimline.server")
+    caplog.set_level(logging.INFO, "brimline.port")
 
     async def scenario() -> None:
         async with serving(header_seconds=600.0, connections=4) as port:

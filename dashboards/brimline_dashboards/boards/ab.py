@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from brimline_dashboards import verdicts
+from brimline import verdicts
 from brimline_dashboards.boards.common import (
     AB,
     LINKS,
@@ -18,6 +18,7 @@ from brimline_dashboards.boards.common import (
     experiment_variable,
     job_variable,
     m,
+    m_bucket,
     m_count,
     m_sum,
     recorded,
@@ -40,6 +41,7 @@ from brimline_dashboards.panels import (
     Style,
     Threshold,
     Unit,
+    annotation,
     datasource_variable,
     query_variable,
     stat,
@@ -47,11 +49,13 @@ from brimline_dashboards.panels import (
     text,
     timeseries,
 )
-from brimline_dashboards.queries import ON
+from brimline_dashboards.queries import ON, ON_GPU
 
 _EXPERIMENT = f'{OF_JOBS},experiment="$experiment"'
 _NAMED = f'{_EXPERIMENT},variant!=""'
-_JUDGED = 'experiment="$experiment"'
+_JUDGED = 'experiment="$experiment",candidate="$variant_b"'
+_WATCHED = 'experiment="$experiment"'
+_ANY_GPU = 'gpu!=""'
 NO_VERDICT = "No verdict: brimline ab watch does not run for this experiment"
 NOT_JUDGED = "not judged: no brimline ab watch"
 
@@ -88,6 +92,17 @@ class Side:
         """Mean of a histogram over all servers of this side; absent without traffic."""
         sums, counts = m_sum(histogram, OF_JOBS), m_count(histogram, OF_JOBS)
         return f"{self.rate(sums, window)} / ({self.rate(counts, window)} > 0)"
+
+    def quantile(self, histogram: str, window: str) -> str:
+        """Below which 95 % of a histogram of all servers of this side lie; absent without buckets or traffic."""
+        buckets = self.own(f"rate({m_bucket(histogram, OF_JOBS)}[{window}])")
+        return f"(histogram_quantile(0.95, sum by (le) ({buckets})) > 0)"
+
+    def most_memory(self, window: str) -> str:
+        """Memory in use at its highest on the fullest GPU of any server."""
+        gpus = self.own(recorded("target:gpu:info", OF_JOBS))
+        peak = f"max_over_time({recorded('gpu:memory_used_peak:bytes', _ANY_GPU)}[{window}])"
+        return f"max(({gpus}) * on ({ON_GPU}) group_left () {peak})"
 
     def over(self, name: str, window: str) -> str:
         """Mean of a recorded series over the window, for each server.
@@ -136,6 +151,10 @@ def _mean_of(name: str) -> Callable[[Side, str], str]:
     return lambda side, window: side.mean_of(name, window)
 
 
+def _quantile(histogram: str) -> Callable[[Side, str], str]:
+    return lambda side, window: side.quantile(histogram, window)
+
+
 def _ratio(numerator: str, denominator: str) -> Callable[[Side, str], str]:
     return lambda side, window: side.ratio(numerator, denominator, window)
 
@@ -146,32 +165,39 @@ def _mean(histogram: str) -> Callable[[Side, str], str]:
 
 _TOKENS, _RUNNING = "target:generation_tokens:rate5m", "target:requests_running:sum"
 _MIB, _GIB = 2.0**-20, 2.0**-30
+_WEIGHTS = f'{OF_JOBS},component="weights"'
 
 COMPARED = (
     Compared("generation_tokens_per_second", "Generated tokens of a server, tok/s", _mean_of(_TOKENS)),
     Compared("generation_tokens_per_second_per_gpu", "… for each GPU, tok/s", Side.per_gpu),
     Compared(
-        "generation_tokens_per_second_per_request",
+        "tokens_per_running_request",
         "… for each running request, tok/s",
         _ratio(_TOKENS, _RUNNING),
     ),
+    Compared("time_to_first_token", "Time to first token, ms", _mean("time_to_first_token_seconds"), 1e3),
+    Compared("inter_token_latency", "Time between tokens, ms", _mean("inter_token_latency_seconds"), 1e3),
+    Compared("request_latency", "Time of a whole request, s", _mean("request_e2e_latency_seconds")),
     Compared(
-        "time_to_first_token_seconds", "Time to first token, ms", _mean("time_to_first_token_seconds"), 1e3
+        "inter_token_latency_p95",
+        "95 % of times between tokens below, ms",
+        _quantile("inter_token_latency_seconds"),
+        1e3,
     ),
     Compared(
-        "inter_token_latency_seconds", "Time between tokens, ms", _mean("inter_token_latency_seconds"), 1e3
-    ),
-    Compared(
-        "request_e2e_latency_seconds", "Time of a whole request, s", _mean("request_e2e_latency_seconds")
+        "time_to_first_token_p95",
+        "95 % of times to first token below, ms",
+        _quantile("time_to_first_token_seconds"),
+        1e3,
     ),
     Compared("requests_waiting", "Waiting requests of a server", _mean_of("target:requests_waiting:sum")),
     Compared(
-        "preemptions_per_token",
+        "preemptions",
         "Preemptions per million tokens",
         _ratio("target:preemptions:rate5m", _TOKENS),
         1e6,
     ),
-    Compared("kv_cache_usage_ratio", "KV cache in use, %", _mean_of("target:kv_cache_usage:ratio"), 100),
+    Compared("kv_cache_usage", "KV cache in use, %", _mean_of("target:kv_cache_usage:ratio"), 100),
     Compared(
         "kv_cache_used_bytes_per_request",
         "KV cache of a running request, MiB",
@@ -179,10 +205,27 @@ COMPARED = (
         _MIB,
     ),
     Compared(
+        "kv_bytes_per_token",
+        "KV cache in use for each cached token, KiB",
+        _ratio("target:kv_cache_used:bytes", "target:kv_cache_used:tokens"),
+        2.0**-10,
+    ),
+    Compared(
         "kv_cache_bytes_per_token",
         "KV cache of a token, KiB",
         _ratio("target:kv_cache_capacity:bytes", "target:kv_cache_capacity:tokens"),
         2.0**-10,
+    ),
+    Compared(
+        "kv_cache_capacity_bytes",
+        "KV cache pool, GiB",
+        _mean_of("target:kv_cache_capacity:bytes"),
+        _GIB,
+    ),
+    Compared(
+        "kv_cache_max_concurrency_requests",
+        "Requests of full length at once",
+        lambda side, _: f"avg({side.own(m('kv_cache_max_concurrency_requests', OF_JOBS))})",
     ),
     Compared(
         "kv_cache_capacity_tokens",
@@ -197,6 +240,13 @@ COMPARED = (
         "memory_used_bytes",
         "GPU memory in use, fullest GPU, GiB",
         _mean_of("target:memory_used:bytes"),
+        _GIB,
+    ),
+    Compared("memory_used_peak_bytes", "GPU memory in use at most, fullest GPU, GiB", Side.most_memory, _GIB),
+    Compared(
+        "weights_bytes",
+        "Weights where they are measured, GiB",
+        lambda side, _: f"avg({side.own(m('measured_memory_bytes', _WEIGHTS))})",
         _GIB,
     ),
     Compared("memory_headroom_bytes", "Headroom, GiB", _mean_of("target:memory_headroom:bytes"), _GIB),
@@ -284,20 +334,21 @@ def _verdicts() -> Row:
             ),
             stat(
                 "Sample size",
-                "Pairs of time blocks that the verdict stands on, of the metric with the fewest. Below six nothing "
+                "Pairs of time blocks in which both served, on which the verdict stands. Below six (`min_blocks`) nothing "
                 "is concluded.",
-                [Query(f"min({verdicts.BLOCKS}{{{_JUDGED}}})")],
+                [Query(f"max({verdicts.BLOCKS}{{{overall}}})")],
                 "suffix: blocks",
                 thresholds=(Threshold(None, ORANGE), Threshold(6, BLUE)),
                 no_value="Not judged",
             ),
             stat(
                 "Time still needed",
-                "How much longer both variants must serve until the margins can be told apart from noise.",
-                [Query(f"max({verdicts.REQUIRED}{{{_JUDGED}}})")],
+                "How much longer both variants must serve until every gate can be told apart from noise. Empty too "
+                "once it is decided, and where it cannot be told.",
+                [Query(f"max({verdicts.REQUIRED}{{{overall}}})")],
                 "s",
                 thresholds=(Threshold(None, BLUE),),
-                no_value="Not judged",
+                no_value="None, or not known",
             ),
             stat(
                 "Load of B beside A",
@@ -310,13 +361,27 @@ def _verdicts() -> Row:
                 no_value="No traffic, or no two variants",
             ),
             stat(
+                "Judged",
+                "How long ago the verdict was reached; after each block it is reached anew. Empty while the watch cannot "
+                "ask Prometheus: then the verdict beside is an old one, and the watch's log says why.",
+                [
+                    Query(
+                        f"(time() - max({verdicts.JUDGED}{{{_WATCHED}}})) and on () max({verdicts.UP}{{{_WATCHED}}}) == 1"
+                    )
+                ],
+                "s",
+                height=5,
+                thresholds=(Threshold(None, BLUE), Threshold(7200, ORANGE)),
+                no_value="Not judged, or data source fails",
+            ),
+            stat(
                 "Verdict for each metric",
                 "What `brimline ab watch` concludes of each metric since the experiment's start; it may be looked "
                 "at at any time without harm.",
                 [Query(_verdict_number(metrics), "{{metric}}")],
                 "none",
                 mappings=_VERDICT_WORDS,
-                width=24,
+                width=20,
                 height=5,
                 names=True,
                 no_value=NO_VERDICT,
@@ -356,6 +421,53 @@ def _verdicts() -> Row:
                 ),
                 height=17,
                 sort="#",
+            ),
+        ),
+    )
+
+
+def _live() -> Row:
+    chosen = 'experiment="$experiment",variant="$variant_b"'
+
+    def percent(record: str) -> str:
+        return f"exp({recorded(record, chosen)}) - 1"
+
+    return Row(
+        title="Live: differences without a verdict",
+        panels=(
+            timeseries(
+                "Difference of a quarter of an hour",
+                "B against the baseline over the last quarter of an hour, by metric, as the recording rules have it: not "
+                "at equal load, without warm-up and restarts left out. It wanders by noise alone; what it proves, the "
+                "verdict says.",
+                [Query(percent("ab:log_ratio:15m"), "{{metric}}")],
+                "percentunit",
+                minimum=None,
+                width=12,
+                no_value="No traffic, or not one baseline: see role in the exporter's configuration",
+            ),
+            table(
+                "Mean of the last four hours",
+                "Mean of the quarters of the last four hours, and two standard errors to each side. It describes what "
+                "was, and is no bound: seen over days, such an interval leaves out 0 for equal variants, too. The "
+                "bounds that may be looked at are those of the verdict.",
+                [
+                    Query(percent("ab:log_ratio:mean4h")),
+                    Query(percent("ab:log_ratio:lower4h")),
+                    Query(percent("ab:log_ratio:upper4h")),
+                    Query(recorded("ab:log_ratio:blocks4h", chosen)),
+                ],
+                [
+                    Column(source="metric", title="Metric"),
+                    Column(source="Value #A", title="Mean Δ %", unit="percentunit", decimals=1),
+                    Column(source="Value #B", title="less two errors", unit="percentunit", decimals=1),
+                    Column(source="Value #C", title="and two errors", unit="percentunit", decimals=1),
+                    Column(source="Value #D", title="Quarters", unit="none"),
+                ],
+                width=12,
+                height=8,
+                sort="Metric",
+                no_value="less than an hour",
             ),
         ),
     )
@@ -634,7 +746,7 @@ def _normalized() -> Row:
                 "Tokens per second of a running request",
                 "Generated tokens per second, divided by running requests, over five minutes: what one user sees. "
                 "It falls with the batch.",
-                each("generation_tokens_per_second_per_request"),
+                each("tokens_per_running_request"),
                 "suffix: tok/s",
                 no_value="No traffic",
             ),
@@ -649,7 +761,7 @@ def _normalized() -> Row:
             _overlay(
                 "Preemptions per token",
                 "Requests thrown out of the KV cache, divided by generated tokens, over five minutes.",
-                each("preemptions_per_token"),
+                each("preemptions"),
                 "short",
                 no_value="Not stated, or no traffic",
             ),
@@ -658,9 +770,9 @@ def _normalized() -> Row:
                 "Ratios of B to A over five minutes; on the dotted line both are equal. Lines wander: what they "
                 "prove, the verdict says.",
                 [
-                    Query(relative("generation_tokens_per_second_per_request"), "tok/s of a request"),
-                    Query(relative("inter_token_latency_seconds"), "time between tokens"),
-                    Query(relative("time_to_first_token_seconds"), "time to first token"),
+                    Query(relative("tokens_per_running_request"), "tok/s of a request"),
+                    Query(relative("inter_token_latency"), "time between tokens"),
+                    Query(relative("time_to_first_token"), "time to first token"),
                     Query(f"group({m('target_info', _EXPERIMENT)})", "equal"),
                 ],
                 "suffix: ×",
@@ -815,6 +927,7 @@ def board() -> Board:
         description="Two variants of an experiment: predicted, observed, and what may be concluded.",
         rows=(
             _verdicts(),
+            _live(),
             _predicted_beside_observed(),
             _overlays(),
             _normalized(),
@@ -848,6 +961,22 @@ def board() -> Board:
                 description="Variants that stand side by side at the end of the board.",
             ),
         ),
-        annotations=restarts(OF_JOBS, f" and on ({ON}) {m('target_info', _EXPERIMENT)}"),
+        annotations=(
+            *restarts(OF_JOBS, f" and on ({ON}) {m('target_info', _EXPERIMENT)}"),
+            annotation(
+                "Experiment",
+                f"1000 * max by (experiment) ({verdicts.STARTED}{{{_WATCHED}}})",
+                BLUE,
+                "{{experiment}} began",
+                "From here on blocks are counted.",
+            ),
+            annotation(
+                "Verdict",
+                f"1000 * max by (candidate, verdict) ({verdicts.CHANGED}{{{_WATCHED}}})",
+                GREEN,
+                "{{candidate}}: {{verdict}}",
+                "The verdict over all gates became another one here.",
+            ),
+        ),
         links=LINKS,
     )

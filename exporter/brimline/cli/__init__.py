@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "planning",
     "calibrate": "calibrating",
     "estimate": "estimating",
+    "ab": "comparing",
     "dashboards": "boards",
     "rules": "ruling",
     "demo": "serving",

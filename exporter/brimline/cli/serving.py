@@ -18,6 +18,7 @@ from brimline.cli.common import (
     EXIT_USAGE,
     PORTS,
     fail,
+    is_loopback,
     leave,
     open_config_or_fail,
     parse_ports,
@@ -82,7 +83,7 @@ async def _serve(config: Config, config_path: Path | None, listen: str | None, p
     def started(bound: int) -> None:
         shown = f"[{host}]" if ":" in host else host
         logger.info("listening=http://%s:%d version=%s", shown, bound, __version__)
-        if not _is_loopback(host):
+        if not is_loopback(host):
             logger.warning("listen=%s is reachable from other machines, without authentication", host)
 
     try:
@@ -174,12 +175,3 @@ def demo(scenario: Scenario) -> None:
 def _report_end(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logger.error("discovery ended", exc_info=task.exception())
-
-
-def _is_loopback(host: str) -> bool:
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

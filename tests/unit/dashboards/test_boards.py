@@ -13,9 +13,13 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from brimline import verdicts
+from brimline.ab import experiment
 from brimline.catalog import BY_NAME
-from brimline_dashboards import boards, verdicts
+from brimline_dashboards import boards
+from brimline_dashboards.boards import ab
 from brimline_dashboards.panels import COLUMNS, board_json
+from brimline_dashboards.recording import recordings
 
 BOARDS = {uid: board_json(board()) for uid, board in boards.BOARDS.items()}
 EACH = pytest.mark.parametrize("uid", BOARDS)
@@ -160,3 +164,17 @@ def test_columns_of_tables_have_names_and_links_use_columns_that_are_there(uid: 
             organized = next(each["options"] for each in panel["transformations"] if each["id"] == "organize")
             assert set(organized["renameByName"]) == set(organized["indexByName"]) == columns
             assert set(re.findall(r"__data\.fields\.(\w+)", json.dumps(panel["fieldConfig"]))) <= columns
+
+
+def test_every_metric_that_is_judged_has_a_row_beside_its_verdict() -> None:
+    judged = {*experiment.METRICS, *experiment.STATIC}
+
+    assert judged - {each.metric for each in ab.COMPARED} == set()
+
+
+def test_the_live_rules_name_metrics_as_verdicts_do() -> None:
+    [rule] = (one for one in recordings() if one.record == "variant:ab_metric:mean15m")
+
+    named = set(re.findall(r'"metric", "(\w+)"', rule.expr))
+    assert named
+    assert named <= set(experiment.METRICS)

@@ -11,8 +11,8 @@ import promql_parser
 import pytest
 import yaml
 
+from brimline import verdicts
 from brimline.catalog import METRICS
-from brimline_dashboards import verdicts
 from brimline_dashboards.boards import BOARDS as MAKE
 from brimline_dashboards.boards.common import AB
 from brimline_dashboards.coverage import UNUSED

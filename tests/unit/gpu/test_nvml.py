@@ -12,10 +12,11 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from brimline.config import GpuConfig, Seconds
+from brimline.config import GpuConfig
 from brimline.gpu import nvml, open_gpu_reader
 from brimline.gpu.nvml import NvmlSampler
 from brimline.readings import GPU_REASONS, DeviceReading, GpuReading
+from brimline.strict_yaml import Seconds
 from fake_nvml import State, build
 from waiting import eventually
 

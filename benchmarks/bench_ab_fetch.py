@@ -1,0 +1,93 @@
+"""CPU of fetching a day of an experiment from a real Prometheus: 2 variants of 4 servers, every 15 s."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import ab_fleet  # noqa: E402
+from brimline.ab.experiment import parse  # noqa: E402
+from brimline.ab.fetch import observe  # noqa: E402
+from brimline.ab.observations import wanted  # noqa: E402
+from brimline.prometheus_api import Connection, open_api  # noqa: E402
+from prometheus_server import running_prometheus, tool  # noqa: E402
+
+HOURS = 24
+END = ab_fleet.START + HOURS * 3600
+EXPERIMENT = ab_fleet.EXPERIMENT.replace("2025-11-24T20:00", "2025-11-25T16:00")
+SERVERS = [
+    ab_fleet.Server(f"{variant}-{n}", f"10.0.{n}.{m}:10778", variant, f"GPU-{variant}-{n}", 1.0 + n + 3 * m)
+    for m, variant in enumerate(("short", "long"))
+    for n in range(4)
+]
+
+
+def lines() -> Iterator[str]:
+    """A day of all series as OpenMetrics."""
+    texts: dict[tuple[str, str], str] = {}
+    for server in SERVERS:
+        scraped = {"instance": server.instance, "job": "brimline"}
+        time_of_scrape = ab_fleet.START - 600 + server.offset
+        while time_of_scrape < END:
+            for name, labels, value in ab_fleet.page(server, time_of_scrape):
+                key = (server.name, name + "".join(labels.values()))
+                if key not in texts:
+                    texts[key] = f"brimline_{name}{{{ab_fleet.labels_text({**labels, **scraped})}}}"
+                yield f"{texts[key]} {value!r} {time_of_scrape:.3f}\n"
+            time_of_scrape += ab_fleet.INTERVAL
+    yield "# EOF\n"
+
+
+def main() -> None:
+    experiment = parse(EXPERIMENT, now=2e9)
+    asked = wanted(experiment)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        dump = folder / "day.om"
+        with open(dump, "w") as file:
+            file.writelines(lines())
+        subprocess.run(
+            [
+                tool("promtool"),
+                "tsdb",
+                "create-blocks-from",
+                "openmetrics",
+                "-q",
+                str(dump),
+                str(folder / "tsdb"),
+            ],
+            check=True,
+        )
+        with running_prometheus(folder, [], flags=["--storage.tsdb.retention.time=100y"]) as prometheus:
+
+            async def fetch() -> int:
+                async with open_api(Connection(url=prometheus.url)) as api:
+                    found = await observe(experiment, api)
+                return sum(
+                    len(series.times)
+                    for arm in found.arms.values()
+                    for each in arm.replicas
+                    for series in (*each.series.counters.values(), *each.series.gauges.values())
+                )
+
+            for _ in range(3):
+                cpu, wall = time.process_time(), time.monotonic()
+                samples = asyncio.run(fetch())
+                cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+                print(
+                    f"{HOURS} h of {len(asked.counters)} counters, {len(asked.gauges)} gauges and "
+                    f"{len(asked.histograms)} histograms of {len(SERVERS)} servers, {samples} samples: "
+                    f"{cpu:.2f} s of CPU, {wall:.2f} s in all"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,557 @@
+"""Whether two arms may be compared at all: each guard with what was seen and what cures it.
+
+`passed` is None where the series do not say enough: such a guard is shown, and does not stop the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brimline.ab.blocks import ArmBlocks, Pairing, cell_sums, sampled_at
+from brimline.ab.estimators import Arm, NotEnough, intensity, load_overlap
+from brimline.ab.experiment import Experiment
+from brimline.ab.observations import ArmObservations, Boot, ReplicaObservations
+from brimline.ab.result import Guard
+from brimline.ab.series import EMPTY, finite
+from brimline.units import format_bytes
+
+Floats = NDArray[np.float64]
+
+# Load of a replica of the candidate over one of the baseline: outside, no adjustment reaches (docs/ab.md).
+LOAD_RATIOS = (0.67, 1.5)
+LEAST_OVERLAP = 0.3
+# Loads as near as this need no common range.
+NEAR_LOADS = (0.9, 1.1)
+PROMPT_DIFFERENCE = 0.10
+HIT_RATE_DIFFERENCE = 0.05
+# Waiting requests in so many of an arm's samples are saturation, where the other has them in no more than
+# LEAST_.
+MOSTLY_WAITING, SELDOM_WAITING = 0.5, 0.1
+COLD_POOL_SHORTFALL = 0.03
+OTHER_PROCESSES_BYTES = 512 << 20
+
+# What a server makes of its settings, and names that change nothing in it: no part of what is held fixed.
+NOT_HELD_FIXED = frozenset(
+    {
+        "host", "port", "served_model_name", "instance", "uid", "data_parallel_rank", "root",
+        "num_gpu_blocks", "num_cpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency",
+        "kv_cache_memory_bytes", "max_total_num_tokens",
+    }
+)  # fmt: skip
+_OF_THE_MODEL = frozenset({"model", "revision", "quantization"})
+# A changed pool holds more or fewer prefixes: then the hit rate is what the change does, not what
+# disturbs it.
+_OF_THE_POOL = frozenset(
+    {
+        "block_size", "cpu_offload_gb", "enable_prefix_caching", "gpu_memory_utilization", "kv_cache_dtype",
+        "kv_cache_memory_bytes", "kv_offloading_size", "max_model_len", "max_num_seqs",
+        "max_num_batched_tokens", "mem_fraction_static", "num_gpu_blocks_override", "quantization",
+        "tensor_parallel_size", "model",
+    }
+)  # fmt: skip
+
+OFFERED_LOAD = {
+    # Best first: what counts a request nearest to its arrival.
+    "requests": (
+        "time_to_first_token_seconds_count",
+        "request_prompt_tokens_count",
+        "requests_finished_total",
+        "request_e2e_latency_seconds_count",
+    ),
+    "prompt_tokens": ("prompt_tokens_total", "request_prompt_tokens_sum"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """What the guards look at: two arms over the cells in which they are held against each other."""
+
+    experiment: Experiment
+    baseline: ArmBlocks
+    candidate: ArmBlocks
+    pairing: Pairing
+
+    @property
+    def arms(self) -> tuple[ArmObservations, ArmObservations]:
+        return self.baseline.arm, self.candidate.arm
+
+    def has(self, quantity: str) -> bool:
+        return self.baseline.has(quantity) and self.candidate.has(quantity)
+
+    def cells(self, quantity: str) -> tuple[Floats, Floats]:
+        """Both arms' sums in each cell."""
+        count = self.pairing.count
+        return (
+            self.baseline.in_cells(quantity, self.pairing.baseline, count),
+            self.candidate.in_cells(quantity, self.pairing.candidate, count),
+        )
+
+    def lengths(self) -> tuple[Floats, Floats]:
+        """Seconds of each cell for one replica."""
+        count = self.pairing.count
+        length = np.diff(self.baseline.edges)
+        return cell_sums(length, self.pairing.baseline, count), cell_sums(
+            length, self.pairing.candidate, count
+        )
+
+    def load_quantity(self) -> str | None:
+        """The counter that says what was asked of the servers; None where they share none."""
+        wanted = OFFERED_LOAD[self.experiment.load]
+        others = (name for names in OFFERED_LOAD.values() if names != wanted for name in names)
+        return next((name for name in (*wanted, *others) if self.has(name)), None)
+
+    def loads(self, quantity: str) -> tuple[Floats, Floats]:
+        """A quantity for each second and replica, in each cell."""
+        sums, lengths = self.cells(quantity), self.lengths()
+        replicas = [max(len(arm.replicas), 1) for arm in self.arms]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return sums[0] / lengths[0] / replicas[0], sums[1] / lengths[1] / replicas[1]
+
+    def used(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The blocks of each arm that are in a cell."""
+        return self.pairing.baseline >= 0, self.pairing.candidate >= 0
+
+
+def guards(pair: Pair) -> tuple[Guard, ...]:
+    """All guards of two arms."""
+    return tuple(check(pair) for check in _CHECKS)
+
+
+def _replicas(pair: Pair) -> Iterable[tuple[str, ReplicaObservations]]:
+    for arm in pair.arms:
+        for replica in arm.replicas:
+            yield arm.variant, replica
+
+
+def _servers(pair: Pair) -> Guard:
+    missing = [arm.variant for arm in pair.arms if not arm.replicas]
+    if missing:
+        return Guard(
+            name="servers",
+            passed=False,
+            detail=f"no server of {' and '.join(missing)} in the window",
+            cure="look at the variant's selector, and that its servers are scraped with that label",
+        )
+    return Guard(
+        name="servers",
+        passed=True,
+        detail=", ".join(f"{arm.variant}: {len(arm.replicas)}" for arm in pair.arms),
+    )
+
+
+def _hardware(pair: Pair) -> Guard:
+    """Unlike GPUs: name, memory, MIG profile, power limit, the driver's major version."""
+    seen: dict[str, set[str]] = {}
+    for variant, replica in _replicas(pair):
+        for gpu in replica.gpus:
+            facts = {
+                "GPU": gpu.name,
+                "memory": None if gpu.memory_total_bytes is None else format_bytes(gpu.memory_total_bytes),
+                "MIG profile": gpu.mig_profile,
+                "power limit": None if gpu.power_limit_watts is None else f"{gpu.power_limit_watts:.0f} W",
+                "driver": None if gpu.driver is None else gpu.driver.partition(".")[0],
+            }
+            for fact, value in facts.items():
+                if value is not None:
+                    seen.setdefault(fact, set()).add(f"{variant}: {value}")
+    unlike = [
+        f"{fact} ({', '.join(sorted(values))})"
+        for fact, values in seen.items()
+        if len({text.partition(": ")[2] for text in values}) > 1
+    ]
+    if unlike:
+        return Guard(
+            name="hardware",
+            passed=False,
+            detail=f"unlike {'; '.join(unlike)}",
+            cure="run both variants on GPUs of one kind, with one driver and one power limit",
+        )
+    if not seen:
+        return Guard(
+            name="hardware",
+            passed=None,
+            detail="no GPU is known of any server",
+            cure="give the sidecar access to NVML, or see for yourself that the GPUs are alike",
+        )
+    names = {text.partition(": ")[2] for text in seen.get("GPU", set())}
+    return Guard(name="hardware", passed=True, detail=", ".join(sorted(names)) or "alike")
+
+
+def _model(pair: Pair) -> Guard:
+    treatment = set(pair.experiment.treatment)
+    models = [sorted({model for replica in arm.replicas for model in replica.models}) for arm in pair.arms]
+    engines = [
+        sorted({f"{r.engine} {r.engine_version or ''}".strip() for r in arm.replicas if r.engine})
+        for arm in pair.arms
+    ]
+    if models[0] and models[1] and models[0] != models[1] and not treatment & _OF_THE_MODEL:
+        return Guard(
+            name="model",
+            passed=False,
+            detail=f"{', '.join(models[0])} against {', '.join(models[1])}",
+            cure="serve one model in both, or name `model` or `quantization` under `treatment`",
+        )
+    if (
+        engines[0]
+        and engines[1]
+        and engines[0] != engines[1]
+        and not treatment & {"engine", "engine_version"}
+    ):
+        return Guard(
+            name="model",
+            passed=False,
+            detail=f"{', '.join(engines[0])} against {', '.join(engines[1])}",
+            cure="run one version of one engine in both, or name `engine_version` under `treatment`",
+        )
+    if not (models[0] and models[1]):
+        return Guard(
+            name="model", passed=None, detail="the servers do not say which model", cure="see for yourself"
+        )
+    return Guard(name="model", passed=True, detail="; ".join([", ".join(models[0]), *engines[0]]))
+
+
+def settings_of(arm: ArmObservations) -> dict[str, set[str]]:
+    """Every value that each setting has in an arm."""
+    values: dict[str, set[str]] = {}
+    for replica in arm.replicas:
+        for name, value in replica.settings.items():
+            values.setdefault(name, set()).add(value)
+    return values
+
+
+def differing_settings(baseline: ArmObservations, candidate: ArmObservations) -> list[tuple[str, str, str]]:
+    """Settings that both arms say and that differ: name, the baseline's, the candidate's."""
+    first, second = settings_of(baseline), settings_of(candidate)
+    return [
+        (name, ", ".join(sorted(first[name])), ", ".join(sorted(second[name])))
+        for name in sorted(first.keys() & second.keys())
+        if first[name] != second[name]
+    ]
+
+
+def _settings(pair: Pair) -> Guard:
+    """Undeclared differences, or none where one was declared."""
+    treatment = set(pair.experiment.treatment)
+    first, second = (settings_of(arm) for arm in pair.arms)
+    uneven = [
+        f"{name} in {arm.variant} ({', '.join(sorted(values[name]))})"
+        for arm, values in zip(pair.arms, (first, second), strict=True)
+        for name in sorted(values)
+        if len(values[name]) > 1 and name not in NOT_HELD_FIXED
+    ]
+    if uneven:
+        return Guard(
+            name="settings",
+            passed=False,
+            detail=f"servers of one variant differ: {'; '.join(uneven)}",
+            cure="give all servers of a variant the same settings, or narrow its selector",
+        )
+    differing = differing_settings(*pair.arms)
+    undeclared = [
+        f"{name} ({left} against {right})"
+        for name, left, right in differing
+        if name not in treatment and name not in NOT_HELD_FIXED
+    ]
+    if undeclared:
+        names = ", ".join(sorted(treatment | {text.partition(" ")[0] for text in undeclared}))
+        return Guard(
+            name="settings",
+            passed=False,
+            detail=f"differ beside the treatment: {'; '.join(undeclared)}",
+            cure=f"make them alike, or declare what is tested: `treatment: [{names}]`",
+        )
+    known = treatment & first.keys() & second.keys()
+    if known and not known & {name for name, _, _ in differing} and known == treatment:
+        return Guard(
+            name="settings",
+            passed=False,
+            detail=f"the treatment is the same in both: {', '.join(sorted(known))}",
+            cure="look at which servers the selectors choose, and at the servers' command lines",
+        )
+    unverified = sorted(
+        ((first.keys() ^ second.keys()) - NOT_HELD_FIXED)
+        | (treatment - known - _OF_THE_MODEL - {"engine", "engine_version"})
+        | {name for _, replica in _replicas(pair) for name in replica.unpublished_settings}
+    )
+    if unverified or not (first and second):
+        what = ", ".join(unverified) if unverified else "no settings are known"
+        return Guard(
+            name="settings",
+            passed=None,
+            detail=f"not verified, since the engine does not publish them in both: {what}",
+            cure="write how the servers were launched into the sidecars' targets (`launch:`)",
+        )
+    return Guard(name="settings", passed=True, detail=f"{len(first)} settings; only the treatment differs")
+
+
+def is_cold(replica: ReplicaObservations) -> bool | None:
+    """True where its last boot has a smaller pool than another one; None where that cannot be told.
+
+    An engine that compiles during its first start measures more memory in use and leaves a smaller pool, by
+    3.5 against 6.0 GiB in one report (1CatAI/1Cat-vLLM issue 518) and by 5 % in another (vLLM issue 54383).
+    """
+    pools = [
+        (boot.start or 0.0, boot.in_window, boot)
+        for boot in replica.boots
+        if "kv_cache_capacity_bytes" in boot.observed
+    ]
+    if not pools:
+        return None
+    in_window = [boot for _, inside, boot in sorted(pools, key=lambda one: one[0]) if inside]
+    if not in_window:
+        return None
+    last = in_window[-1].observed["kv_cache_capacity_bytes"]
+    others = [boot.observed["kv_cache_capacity_bytes"] for _, _, boot in pools if boot is not in_window[-1]]
+    if others:
+        return last < max(others) * (1 - COLD_POOL_SHORTFALL)
+    return None if _falls_short(in_window[-1]) is None else False
+
+
+def _falls_short(boot: Boot) -> bool | None:
+    predicted = boot.predicted.get("kv_cache_capacity_bytes")
+    observed = boot.observed.get("kv_cache_capacity_bytes")
+    if predicted is None or observed is None or predicted <= 0:
+        return None
+    return observed < predicted * (1 - COLD_POOL_SHORTFALL)
+
+
+def may_be_cold(replica: ReplicaObservations) -> bool:
+    """True where its only known boot has a smaller pool than predicted, which a cold start would explain."""
+    return len(replica.boots) == 1 and _falls_short(replica.boots[0]) is True
+
+
+def _cold_boot(pair: Pair) -> Guard:
+    cold = [f"{variant}/{replica.name}" for variant, replica in _replicas(pair) if is_cold(replica)]
+    cure = "restart it once, so that its compile cache is warm, and measure again"
+    if cold:
+        return Guard(
+            name="cold_boot",
+            passed=False,
+            detail=f"a smaller KV cache pool than other boots of the same settings: {', '.join(cold)}",
+            cure=cure,
+        )
+    unsure = [f"{variant}/{replica.name}" for variant, replica in _replicas(pair) if may_be_cold(replica)]
+    if unsure:
+        return Guard(
+            name="cold_boot",
+            passed=None,
+            detail=f"a smaller pool than predicted on the only boot that is known: {', '.join(unsure)}",
+            cure=cure,
+        )
+    if all(is_cold(replica) is None for _, replica in _replicas(pair)):
+        return Guard(
+            name="cold_boot",
+            passed=None,
+            detail="one boot is known, and no prediction of its pool",
+            cure=cure,
+        )
+    return Guard(name="cold_boot", passed=True, detail="no boot has a smaller pool than others alike")
+
+
+def _mid_run(pair: Pair) -> Guard:
+    """A configuration that changed between the blocks used, or servers that came or went."""
+    edges = pair.baseline.edges
+    length = float(edges[1] - edges[0]) if len(edges) > 1 else 0.0
+    found = []
+    for arm, used in zip(pair.arms, pair.used(), strict=True):
+        places = np.flatnonzero(used)
+        if not len(places):
+            continue
+        first, last = edges[places[0]], edges[places[-1] + 1]
+        found += [
+            f"{arm.variant}/{replica.name} changed its configuration"
+            for replica in arm.replicas
+            if ((replica.changes > first) & (replica.changes < last)).any()
+        ]
+    for arm in pair.arms:
+        spans = [(r.name, sampled_at(r)) for r in arm.replicas]
+        spans = [(name, times[(times >= edges[0]) & (times <= edges[-1])]) for name, times in spans]
+        known = [(name, times[0], times[-1]) for name, times in spans if len(times)]
+        if not known:
+            continue
+        first, last = min(start for _, start, _ in known), max(end for _, _, end in known)
+        found += [
+            f"{arm.variant}/{name} came or went"
+            for name, start, end in known
+            if start > first + length or end < last - length
+        ]
+    if found:
+        return Guard(
+            name="mid_run_change",
+            passed=False,
+            detail="; ".join(found),
+            cure="let the window begin after the change (`window: {start: …}`); keep the servers' number",
+        )
+    return Guard(
+        name="mid_run_change", passed=True, detail="no change between the first block used and the last"
+    )
+
+
+def _load(pair: Pair) -> Guard:
+    """Loads of a replica, not of an arm: a canary of one in ten servers has the load of any other."""
+    cure = "route as many requests to each server of both variants, weighted by their number"
+    quantity = pair.load_quantity()
+    if quantity is None or pair.pairing.count == 0:
+        return Guard(name="load", passed=None, detail="the servers do not count requests alike", cure=cure)
+    ratio = load_ratio(pair)
+    if math.isnan(ratio) or ratio <= 0:
+        return Guard(name="load", passed=False, detail="one of the variants had no traffic", cure=cure)
+    overlap = load_overlap(*_momentary_loads(pair, quantity))
+    detail = (
+        f"a server of the candidate had {ratio:.2f} times the load; {overlap:.0%} of the ranges are common"
+    )
+    unlike = not LOAD_RATIOS[0] <= ratio <= LOAD_RATIOS[1]
+    apart = overlap < LEAST_OVERLAP and not NEAR_LOADS[0] <= ratio <= NEAR_LOADS[1]
+    return Guard(
+        name="load", passed=not (unlike or apart), detail=detail, cure=cure if unlike or apart else ""
+    )
+
+
+def load_ratio(pair: Pair) -> float:
+    """Load of a replica of the candidate over one of the baseline; nan where it is not known."""
+    quantity = pair.load_quantity()
+    if quantity is None:
+        return math.nan
+    sums, lengths = pair.cells(quantity), pair.lengths()
+    known = np.isfinite(sums[0]) & np.isfinite(sums[1])
+    replicas = [max(len(arm.replicas), 1) for arm in pair.arms]
+    rates = [
+        float(total[known].sum() / max(seconds[known].sum(), 1e-9) / count)
+        for total, seconds, count in zip(sums, lengths, replicas, strict=True)
+    ]
+    return rates[1] / rates[0] if rates[0] > 0 else math.nan
+
+
+def _momentary_loads(pair: Pair, quantity: str) -> tuple[Floats, Floats]:
+    loads = []
+    for arm, used in zip((pair.baseline, pair.candidate), pair.used(), strict=True):
+        amounts = arm.amounts(quantity, momentary=True)
+        moments = amounts.reshape(len(amounts), len(used), -1)[:, used]
+        loads.append(moments.mean(axis=0).ravel())
+    return loads[0], loads[1]
+
+
+def _prompts(pair: Pair) -> Guard:
+    """The negative control: users' prompts, which no variant can change."""
+    cure = "split the traffic at random, request by request, and not by user or kind of task"
+    prompts, requests = "request_prompt_tokens_sum", "request_prompt_tokens_count"
+    if not (pair.has(prompts) and pair.has(requests)) or pair.pairing.count == 0:
+        return Guard(name="prompts", passed=None, detail="no lengths of prompts are known", cure=cure)
+    (tokens_b, tokens_c), (count_b, count_c) = pair.cells(prompts), pair.cells(requests)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nothing = np.full(len(tokens_b), np.nan)
+        means = Arm(tokens_b / count_b, nothing), Arm(tokens_c / count_c, nothing)
+        whole = float(
+            np.nansum(tokens_c) / np.nansum(count_c) / (np.nansum(tokens_b) / np.nansum(count_b)) - 1
+        )
+    detail = f"prompts of the candidate are {whole:+.1%} as long on average"
+    if not math.isfinite(whole):
+        return Guard(name="prompts", passed=None, detail="no requests were counted", cure=cure)
+    if abs(whole) <= PROMPT_DIFFERENCE:
+        return Guard(name="prompts", passed=True, detail=detail)
+    try:
+        estimate = intensity(*means, more_is_better=False, boot_error=0.0).estimate
+    except NotEnough:
+        return Guard(name="prompts", passed=None, detail=detail, cure=cure)
+    certain = abs(estimate.harm) > estimate.reach(0.975)
+    return Guard(name="prompts", passed=False if certain else None, detail=detail, cure=cure)
+
+
+def _routing(pair: Pair) -> Guard:
+    routing = pair.experiment.routing
+    if routing == "per_request":
+        return Guard(name="routing", passed=True, detail="request by request")
+    if routing == "sticky":
+        return Guard(
+            name="routing",
+            passed=None,
+            detail="sticky: a few users decide what each variant sees, so that nothing can pass",
+            cure="route request by request",
+        )
+    return Guard(
+        name="routing",
+        passed=None,
+        detail="not declared; with sticky sessions the intervals are too narrow",
+        cure="write `routing: per_request` or `routing: sticky`",
+    )
+
+
+def _saturation(pair: Pair) -> Guard:
+    cure = "compare at a load that both bear, or at equal latency"
+    shares = []
+    for arm, used in zip((pair.baseline, pair.candidate), pair.used(), strict=True):
+        waiting = over = 0.0
+        for replica in arm.arm.replicas:
+            gauge = finite(replica.series.gauges.get("requests_waiting", EMPTY))
+            block = np.searchsorted(arm.edges, gauge.times, side="left") - 1
+            inside = (block >= 0) & (block < len(used))
+            inside[inside] = used[block[inside]]
+            waiting += float((gauge.values[inside] > 0).sum())
+            over += float(inside.sum())
+        shares.append(waiting / over if over else math.nan)
+    if any(map(math.isnan, shares)):
+        return Guard(name="saturation", passed=None, detail="waiting requests are not counted", cure=cure)
+    detail = f"requests waited in {shares[0]:.0%} and {shares[1]:.0%} of the samples"
+    saturated = max(shares) > MOSTLY_WAITING and min(shares) < SELDOM_WAITING
+    return Guard(name="saturation", passed=not saturated, detail=detail, cure=cure if saturated else "")
+
+
+def _prefix_cache(pair: Pair) -> Guard:
+    cure = "route both variants alike and let both caches warm up (`warmup: 30m`)"
+    hits, queries = "prefix_cache_hits_tokens_total", "prefix_cache_queries_tokens_total"
+    if not (pair.has(hits) and pair.has(queries)) or pair.pairing.count == 0:
+        return Guard(
+            name="prefix_cache", passed=None, detail="hits of the prefix cache are not counted", cure=cure
+        )
+    rates = [
+        float(np.nansum(hit) / np.nansum(query)) if np.nansum(query) > 0 else math.nan
+        for hit, query in zip(pair.cells(hits), pair.cells(queries), strict=True)
+    ]
+    if any(map(math.isnan, rates)):
+        return Guard(name="prefix_cache", passed=None, detail="the prefix cache was not asked", cure=cure)
+    detail = f"hit rates {rates[0]:.1%} and {rates[1]:.1%}"
+    if abs(rates[1] - rates[0]) <= HIT_RATE_DIFFERENCE:
+        return Guard(name="prefix_cache", passed=True, detail=detail)
+    if set(pair.experiment.treatment) & _OF_THE_POOL:
+        return Guard(
+            name="prefix_cache",
+            passed=None,
+            detail=f"{detail}; may be what the treatment does, since it changes the pool",
+            cure=cure,
+        )
+    return Guard(name="prefix_cache", passed=False, detail=detail, cure=cure)
+
+
+def _neighbours(pair: Pair) -> Guard:
+    cure = "end the other processes on the GPU, or run them beside both variants"
+    means = []
+    for arm in pair.arms:
+        series = [finite(replica.other_processes_bytes) for replica in arm.replicas]
+        known = [float(one.values.mean()) for one in series if len(one.values)]
+        means.append(max(known) if known else math.nan)
+    if any(map(math.isnan, means)):
+        return Guard(name="neighbours", passed=None, detail="other processes are not known", cure=cure)
+    detail = f"other processes hold {format_bytes(means[0])} and {format_bytes(means[1])}"
+    one_sided = max(means) > OTHER_PROCESSES_BYTES >= min(means)
+    return Guard(name="neighbours", passed=not one_sided, detail=detail, cure=cure if one_sided else "")
+
+
+_CHECKS: Sequence[Callable[[Pair], Guard]] = (
+    _servers,
+    _hardware,
+    _model,
+    _settings,
+    _cold_boot,
+    _mid_run,
+    _load,
+    _prompts,
+    _routing,
+    _saturation,
+    _prefix_cache,
+    _neighbours,
+)

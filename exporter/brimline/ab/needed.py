@@ -1,0 +1,75 @@
+"""How long two variants must run until each margin can be told from noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from brimline.ab.experiment import Experiment, Metric
+from brimline.ab.inference import blocks_needed
+from brimline.ab.procedure import LEAST_REPLICAS
+from brimline.ab.result import Report
+
+# Of fewer, the spread is a guess.
+LEAST_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needed:
+    """For one metric: blocks and hours until a candidate without any difference passes in four runs of five.
+
+    block_deviation: of the logarithm of a block's difference; None where the history does not show it.
+    blocks, hours: None where that is so; inf where boots differ by more than the margin, which no time mends.
+    """
+
+    metric: Metric
+    block_deviation: float | None
+    blocks: float | None
+    hours: float | None
+
+
+def deviations(report: Report) -> dict[str, float]:
+    """The standard deviation of a block's difference, by metric, where there are enough blocks."""
+    found: dict[str, float] = {}
+    for comparison in report.comparisons:
+        for metric in comparison.metrics:
+            values = np.array([value for _, value in metric.blocks if math.isfinite(value)])
+            if len(values) >= LEAST_BLOCKS:
+                found[metric.name] = max(found.get(metric.name, 0.0), float(np.std(values, ddof=1)))
+    return found
+
+
+def needed(
+    experiment: Experiment, block_deviation: Mapping[str, float], *, replicas: int = 1
+) -> tuple[Needed, ...]:
+    """For each metric that blocks decide, the gates first. replicas: servers in each arm."""
+    boot_error = 0.0
+    if replicas < LEAST_REPLICAS:
+        boot_error = experiment.boot_deviation * math.sqrt(2 / replicas)
+    rows = [
+        _needed(metric, block_deviation.get(metric.name), experiment, boot_error)
+        for metric in experiment.metrics
+        if metric.kind not in ("static", "rare")
+    ]
+    return tuple(sorted(rows, key=lambda row: not row.metric.gate))
+
+
+def _needed(metric: Metric, deviation: float | None, experiment: Experiment, boot_error: float) -> Needed:
+    blocks = hours = None
+    if deviation is not None:
+        blocks = max(
+            blocks_needed(deviation, metric.harm_margin, boot_error=boot_error), float(experiment.min_blocks)
+        )
+        hours = (experiment.warmup + blocks * experiment.block_length) / 3600
+    return Needed(metric=metric, block_deviation=deviation, blocks=blocks, hours=hours)
+
+
+def longest(rows: tuple[Needed, ...]) -> float | None:
+    """Hours until all gates can be decided; None where that of one is not known."""
+    hours = [row.hours for row in rows if row.metric.gate]
+    if not hours or None in hours:
+        return None
+    return max(one for one in hours if one is not None)

@@ -1,0 +1,733 @@
+"""The verdict on an experiment from what was read of it: pure, and the same for `run`, `watch` and `aa`.
+
+Cut the window into blocks, leave out those that one arm spoils in both, see whether the arms may be
+compared at all, compare each metric by its kind, hold its difference against its margin, and say what all
+gates come to. docs/ab.md has the procedure in words and the simulations that it stands on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brimline.ab import inference
+from brimline.ab.blocks import (
+    NO_SAMPLES,
+    ArmBlocks,
+    Pairing,
+    cell_sums,
+    interval_of,
+    is_present,
+    pair,
+    unfit_blocks,
+)
+from brimline.ab.estimators import (
+    Arm,
+    Compared,
+    NotEnough,
+    affine,
+    intensity,
+    log_of,
+    quantile_of_buckets,
+)
+from brimline.ab.experiment import Experiment, Metric, Variant
+from brimline.ab.guards import Pair, differing_settings, guards, load_ratio
+from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
+from brimline.ab.observations import ArmObservations, Observations
+from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report
+from brimline.ab.static import static_results
+
+Floats = NDArray[np.float64]
+
+# So many servers in each arm show how far boots are apart; with fewer, the experiment file says.
+LEAST_REPLICAS = 3
+# With fewer requests in a block its load is known to less than 7 %, and adjusted for too little.
+FEW_REQUESTS = 200
+# Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
+LIKE_LOADS = (0.9, 1.1)
+
+CONTROL = Metric(
+    name="prompt_tokens_per_request",
+    title="control: prompt tokens of a request",
+    kind="intensity",
+    numerator="request_prompt_tokens_sum",
+    denominator="request_prompt_tokens_count",
+    margin=0.1,
+    unit="tok",
+    moved_by_boots=False,
+)
+
+
+def judge(
+    experiment: Experiment,
+    observations: Observations,
+    *,
+    mode: Mode = "fixed",
+    noise_floor: Mapping[str, float] | None = None,
+) -> Report:
+    """The report on all candidates.
+
+    mode: `fixed` for one look at the end; `sequential` for bounds that hold however often one looks, as
+    long as the window goes on from one start. noise_floor: by metric, what two arms alike differed by
+    (`noise_floor_of`).
+    """
+    edges = np.array(experiment.block_edges)
+    arms = {
+        variant.name: observations.arms.get(variant.name, ArmObservations(variant=variant.name, replicas=()))
+        for variant in (experiment.baseline, *experiment.candidates)
+    }
+    interval = observations.scrape_interval or interval_of(list(arms.values()))
+    blocks = {name: ArmBlocks(arm, edges) for name, arm in arms.items()}
+    unfit = {
+        name: unfit_blocks(arm, experiment, edges, interval) if math.isfinite(interval) else {}
+        for name, arm in arms.items()
+    }
+    drafts = []
+    for variant in experiment.candidates:
+        pairing = _pairing(arms[experiment.baseline.name], arms[variant.name], unfit, edges, interval)
+        drafts.append(
+            _draft(
+                Pair(
+                    experiment=experiment,
+                    baseline=blocks[experiment.baseline.name],
+                    candidate=blocks[variant.name],
+                    pairing=pairing,
+                ),
+                mode,
+                noise_floor or {},
+            )
+        )
+    comparisons = _with_verdicts(drafts, experiment)
+    return Report(
+        experiment=experiment.name,
+        baseline=experiment.baseline.name,
+        start=experiment.start,
+        end=experiment.end,
+        block_seconds=experiment.block_length,
+        blocks_used=min((draft.pair.pairing.count for draft in drafts), default=0),
+        verdict=_of_all([comparison.verdict for comparison in comparisons]),
+        comparisons=tuple(comparisons),
+        dropped=_dropped(unfit, edges, absence=not any(draft.pair.pairing.takes_turns for draft in drafts)),
+        is_gate=not experiment.is_short and not (mode == "sequential" and experiment.is_sliding),
+        is_sequential=mode == "sequential",
+        fingerprints=tuple(
+            (name, fingerprint)
+            for name, arm in arms.items()
+            for fingerprint in sorted({r.fingerprint for r in arm.replicas if r.fingerprint})
+        ),
+        queries=tuple(observations.queries),
+        notes=tuple(_notes(experiment, observations, mode)),
+        simulated=observations.simulated,
+    )
+
+
+def noise_floor_of(report: Report) -> dict[str, float]:
+    """From a report on two arms alike, how far metrics differ where nothing does: half the interval."""
+    return {
+        metric.name: (metric.upper_ratio - metric.lower_ratio) / 2
+        for comparison in report.comparisons
+        for metric in comparison.metrics
+        if metric.lower_ratio is not None and metric.upper_ratio is not None
+    }
+
+
+def against_itself(experiment: Experiment, observations: Observations) -> tuple[Experiment, Observations]:
+    """The baseline's servers dealt out to two arms. Raises NotEnough for fewer than two servers."""
+    arm = observations.arms.get(experiment.baseline.name)
+    if arm is None or len(arm.replicas) < 2:
+        raise NotEnough("the baseline has fewer than two servers; compare two windows of it instead")
+    names = [f"{arm.variant} ({half})" for half in ("even", "odd")]
+    arms = {
+        name: ArmObservations(variant=name, replicas=tuple(arm.replicas[first::2]))
+        for first, name in enumerate(names)
+    }
+    twofold = dataclasses.replace(
+        experiment,
+        baseline=Variant(name=names[0], role="baseline"),
+        candidates=(Variant(name=names[1], role="candidate"),),
+        treatment=(),
+        metrics=tuple(metric for metric in experiment.metrics if metric.query is None),
+    )
+    return twofold, dataclasses.replace(observations, arms=arms)
+
+
+# --- cutting ---
+
+
+def _pairing(
+    baseline: ArmObservations,
+    candidate: ArmObservations,
+    unfit: Mapping[str, Mapping[int, tuple[str, ...]]],
+    edges: Floats,
+    interval: float,
+) -> Pairing:
+    count = len(edges) - 1
+    looked_at = []
+    for arm in (baseline, candidate):
+        fit = np.ones(count, bool)
+        fit[list(unfit[arm.variant])] = False
+        present = is_present(arm, edges, interval) if math.isfinite(interval) else np.zeros(count, bool)
+        looked_at.append((present, fit & present))
+    return pair(looked_at[0], looked_at[1])
+
+
+def _dropped(
+    unfit: Mapping[str, Mapping[int, tuple[str, ...]]], edges: Floats, *, absence: bool
+) -> tuple[tuple[float, str], ...]:
+    """Blocks that are left out, with the reasons. absence: also those in which a server was not there."""
+    reasons: dict[int, list[str]] = {}
+    for of_arm in unfit.values():
+        for place, texts in of_arm.items():
+            told = [text for text in texts if absence or not text.endswith(NO_SAMPLES)]
+            if told:
+                reasons.setdefault(place, []).extend(told)
+    return tuple((float(edges[place]), "; ".join(reasons[place])) for place in sorted(reasons))
+
+
+def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> list[str]:
+    notes = list(observations.gaps)
+    if experiment.is_short:
+        notes.append("short blocks: not for a gate")
+    if mode == "sequential" and experiment.is_sliding:
+        notes.append(
+            "the window slides, so that looking again and again is not allowed for: "
+            "write `window: {start: …}` for bounds that hold at any time"
+        )
+    if experiment.routing == "unknown":
+        notes.append("routing is not declared: with sticky sessions the intervals are too narrow")
+    notes.append("performance and memory only: the quality of answers is not looked at")
+    return notes
+
+
+# --- one metric ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """A metric's difference before any verdict. bounded: None where there is none, with the reason in notes.
+
+    undecided: what forbids a word, by the word it forbids.
+    """
+
+    metric: Metric
+    baseline: float | None = None
+    candidate: float | None = None
+    bounded: Bounded | None = None
+    same_concurrency: float | None = None
+    places: tuple[int, ...] = ()
+    values: Floats = dataclasses.field(default_factory=lambda: np.empty(0))
+    notes: tuple[str, ...] = ()
+    undecided: Mapping[Verdict, str] = dataclasses.field(default_factory=dict)
+    absent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    pair: Pair
+    mode: Mode
+    guards: tuple[Guard, ...]
+    measured: tuple[_Measured, ...]
+    noise_floor: Mapping[str, float]
+
+
+def _draft(two: Pair, mode: Mode, noise_floor: Mapping[str, float]) -> _Draft:
+    metrics = [metric for metric in two.experiment.metrics if metric.kind != "static"]
+    if two.has(CONTROL.numerator):
+        metrics.append(CONTROL)
+    return _Draft(
+        pair=two,
+        mode=mode,
+        guards=guards(two),
+        measured=tuple(_measured(metric, two, mode) for metric in metrics),
+        noise_floor=noise_floor,
+    )
+
+
+def _boot_error(two: Pair) -> float:
+    """What the few boots of this run may have moved; 0 where there are enough of them to see it."""
+    counts = [len(arm.replicas) for arm in two.arms]
+    if two.pairing.takes_turns:
+        counts = list(two.pairing.turns)
+    elif min(counts) >= LEAST_REPLICAS:
+        return 0.0
+    if min(counts) == 0:
+        return 0.0
+    return two.experiment.boot_deviation * math.sqrt(sum(1 / count for count in counts))
+
+
+def _measured(metric: Metric, two: Pair, mode: Mode) -> _Measured:
+    try:
+        if metric.kind == "rare":
+            return _rare(metric, two, mode)
+        return _continuous(metric, two, mode)
+    except NotEnough as reason:
+        return _Measured(metric=metric, notes=(str(reason),))
+
+
+def _absent(metric: Metric, two: Pair) -> _Measured | None:
+    """The measurement of a metric that one or both arms do not say; None where both do."""
+    if metric.query is not None:
+        said = [metric.name in arm.own_metrics for arm in two.arms]
+    elif metric.kind == "tail":
+        said = [
+            bool(arm.replicas) and all(metric.numerator in r.series.buckets for r in arm.replicas)
+            for arm in two.arms
+        ]
+    else:
+        said = [
+            arm.has(metric.numerator) and arm.has(metric.denominator) for arm in (two.baseline, two.candidate)
+        ]
+    if all(said):
+        return None
+    lacking = [arm.variant for arm, is_said in zip(two.arms, said, strict=True) if not is_said]
+    return _Measured(
+        metric=metric,
+        notes=(f"not said by {' and '.join(lacking)}",),
+        absent=not any(said) and metric.query is None,
+    )
+
+
+def _continuous(metric: Metric, two: Pair, mode: Mode) -> _Measured:
+    absent = _absent(metric, two)
+    if absent is not None:
+        return absent
+    notes: list[str] = []
+    undecided: dict[Verdict, str] = {}
+    values, whole = _values(metric, two, notes)
+    count = two.pairing.count
+    unknown = np.full(count, np.nan)
+    boot_error = _boot_error(two) if metric.moved_by_boots else 0.0
+    adjusted = metric.kind in ("affine", "tail")
+    quantity = two.load_quantity() if adjusted else None
+    same_concurrency = None
+    if quantity is not None:
+        loads = two.loads(quantity)
+        compared = affine(
+            Arm(values[0], loads[0]),
+            Arm(values[1], loads[1]),
+            more_is_better=metric.more_is_better,
+            boot_error=boot_error,
+        )
+        same_concurrency = _at_equal_concurrency(metric, two, values)
+        _mind_few_requests(two, quantity, undecided)
+    else:
+        compared = intensity(
+            Arm(values[0], unknown),
+            Arm(values[1], unknown),
+            more_is_better=metric.more_is_better,
+            boot_error=boot_error,
+        )
+        if adjusted:
+            notes.append("not adjusted for load, since the servers do not count requests alike")
+            undecided = dict.fromkeys(("worse", "pass", "better"), "the load is not known")
+    if boot_error:
+        notes.append(
+            f"with the deviation of one boot, {two.experiment.boot_deviation:.1%}, added: "
+            "too few boots to see it"
+        )
+    if len(compared.places) < count:
+        notes.append(f"{count - len(compared.places)} blocks had nothing to count")
+    estimate = dataclasses.replace(compared.estimate, sequential=mode == "sequential")
+    estimate = _with_replicas(metric, two, compared, estimate, quantity, notes)
+    if metric.kind == "tail" and "buckets of other bounds" in " ".join(notes):
+        undecided = dict.fromkeys(("worse", "pass", "better"), "the arms' buckets have other bounds")
+    return _Measured(
+        metric=metric,
+        baseline=whole[0],
+        candidate=whole[1],
+        bounded=estimate,
+        same_concurrency=same_concurrency,
+        places=compared.places,
+        values=compared.estimate.blocks,
+        notes=tuple(notes),
+        undecided=undecided,
+    )
+
+
+def _values(
+    metric: Metric, two: Pair, notes: list[str]
+) -> tuple[tuple[Floats, Floats], tuple[float | None, float | None]]:
+    """The metric of both arms in each cell, and over all cells."""
+    if metric.query is not None:
+        both = _own_values(metric, two)
+        return both, (_mean(both[0]), _mean(both[1]))
+    if metric.kind == "tail":
+        return _tails(metric, two, notes)
+    numerators, denominators = two.cells(metric.numerator), two.cells(metric.denominator)
+    values, whole = [], []
+    for top, bottom in zip(numerators, denominators, strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values.append(np.where(bottom > 0, top / bottom, np.nan))
+        known = np.isfinite(top) & np.isfinite(bottom)
+        total = float(bottom[known].sum())
+        whole.append(float(top[known].sum()) / total if total > 0 else None)
+    return (values[0], values[1]), (whole[0], whole[1])
+
+
+def _mean(values: Floats) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _own_values(metric: Metric, two: Pair) -> tuple[Floats, Floats]:
+    """The user's values, averaged over the blocks of a cell."""
+    both = []
+    ends = two.baseline.edges[1:]
+    for arm, cells in zip(two.arms, (two.pairing.baseline, two.pairing.candidate), strict=True):
+        series = arm.own_metrics[metric.name]
+        of_blocks = np.full(len(ends), np.nan)
+        places = np.searchsorted(ends, series.times - 1e-3)
+        inside = (places < len(ends)) & (np.abs(ends[np.minimum(places, len(ends) - 1)] - series.times) < 1)
+        of_blocks[places[inside]] = series.values[inside]
+        count = two.pairing.count
+        with np.errstate(divide="ignore", invalid="ignore"):
+            both.append(cell_sums(of_blocks, cells, count) / cell_sums(np.ones(len(ends)), cells, count))
+    return both[0], both[1]
+
+
+def _tails(
+    metric: Metric, two: Pair, notes: list[str]
+) -> tuple[tuple[Floats, Floats], tuple[float | None, float | None]]:
+    """Quantiles from the buckets of all servers of an arm, merged."""
+    values, whole, bounds_of = [], [], []
+    for arm, cells in (
+        (two.baseline, two.pairing.baseline),
+        (two.candidate, two.pairing.candidate),
+    ):
+        bounds, counts = arm.buckets(metric.numerator, cells, two.pairing.count)
+        bounds_of.append(bounds)
+        values.append(
+            np.array(
+                [quantile_of_buckets(bounds, row, metric.quantile)[0] for row in counts] or [], dtype=float
+            )
+        )
+        value, width = quantile_of_buckets(bounds, counts.sum(axis=0), metric.quantile)
+        whole.append(value if math.isfinite(value) else None)
+        if math.isfinite(width):
+            notes.append(f"{arm.arm.variant}: its bucket is {width:.0%} wide")
+    if not np.array_equal(bounds_of[0], bounds_of[1]):
+        notes.append("the arms count in buckets of other bounds: each quantile for itself")
+    return (values[0], values[1]), (whole[0], whole[1])
+
+
+def _at_equal_concurrency(metric: Metric, two: Pair, values: tuple[Floats, Floats]) -> float | None:
+    """The difference at equal running requests: of the kernel, without what users feel of longer queues."""
+    if not two.has("requests_running"):
+        return None
+    running = two.loads("requests_running")
+    try:
+        compared = affine(
+            Arm(values[0], running[0]),
+            Arm(values[1], running[1]),
+            more_is_better=metric.more_is_better,
+            boot_error=0.0,
+        )
+    except NotEnough:
+        return None
+    return _ratio(compared.estimate.harm, metric)
+
+
+def _mind_few_requests(two: Pair, quantity: str, undecided: dict[Verdict, str]) -> None:
+    if not quantity.endswith("_count") and quantity != "requests_finished_total":
+        return
+    requests = float(np.nanmedian(np.concatenate(two.cells(quantity))))
+    ratio = load_ratio(two)
+    if requests >= FEW_REQUESTS or LIKE_LOADS[0] <= ratio <= LIKE_LOADS[1]:
+        return
+    text = f"only {requests:.0f} requests in a block: too few to adjust for {ratio:.2f} times the load"
+    undecided.update(dict.fromkeys(("worse", "pass", "better"), text))
+
+
+def _with_replicas(
+    metric: Metric,
+    two: Pair,
+    compared: Compared,
+    estimate: Estimate,
+    quantity: str | None,
+    notes: list[str],
+) -> Estimate:
+    """The wider of the interval over blocks and of that over servers, where both arms have enough of them."""
+    if metric.query is not None or two.pairing.takes_turns:
+        return estimate
+    if min(len(arm.replicas) for arm in two.arms) < LEAST_REPLICAS:
+        return estimate
+    each = []
+    for arm, used in zip((two.baseline, two.candidate), two.used(), strict=True):
+        values = _of_replicas(metric, arm, used)
+        if quantity is not None:
+            loads = log_of(np.nansum(arm.amounts(quantity)[:, used], axis=1))
+            values = values - compared.slope * (loads - loads.mean())
+        each.append(values[np.isfinite(values)])
+    if min(len(values) for values in each) < LEAST_REPLICAS:
+        return estimate
+    among = inference.of_replicas(*each)
+    # Centred on the blocks' estimate, which is adjusted for the arms' loads.
+    among = dataclasses.replace(among, harm=estimate.harm, blocks=estimate.blocks)
+    chosen = inference.wider(estimate, among)
+    if chosen is among:
+        notes.append("interval from the differences between servers, which is wider than that between blocks")
+    return chosen
+
+
+def _of_replicas(metric: Metric, arm: ArmBlocks, used: NDArray[np.bool_]) -> Floats:
+    """The log of the metric of each server over all blocks used."""
+    if metric.kind == "tail":
+        values = []
+        for replica in arm.arm.replicas:
+            alone = ArmBlocks(dataclasses.replace(arm.arm, replicas=(replica,)), arm.edges)
+            bounds, counts = alone.buckets(metric.numerator, np.where(used, 0, -1), 1)
+            values.append(quantile_of_buckets(bounds, counts[0], metric.quantile)[0])
+        return log_of(np.array(values))
+    top = np.nansum(arm.amounts(metric.numerator)[:, used], axis=1)
+    bottom = np.nansum(arm.amounts(metric.denominator)[:, used], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return log_of(top / bottom)
+
+
+def _rare(metric: Metric, two: Pair, mode: Mode) -> _Measured:
+    absent = _absent(metric, two)
+    if absent is not None:
+        return absent
+    events, exposures = two.cells(metric.numerator), two.cells(metric.denominator)
+    known = np.isfinite(np.stack([*events, *exposures])).all(axis=0)
+    kept_events, kept_exposures = [one[known] for one in events], [one[known] for one in exposures]
+    if not known.any() or min(float(one.sum()) for one in kept_exposures) <= 0:
+        raise NotEnough("nothing was generated in one of the arms")
+    groups = []
+    if min(len(arm.replicas) for arm in two.arms) >= LEAST_REPLICAS:
+        for arm, used in zip((two.baseline, two.candidate), two.used(), strict=True):
+            groups.append(
+                (
+                    np.nansum(arm.amounts(metric.numerator)[:, used], axis=1),
+                    np.nansum(arm.amounts(metric.denominator)[:, used], axis=1),
+                )
+            )
+    rates = inference.rate_ratio(
+        kept_events[0],
+        kept_exposures[0],
+        kept_events[1],
+        kept_exposures[1],
+        groups=groups,
+        looks=int(known.sum()) if mode == "sequential" else 0,
+    )
+    million = [
+        1e6 * float(e.sum()) / float(x.sum()) for e, x in zip(kept_events, kept_exposures, strict=True)
+    ]
+    notes = [f"{rates.baseline:.0f} and {rates.candidate:.0f} events"]
+    if rates.baseline + rates.candidate == 0:
+        # Of none in n, at most 3/n with 95 % confidence (Hanley and Lippman-Hand, JAMA 1983).
+        most = 3e6 / min(float(one.sum()) for one in kept_exposures)
+        notes = [f"no events in either arm: fewer than {most:.3g} for each million tokens (rule of three)"]
+    if rates.dispersion > 1:
+        notes.append(f"in bursts: {rates.dispersion:.1f} times the variance of chance alone")
+    ratio = load_ratio(two)
+    undecided: dict[Verdict, str] = {}
+    # Preemptions rise steeply with load, by how much is not known.
+    if ratio > LIKE_LOADS[1]:
+        undecided["worse"] = f"its servers had {ratio:.2f} times the load, which explains more events"
+    elif ratio < LIKE_LOADS[0]:
+        text = f"its servers had {ratio:.2f} times the load, which explains fewer events"
+        undecided |= {"pass": text, "better": text}
+    return _Measured(
+        metric=metric,
+        baseline=million[0],
+        candidate=million[1],
+        bounded=rates,
+        places=tuple(int(place) for place in np.flatnonzero(known)),
+        notes=tuple(notes),
+        undecided=undecided,
+    )
+
+
+# --- verdicts ---
+
+
+def _ratio(harm: float, metric: Metric) -> float:
+    """Candidate over baseline less 1, from harm."""
+    return math.expm1(-harm if metric.more_is_better else harm)
+
+
+def _with_verdicts(drafts: Sequence[_Draft], experiment: Experiment) -> list[Comparison]:
+    """All comparisons: gates of all candidates corrected by Holm, the rest by Benjamini and Hochberg."""
+    gates: dict[tuple[int, str], float] = {}
+    others: dict[tuple[int, str], float] = {}
+    for place, draft in enumerate(drafts):
+        for one in draft.measured:
+            if one.bounded is not None:
+                kind = gates if one.metric.gate else others
+                kind[place, one.metric.name] = one.bounded.p_worse
+    thresholds = inference.holm({_key(*key): p for key, p in gates.items()})
+    adjusted = inference.benjamini_hochberg({_key(*key): p for key, p in others.items()})
+    level = 1 - inference.WORSE_CONFIDENCE
+    thresholds |= {key: 1.0 if p <= level else -1.0 for key, p in adjusted.items()}
+    return [
+        _comparison(draft, experiment, {m.metric.name: thresholds.get(_key(place, m.metric.name), level)
+                                        for m in draft.measured})
+        for place, draft in enumerate(drafts)
+    ]  # fmt: skip
+
+
+def _key(place: int, name: str) -> str:
+    return f"{place}/{name}"
+
+
+def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, float]) -> Comparison:
+    two = draft.pair
+    failed = [guard for guard in draft.guards if guard.passed is False]
+    count = two.pairing.count
+    missing = max(experiment.min_blocks - count, 0)
+    stops: dict[Verdict, str] = {}
+    if not two.pairing.concurrent:
+        stops = dict.fromkeys(("worse", "pass", "better"), "not_concurrent")
+    elif missing:
+        stops = dict.fromkeys(
+            ("worse", "pass", "better"), f"{count} blocks; at least {experiment.min_blocks} are needed"
+        )
+    metrics = [
+        _metric_result(one, draft, thresholds[one.metric.name], stops, bool(failed), missing)
+        for one in draft.measured
+    ]
+    wanted = {metric.name: metric for metric in experiment.metrics if metric.kind == "static"}
+    static = static_results(*two.arms, wanted)
+    unlike = {guard.name for guard in failed} & {"hardware", "model", "servers", "settings"}
+    if unlike:
+        static = tuple(dataclasses.replace(row, verdict="not_comparable") for row in static)
+    verdicts: list[Verdict] = [row.verdict for row in metrics if row.gate]
+    verdicts += [row.verdict for row in static if row.gate]
+    verdict = "not_comparable" if failed else inference.overall(verdicts)
+    reasons = [f"{guard.name}: {guard.detail}" for guard in failed]
+    if not failed:
+        if not two.pairing.concurrent:
+            reasons.append(
+                f"not_concurrent: the variants did not run at the same time. {swap_plan(experiment)}"
+            )
+        elif missing:
+            reasons.append(stops["pass"])
+        reasons += [f"{row.title}: {row.verdict}" for row in metrics if row.gate and row.verdict == verdict]
+        reasons += [f"{row.title}: {row.verdict}" for row in static if row.gate and row.verdict == verdict]
+        if not verdicts:
+            reasons.append("no gate has anything to compare")
+    hours = [row.hours_needed for row in metrics if row.gate and row.hours_needed is not None]
+    return Comparison(
+        candidate=two.candidate.arm.variant,
+        verdict=verdict,
+        reasons=tuple(reasons),
+        guards=draft.guards,
+        metrics=tuple(metrics),
+        static=static,
+        blocks_used=count,
+        differing_settings=tuple(differing_settings(*two.arms)),
+        hours_needed=max(hours) if hours and verdict == "inconclusive" else None,
+    )
+
+
+def swap_plan(experiment: Experiment) -> str:
+    """What to do with one GPU, where both variants cannot run side by side."""
+    turn = (experiment.warmup + 2 * experiment.block_length) / 60
+    turns = experiment.min_blocks + 1
+    return (
+        f"On one GPU let them take turns, {experiment.baseline.name} first: {turns} turns of {turn:.0f} min "
+        f"({turns * turn / 60:.1f} h), each of warm-up and two blocks. With two GPUs run both at once, and "
+        "change places half-way. Then judge the whole window."
+    )
+
+
+def _metric_result(
+    one: _Measured,
+    draft: _Draft,
+    threshold: float,
+    stops: Mapping[Verdict, str],
+    refused: bool,
+    missing: int,
+) -> MetricResult:
+    metric = one.metric
+    notes = list(one.notes)
+    verdict: Verdict = "inconclusive"
+    delta = lower = upper = p_worse = hours = None
+    if one.bounded is not None:
+        said = inference.verdict_of(one.bounded, metric.harm_margin, p_threshold=threshold)
+        no_events = isinstance(one.bounded, RateRatio) and math.isnan(one.bounded.ratio)
+        if no_events:
+            said = "pass"
+        else:
+            delta = _finite(_ratio(one.bounded.harm, metric))
+            bounds = sorted(_ratio(one.bounded.bound(0.975, upper=side), metric) for side in (False, True))
+            lower, upper = _finite(bounds[0]), _finite(bounds[1])
+            p_worse = one.bounded.p_worse
+        forbidden: dict[Verdict, str] = {}
+        if draft.pair.experiment.routing == "sticky":
+            forbidden |= {"pass": "sticky routing", "better": "sticky routing"}
+        forbidden |= {**one.undecided, **stops}
+        if said in forbidden:
+            notes.append(f"would be {said}, but: {forbidden[said]}")
+        else:
+            verdict = said
+        if verdict == "inconclusive":
+            hours = _hours(one, draft.pair, missing)
+    elif missing:
+        hours = missing * draft.pair.experiment.block_length / 3600
+    if refused:
+        verdict, hours = "not_comparable", None
+    starts = draft.pair.baseline.edges
+    turned = -1.0 if metric.more_is_better else 1.0
+    return MetricResult(
+        name=metric.name,
+        title=metric.title,
+        kind=metric.kind,
+        unit=metric.unit,
+        gate=metric.gate and not one.absent,
+        margin_ratio=metric.margin,
+        more_is_better=metric.more_is_better,
+        verdict=verdict,
+        baseline=one.baseline,
+        candidate=one.candidate,
+        delta_ratio=delta,
+        lower_ratio=lower,
+        upper_ratio=upper,
+        same_concurrency_delta_ratio=one.same_concurrency,
+        p_worse=p_worse,
+        blocks=tuple(
+            (float(starts[draft.pair.pairing.places[place]]), turned * float(value))
+            for place, value in zip(one.places, one.values, strict=False)
+        ),
+        hours_needed=hours,
+        noise_floor_ratio=draft.noise_floor.get(metric.name),
+        notes=tuple(notes),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _hours(one: _Measured, two: Pair, missing: int) -> float | None:
+    """Of further running until the margin can be decided, as things stand; None where that cannot be told."""
+    length = two.experiment.block_length / 3600
+    estimate = one.bounded
+    if not two.pairing.concurrent or one.undecided:
+        return None
+    if not isinstance(estimate, Estimate):
+        return missing * length if missing else None
+    blocks = len(estimate.blocks)
+    spread = estimate.standard_error * math.sqrt(blocks)
+    margin = one.metric.harm_margin
+    needed = inference.blocks_needed(spread, margin, boot_error=estimate.boot_error)
+    if needed <= blocks:
+        # It ought to be decided by now, but the estimate is none of zero.
+        distance = margin - estimate.harm if estimate.harm < margin else estimate.harm
+        needed = inference.blocks_needed(spread, distance, boot_error=estimate.boot_error, power=0.5)
+    more = max(needed - blocks, float(missing))
+    if not math.isfinite(more):
+        return None
+    return max(more, 1.0) * length
+
+
+def _of_all(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of several candidates, the word for the run: that of the one candidate, or the most alarming."""
+    order: tuple[Verdict, ...] = ("worse", "not_comparable", "inconclusive", "pass", "better")
+    return next((verdict for verdict in order if verdict in verdicts), "inconclusive")

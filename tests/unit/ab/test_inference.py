@@ -1,0 +1,286 @@
+"""The statistics of verdicts, against tables that others published."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from brimline.ab.inference import (
+    Estimate,
+    RateRatio,
+    benjamini_hochberg,
+    blocks_needed,
+    holm,
+    of_blocks,
+    of_replicas,
+    overall,
+    rate_ratio,
+    sequence_factor,
+    t_quantile,
+    verdict_of,
+    wider,
+)
+
+MARGIN = math.log(1.05)
+CERTAIN = 1e9
+
+
+def estimate(harm: float, standard_error: float, blocks: int = 16, *, sequential: bool = False) -> Estimate:
+    return Estimate(
+        harm=harm,
+        standard_error=standard_error,
+        degrees=blocks - 1,
+        blocks=np.full(blocks, harm),
+        sequential=sequential,
+    )
+
+
+@pytest.mark.parametrize(
+    ("confidence", "degrees", "value"),
+    # NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2, upper critical values of Student's t.
+    [(0.95, 7, 1.895), (0.975, 5, 2.571), (0.975, 15, 2.131), (0.99, 10, 2.764), (0.975, 100, 1.984)],
+)
+def test_quantiles_of_t_are_those_of_the_table(confidence: float, degrees: int, value: float) -> None:
+    assert t_quantile(confidence, degrees) == pytest.approx(value, abs=5e-4)
+
+
+def test_the_interval_of_blocks_is_that_of_a_published_example() -> None:
+    # Student (Biometrika 1908), additional hours of sleep by two drugs: mean difference 1.58, t = 4.06,
+    # p = 0.0028 two-sided, 95 % interval 0.70 to 2.46.
+    differences = np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+
+    slept = of_blocks(differences)
+
+    assert slept.harm == pytest.approx(1.58)
+    assert slept.bound(0.975, upper=False) == pytest.approx(0.70, abs=0.005)
+    assert slept.bound(0.975, upper=True) == pytest.approx(2.46, abs=0.005)
+    assert slept.p_worse == pytest.approx(0.0028 / 2, abs=5e-5)
+
+
+def test_one_block_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="two are needed"):
+        of_blocks(np.array([0.1]))
+
+
+def test_replicas_are_compared_as_by_welch() -> None:
+    first, second = np.array([1.0, 1.1, 0.9, 1.3]), np.array([1.4, 1.2, 1.9])
+
+    among = of_replicas(first, second)
+
+    oracle = stats.ttest_ind(second, first, equal_var=False)
+    assert 2 * among.p_worse == pytest.approx(oracle.pvalue)
+    low, high = oracle.confidence_interval(0.95)
+    assert among.bound(0.975, upper=False) == pytest.approx(low)
+    assert among.bound(0.975, upper=True) == pytest.approx(high)
+
+
+def test_the_wider_interval_may_come_from_fewer_degrees() -> None:
+    narrow, wide = estimate(0.0, 0.01, 16), estimate(0.0, 0.008, 3)
+
+    assert wider(narrow, wide) is wide
+    assert wider(wide, narrow) is wide
+
+
+def test_a_boot_more_widens_the_interval_in_quadrature() -> None:
+    plain = Estimate(harm=0.0, standard_error=0.03, degrees=15, boot_error=0.04, blocks=np.zeros(16))
+
+    assert plain.error == pytest.approx(0.05)
+
+
+# --- verdicts ---
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "verdict"),
+    [
+        (0.10, 0.01, "worse"),
+        (0.10, 0.06, "inconclusive"),  # beyond the margin, and yet it may be nothing
+        (0.04, 0.001, "pass"),  # harm for certain, within the margin
+        (0.0, 0.01, "pass"),
+        (0.0, 0.04, "inconclusive"),
+        (-0.10, 0.01, "better"),
+        (-0.01, 0.01, "pass"),
+        (MARGIN + 1e-6, 0.001, "worse"),
+        (MARGIN - 1e-6, 0.001, "inconclusive"),
+    ],
+)
+def test_verdict_beside_a_margin_of_five_percent(harm: float, error: float, verdict: str) -> None:
+    assert verdict_of(estimate(harm, error), MARGIN) == verdict
+
+
+def test_pass_begins_where_the_bound_of_95_percent_is_inside() -> None:
+    reach = t_quantile(0.95, 15) * 0.01
+
+    assert verdict_of(estimate(MARGIN - reach - 1e-6, 0.01), MARGIN) == "pass"
+    assert verdict_of(estimate(MARGIN - reach + 1e-6, 0.01), MARGIN) == "inconclusive"
+
+
+def test_worse_begins_where_the_bound_of_97_5_percent_shows_harm() -> None:
+    harm = 0.10
+    error = harm / t_quantile(0.975, 15)
+
+    assert verdict_of(estimate(harm, error * 0.999), MARGIN) == "worse"
+    assert verdict_of(estimate(harm, error * 1.001), MARGIN) == "inconclusive"
+
+
+def test_holm_is_that_of_the_published_example() -> None:
+    # en.wikipedia.org/wiki/Holm-Bonferroni_method: at 0.05 the first and the last of them are rejected.
+    p_values = {"H1": 0.01, "H2": 0.04, "H3": 0.03, "H4": 0.005}
+
+    thresholds = holm(p_values, alpha=0.05)
+
+    assert thresholds["H4"] == pytest.approx(0.05 / 4)
+    assert thresholds["H1"] == pytest.approx(0.05 / 3)
+    assert {name for name, p in p_values.items() if p <= thresholds[name]} == {"H1", "H4"}
+
+
+def test_false_discoveries_are_held_as_in_the_published_example() -> None:
+    # Benjamini and Hochberg (1995), section 4: of 15 hypotheses four are rejected (three by Bonferroni).
+    values = (
+        0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344,
+        0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0,
+    )  # fmt: skip
+
+    adjusted = benjamini_hochberg({f"P{place:02}": p for place, p in enumerate(values, 1)})
+
+    assert [name for name, p in sorted(adjusted.items()) if p <= 0.05] == ["P01", "P02", "P03", "P04"]
+    assert list(adjusted.values()) == pytest.approx(stats.false_discovery_control(values)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("gates", "verdict"),
+    [
+        ([], "inconclusive"),
+        (["pass", "pass"], "pass"),
+        (["pass", "better"], "better"),
+        (["pass", "inconclusive"], "inconclusive"),
+        (["worse", "inconclusive", "better"], "worse"),
+    ],
+)
+def test_all_gates_together(gates: list[str], verdict: str) -> None:
+    assert overall(gates) == verdict  # type: ignore[arg-type]
+
+
+# --- how long ---
+
+
+def test_blocks_needed_give_the_wanted_power() -> None:
+    spread = 0.06
+    count = blocks_needed(spread, MARGIN)
+
+    random = np.random.default_rng(1)
+    runs = [of_blocks(random.normal(0, spread, int(count))) for _ in range(2000)]
+    passed = np.mean([run.bound(0.95, upper=True) < MARGIN for run in runs])
+    assert 0.76 < passed < 0.86
+
+
+def test_no_time_suffices_where_boots_differ_by_the_margin() -> None:
+    assert blocks_needed(0.06, 0.02, boot_error=0.02) == math.inf
+
+
+# --- looking at any time ---
+
+
+def test_the_band_is_the_two_sided_normal_mixture_of_confseq() -> None:
+    # gostevehoward/confseq, test/uniform_boundaries_unittest.cpp: narrowest at 100, bound of the sum of 100.
+    assert sequence_factor(100, degrees=CERTAIN, best_at=100) * 10 == pytest.approx(30.35209, abs=1e-4)
+
+
+def test_the_band_widens_where_few_blocks_tell_their_spread() -> None:
+    # The t quantile over the normal one: 2.228 / 1.960 for eleven blocks (the NIST table's for 10 degrees).
+    few, certain = sequence_factor(11), sequence_factor(11, degrees=CERTAIN)
+
+    assert few / certain == pytest.approx(2.228 / 1.960, abs=1e-3)
+
+
+def test_looking_at_any_time_costs_width() -> None:
+    once, often = estimate(0.06, 0.02), estimate(0.06, 0.02, sequential=True)
+
+    assert often.bound(0.975, upper=False) < 0 < once.bound(0.975, upper=False)
+    assert often.p_worse > 0.025 > once.p_worse
+
+
+def test_the_probability_belongs_to_the_bound() -> None:
+    often = estimate(0.12, 0.03, sequential=True)
+
+    assert often.bound(1 - often.p_worse, upper=False) == pytest.approx(0, abs=1e-6)
+
+
+# --- rare events ---
+
+
+@pytest.mark.parametrize(
+    ("events", "of", "low", "high"),
+    # Newcombe (Statistics in Medicine 1998, 17:857), table I, the exact (Clopper-Pearson) method.
+    [(81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (0, 20, 0.0, 0.1684), (1, 29, 0.0009, 0.1776)],
+)
+def test_bounds_of_a_share_are_the_published_ones(events: int, of: int, low: float, high: float) -> None:
+    rates = RateRatio(baseline=of - events, candidate=events, exposure=1.0, dispersion=1.0, degrees=CERTAIN)
+
+    odds = [math.exp(rates.bound(0.975, upper=side)) for side in (False, True)]
+
+    assert [odd / (1 + odd) for odd in odds] == pytest.approx([low, high], abs=5e-5)
+
+
+def test_rates_are_compared_as_by_the_exact_binomial_test() -> None:
+    # Ten of candidate's against four, over twice the exposure.
+    rates = RateRatio(baseline=4, candidate=10, exposure=2.0, dispersion=1.0, degrees=CERTAIN)
+
+    oracle = stats.binomtest(10, 14, 2 / 3, alternative="greater")
+    assert rates.ratio == pytest.approx(1.25)
+    assert rates.p_worse == pytest.approx(oracle.pvalue, rel=1e-4)
+    interval = stats.binomtest(10, 14, 2 / 3).proportion_ci(0.95, "exact")
+    share = math.exp(rates.bound(0.975, upper=True)) * 2
+    assert share / (1 + share) == pytest.approx(interval.high, abs=1e-6)
+
+
+def test_no_events_in_either_arm_are_no_difference() -> None:
+    nothing, tokens = np.zeros(8), np.full(8, 1e6)
+
+    rates = rate_ratio(nothing, tokens, nothing, tokens)
+
+    assert math.isnan(rates.ratio)
+    assert rates.harm == 0.0
+    assert rates.p_worse == 1.0
+    assert rates.bound(0.95, upper=True) == math.inf
+
+
+def test_events_of_one_arm_alone_have_one_bound() -> None:
+    tokens = np.full(8, 1e6)
+
+    rates = rate_ratio(np.zeros(8), tokens, np.array([0, 1, 0, 0, 2, 0, 0, 1.0]), tokens)
+
+    assert rates.ratio == math.inf
+    assert math.isfinite(rates.bound(0.975, upper=False))
+    assert rates.p_worse == pytest.approx(0.5**4, rel=1e-4)
+    assert rates.bound(0.95, upper=True) == math.inf
+
+
+def test_what_moves_both_arms_at_once_is_no_dispersion() -> None:
+    peaks = np.array([0, 40, 2, 80, 0, 60, 4, 100.0])
+    tokens = np.full(8, 1e6)
+
+    assert rate_ratio(peaks, tokens, peaks, tokens).dispersion == 1.0
+
+
+def test_bursts_of_one_arm_widen_the_bounds() -> None:
+    steady, bursts, tokens = np.full(8, 20.0), np.array([0, 0, 80, 0, 0, 0, 80, 0.0]), np.full(8, 1e6)
+
+    even = rate_ratio(steady, tokens, steady, tokens)
+    uneven = rate_ratio(steady, tokens, bursts, tokens)
+
+    assert uneven.dispersion > 10
+    assert uneven.bound(0.975, upper=True) > 2 * even.bound(0.975, upper=True)
+
+
+def test_servers_that_differ_count_as_dispersion() -> None:
+    events, tokens = np.full(8, 20.0), np.full(8, 1e6)
+    servers = (np.array([150.0, 5.0, 5.0]), np.full(3, 8e6 / 3))
+
+    rates = rate_ratio(events, tokens, events, tokens, groups=[servers])
+
+    assert rates.degrees == 2
+    assert rates.dispersion > 10

@@ -1,0 +1,106 @@
+"""How long an experiment takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from brimline.ab.experiment import Experiment, parse
+from brimline.ab.needed import Needed, deviations, longest, needed
+from brimline.compared.hours import as_json, print_needed
+from reports import comparison, metric, report
+
+
+def experiment(more: str = "") -> Experiment:
+    return parse(
+        "name: kv\nvariants: [{name: a, role: baseline}, {name: b, role: candidate}]\n"
+        "metrics: [{name: kv_bytes_per_token, gate: false}]\n" + more,
+        now=1_790_000_000.0,
+    )
+
+
+def row(rows: tuple[Needed, ...], name: str) -> Needed:
+    return next(one for one in rows if one.metric.name == name)
+
+
+def test_noise_of_8_percent_needs_hours_for_5_percent_and_far_more_for_2() -> None:
+    # By normal quantiles n = (1.645 + 0.842)^2 (0.08 / ln 1.05)^2 = 16.6; one or two more by t.
+    noise = {"inter_token_latency": 0.08, "time_to_first_token": 0.08}
+    wide = needed(experiment(), noise, replicas=3)
+    metrics = tuple(dataclasses.replace(one, margin=0.02) for one in experiment().metrics)
+    narrow = needed(dataclasses.replace(experiment(), metrics=metrics), noise, replicas=3)
+
+    assert row(wide, "inter_token_latency").blocks in (18, 19)
+    assert row(wide, "inter_token_latency").hours == pytest.approx(18.5 / 4 + 1 / 6, abs=0.2)
+    assert 100 <= (row(narrow, "inter_token_latency").blocks or 0) <= 105
+
+
+def test_fewer_blocks_than_the_least_are_never_planned() -> None:
+    rows = needed(experiment(), {"inter_token_latency": 0.001}, replicas=3)
+
+    assert row(rows, "inter_token_latency").blocks == 6
+
+
+def test_boots_that_differ_by_more_than_the_margin_are_mended_by_no_time() -> None:
+    one = needed(experiment("boot_deviation: 0.05\n"), {"inter_token_latency": 0.01})
+    three = needed(experiment("boot_deviation: 0.05\n"), {"inter_token_latency": 0.01}, replicas=3)
+
+    assert math.isinf(row(one, "inter_token_latency").blocks or 0)
+    assert row(three, "inter_token_latency").blocks == 6
+
+
+def test_gates_come_first_and_the_longest_of_them_counts() -> None:
+    rows = needed(
+        experiment(),
+        {"inter_token_latency": 0.02, "time_to_first_token": 0.08, "kv_cache_usage": 1.0},
+        replicas=3,
+    )
+
+    assert [one.metric.gate for one in rows] == sorted((one.metric.gate for one in rows), reverse=True)
+    assert longest(rows) == row(rows, "time_to_first_token").hours
+
+
+def test_a_gate_whose_noise_is_not_known_leaves_the_whole_unknown() -> None:
+    rows = needed(experiment(), {"inter_token_latency": 0.02}, replicas=3)
+
+    assert longest(rows) is None
+    assert row(rows, "time_to_first_token").hours is None
+
+
+def test_rare_and_static_quantities_are_not_planned() -> None:
+    assert not {"preemptions", "kv_cache_capacity_tokens"} & {
+        one.metric.name for one in needed(experiment(), {})
+    }
+
+
+def test_the_deviation_is_that_of_the_blocks_of_the_noisiest_candidate() -> None:
+    # 1, -1, 1, -1 hundredths: sqrt(4/3) hundredths.
+    calm = metric(blocks=tuple((900.0 * n, 0.01 * (-1) ** n) for n in range(4)))
+    wild = metric(blocks=tuple((900.0 * n, 0.02 * (-1) ** n) for n in range(4)))
+    few = metric("time_to_first_token", blocks=((0.0, 0.1), (900.0, 0.2)))
+
+    found = deviations(report(comparison(metrics=(calm, few)), comparison(metrics=(wild,))))
+
+    assert found == {"inter_token_latency": pytest.approx(0.02 * math.sqrt(4 / 3))}
+
+
+def test_the_table_and_json_say_what_no_time_mends_and_what_is_not_known() -> None:
+    one = experiment("boot_deviation: 0.05\n")
+    rows = needed(one, {"inter_token_latency": 0.01})
+    file = io.StringIO()
+
+    print_needed(one, rows, math.inf, "--noise", Console(file=file, width=120, markup=False))
+    document = json.loads(json.dumps(as_json(one, rows, math.inf, "--noise"), allow_nan=False))
+
+    assert "no time suffices" in file.getvalue()
+    assert "Run three servers of each variant" in file.getvalue()
+    assert (document["hours"], document["enough"]) == (None, False)
+    by_name = {each["name"]: each for each in document["metrics"]}
+    assert by_name["inter_token_latency"]["enough"] is False
+    assert by_name["time_to_first_token"]["enough"] is None
+    assert as_json(one, rows, None, "x")["enough"] is None

@@ -1,0 +1,172 @@
+"""`brimline ab` as a command: what is refused, and with which status, before anything is asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from brimline.ab.noise_floor import NoiseFloor, written
+from brimline.cli import cli
+
+FILE = (
+    "name: kv\nprometheus: {url: 'http://127.0.0.1:9'}\n"
+    "variants: [{name: a, role: baseline}, {name: b, role: candidate}]\n"
+)
+
+
+def ab(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["ab", *map(str, words)])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.mark.parametrize("command", [["run"], ["plan"], ["aa"], ["watch"]])
+def test_a_wrong_file_is_told_with_its_line(command: Sequence[str], file: Path) -> None:
+    file.write_text(FILE + "windw: 1\n")
+
+    done = ab(*command, file)
+
+    assert done.exit_code == 2
+    assert f"{file}:4: unknown key 'windw'" in done.output
+
+
+@pytest.mark.parametrize("command", [["run"], ["plan"], ["aa"]])
+def test_a_prometheus_that_does_not_answer_is_status_5(command: Sequence[str], file: Path) -> None:
+    done = ab(*command, file)
+
+    assert done.exit_code == 5
+    assert "http://127.0.0.1:9" in done.output
+    assert "check prometheus.url" in done.output
+
+
+def test_saved_series_that_are_not_there_are_status_5(file: Path, tmp_path: Path) -> None:
+    assert ab("run", file, "--series", tmp_path / "none").exit_code == 5
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--junit", "--html"])
+def test_a_folder_that_is_missing_is_told_before_anything_is_asked(
+    option: str, file: Path, tmp_path: Path
+) -> None:
+    done = ab("run", file, option, tmp_path / "no/x")
+
+    assert done.exit_code == 2
+    assert "does not exist" in done.output
+
+
+def test_a_plan_by_declared_noise_asks_nobody(file: Path) -> None:
+    done = ab("plan", file, "--noise", "0.08", "--noise", "kv_bytes_per_token=0.001", "--replicas", "3")
+
+    assert done.exit_code == 0
+    assert "noise from --noise" in done.output
+    assert "All gates: " in done.output
+
+
+def test_a_plan_takes_the_noise_that_aa_has_measured(file: Path, tmp_path: Path) -> None:
+    floor = NoiseFloor(
+        experiment="kv",
+        baseline="a",
+        method="replicas",
+        start=0.0,
+        end=1.0,
+        block_seconds=900.0,
+        blocks=9,
+        noise_floor_ratio={},
+        block_deviation={"inter_token_latency": 0.05},
+    )
+    path = tmp_path / "floor.json"
+    path.write_text(written(floor))
+
+    done = ab("plan", file, "--noise-floor", path)
+
+    # Of one gate alone.
+    assert done.exit_code == 3
+    assert "5.0 %" in done.output
+    assert "The noise of time_to_first_token, kv_bytes_per_token is not known" in done.output.replace(
+        "\n", " "
+    )
+
+
+@pytest.mark.parametrize(
+    ("noise", "told"),
+    [("x", "is no ratio"), ("0", "is no ratio"), ("nan", "is no ratio"), ("latency=0.1", "unknown metric")],
+)
+def test_noise_that_is_none_is_refused(noise: str, told: str, file: Path) -> None:
+    done = ab("plan", file, "--noise", noise)
+
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+def test_a_watch_refuses_an_address_that_is_none(file: Path) -> None:
+    assert "is not HOST:PORT" in ab("watch", file, "--listen", "10779").output
+
+
+def test_init_by_a_configuration_takes_its_targets(tmp_path: Path) -> None:
+    config = tmp_path / "brimline.yaml"
+    config.write_text(
+        "targets:\n"
+        "- {name: x, url: 'http://a:1', experiment: kv, variant: long, role: candidate, launch: {seed: 9}}\n"
+        "- {name: y, url: 'http://b:1', experiment: kv, variant: short, role: baseline, launch: {seed: 8}}\n"
+    )
+    output = tmp_path / "experiment.yaml"
+
+    first = ab("init", "--config", config, "-o", output)
+    second = ab("init", "--config", config, "-o", output)
+
+    assert first.exit_code == 0, first.output
+    assert 'treatment: ["seed"]' in output.read_text()
+    assert second.exit_code == 2
+    assert "--force" in second.output
+    assert ab("init", "--config", config, "-o", output, "--force").exit_code == 0
+
+
+def test_init_without_an_experiment_says_how_to_make_one(tmp_path: Path) -> None:
+    config = tmp_path / "brimline.yaml"
+    config.write_text("targets: [{name: x, url: 'http://a:1'}]\n")
+
+    done = ab("init", "--config", config)
+
+    assert done.exit_code == 2
+    assert "give two targets the same `experiment`" in done.output
+
+
+def test_missing_libraries_are_named_with_the_command_that_installs_them(file: Path) -> None:
+    without = (
+        "import sys, importlib.abc\n"
+        "class No(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] in ('numpy', 'scipy'): raise ModuleNotFoundError(name=name)\n"
+        "sys.meta_path.insert(0, No())\n"
+        "from brimline.cli import cli\n"
+        f"cli(['ab', 'run', {str(file)!r}])\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert "comparing needs numpy and scipy; install with: pip install 'brimline[ab]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["ab", "--help"], ["ab", "init", "--help"], ["ab", "watch", "--help"]])
+def test_help_imports_no_heavy_library(words: Sequence[str]) -> None:
+    code = (
+        "import sys\n"
+        "from brimline.cli import cli\n"
+        f"cli({list(words)!r}, standalone_mode=False)\n"
+        "print([name for name in ('numpy', 'scipy', 'aiohttp') if name in sys.modules])\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.endswith("[]\n")
