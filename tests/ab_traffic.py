@@ -78,7 +78,7 @@ def simulate(experiment: Experiment, traffic: Traffic, random: np.random.Generat
     """A run over the experiment's window with one or more servers in each arm."""
     names = [experiment.baseline.name, *(variant.name for variant in experiment.candidates)]
     count = round((experiment.end - experiment.start) / INTERVAL)
-    times = experiment.start + INTERVAL * np.arange(1, count + 1)
+    times: Floats = experiment.start + INTERVAL * np.arange(1, count + 1, dtype=np.float64)
     shape = (len(names), traffic.replicas, count)
     demand = autoregressive(
         random,
@@ -86,7 +86,7 @@ def simulate(experiment: Experiment, traffic: Traffic, random: np.random.Generat
         lasting=0.97,
         deviation=traffic.demand_deviation,
     )
-    load = np.exp(demand + 0.10 * random.standard_normal(shape))
+    load: Floats = np.exp(demand + 0.10 * random.standard_normal(shape))
     load[1:] *= 1 + traffic.more_traffic
     effects = traffic.effects or {}
 

@@ -1,9 +1,9 @@
 """What `brimline ab` says of runs whose truth is known: tools/simulate_ab.py [--check] [--jobs N].
 
-Without arguments, all simulations of docs/ab.md, whose tables are written there (some ten minutes of computing).
-With --check, few runs of each sort, nothing is written, and the exit status is 1 where a bar is missed by more than
-so few runs explain. Beside it, what other methods say of the same runs: Kayenta's rule, Welch's t test and
-Mann-Whitney's, on the raw samples.
+Without arguments, all simulations of docs/ab.md, whose tables are written there (a quarter of an hour of
+computing). With --check, few runs of each sort, nothing is written, and the exit status is 1 where a bar is
+missed by more than so few runs explain. Beside it, what other methods say of the same runs: Kayenta's rule,
+Welch's t test and Mann-Whitney's, on the raw samples.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from ab_traffic import START, Traffic, simulate  # noqa: E402 (it lies among the tests)
-
+from brimline.ab.blocks import ArmBlocks, Pairing  # noqa: E402
 from brimline.ab.experiment import Experiment, parse  # noqa: E402
-from brimline.ab.procedure import judge  # noqa: E402
+from brimline.ab.guards import Pair  # noqa: E402
+from brimline.ab.inference import verdict_of  # noqa: E402
+from brimline.ab.observations import Observations  # noqa: E402
+from brimline.ab.procedure import LEAST_LOOKS, judge, measured  # noqa: E402
 
 Floats = NDArray[np.float64]
 
@@ -59,16 +62,20 @@ metrics:
 MARGINS = {name: 1.5 if kind == "rare" else 1.05 for name, kind in KINDS.items()}
 HARM = {name: 3.0 if kind == "rare" else 1.10 for name, kind in KINDS.items()}
 
+HOURS = (2.0, 4.0, 8.0)
 WORSE_BAR, FOUND_BAR, FALSE_PASS_BAR = 0.05, 0.95, 0.08
+# From so many hours on a harm of 10 % is to be found; at so many other methods are looked at.
+FOUND_HOURS = COMPARED_HOURS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sort:
-    """One sort of runs. held: False where a missed harm is not counted, since guards refuse many of the runs."""
+    """One sort of runs. held: False where no power is asked for. compared: with other methods."""
 
     name: str
     traffic: Traffic
     held: bool = True
+    compared: bool = True
 
 
 BOOTS = Traffic(boot_deviation=0.01)
@@ -78,12 +85,17 @@ NO_EFFECT = (
     Sort(name="separate demand (S1)", traffic=replace(BOOTS, shared=False)),
     Sort(name="+20 % traffic (S3, S4, S5)", traffic=replace(BOOTS, more_traffic=0.2)),
     Sort(name="separate and +20 %", traffic=replace(BOOTS, shared=False, more_traffic=0.2)),
-    Sort(name="+40 % traffic", traffic=replace(BOOTS, more_traffic=0.4)),
+    Sort(name="+40 % traffic", traffic=replace(BOOTS, more_traffic=0.4), compared=False),
     Sort(
         name="+20 %, a request in 5 s",
         traffic=replace(BOOTS, more_traffic=0.2, requests_per_second=0.2),
+        compared=False,
     ),
-    Sort(name="4 servers each, boots 2 % apart", traffic=replace(BOOTS, replicas=4, boot_deviation=0.02)),
+    Sort(
+        name="4 servers each, boots 2 % apart",
+        traffic=replace(BOOTS, replicas=4, boot_deviation=0.02),
+        compared=False,
+    ),
 )
 HARMED = (
     Sort(name="shared demand", traffic=replace(BOOTS, effects=HARM)),
@@ -161,18 +173,25 @@ def verdicts(traffic: Traffic, hours: float, runs: range, seed: int, others: int
 
 
 def looked_at(traffic: Traffic, hours: float, runs: range, seed: int) -> dict[str, Counter[str]]:
-    """How often each metric was ever called worse, looked at after each block from the sixth on."""
+    """How often each metric was ever called worse, looked at after each block from the tenth on."""
     planned = experiment(hours)
-    ends = planned.block_edges[planned.min_blocks :]
+    edges = np.array(planned.block_edges)
+    count = len(edges) - 1
     counted: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
     for run in runs:
         observations = simulate(planned, traffic, np.random.default_rng([seed, run])).observations
+        arms = [ArmBlocks(observations.arms[name], edges) for name in "ab"]
         seen: dict[str, set[str]] = {name: set() for name in KINDS}
-        for end in ends:
-            [comparison] = judge(replace(planned, end=end), observations, mode="sequential").comparisons
-            for row in comparison.metrics:
-                if row.name in seen:
-                    seen[row.name].add(row.verdict)
+        for so_far in range(LEAST_LOOKS, count + 1):
+            cells = np.where(np.arange(count) < so_far, np.arange(count), -1)
+            pairing = Pairing(baseline=cells, candidate=cells, places=tuple(range(so_far)))
+            two = Pair(experiment=planned, baseline=arms[0], candidate=arms[1], pairing=pairing)
+            for metric in planned.metrics:
+                if metric.name in seen and "worse" not in seen[metric.name]:
+                    found = measured(metric, two, "sequential")
+                    if found.bounded is not None:
+                        verdict = verdict_of(found.bounded, metric.harm_margin)
+                        seen[metric.name] |= {verdict} - set(found.undecided)
         for name, words in seen.items():
             counted[name].update(words)
     return counted
@@ -198,6 +217,79 @@ def _shared_out(
     return whole
 
 
+# --- other ways to adjust for load ---
+
+
+def adjusted(values: Floats, loads: Floats, parts: int) -> tuple[float, float, float]:
+    """Difference of the arms at equal load from stretches, `parts` to a block, with two errors of it.
+
+    The errors: the sandwich of the blocks' influences, and that of leaving out each block in turn.
+    """
+    blocks = values.shape[1] // parts
+    centred = np.log(loads) - np.log(loads).mean()
+    arm = np.broadcast_to(np.array([[0.0], [1.0]]), values.shape)
+    design = np.stack([np.ones_like(values), arm, centred], axis=-1).reshape(2, blocks, parts, 3)
+    target = np.log(values).reshape(2, blocks, parts)
+    squares = np.einsum("abpi,abpj->bij", design, design)
+    products = np.einsum("abpi,abp->bi", design, target)
+    whole = np.linalg.solve(squares.sum(axis=0), products.sum(axis=0))
+    score = np.einsum("abpi,abp->bi", design, target - design @ whole)
+    influence = np.linalg.solve(squares.sum(axis=0), score.T)[1]
+    without = np.linalg.solve(squares.sum(axis=0) - squares, (products.sum(axis=0) - products)[..., None])
+    left_out = without[:, 1, 0]
+    return (
+        float(whole[1]),
+        math.sqrt(blocks / (blocks - 1) * float((influence**2).sum())),
+        math.sqrt((blocks - 1) / blocks * float(((left_out - left_out.mean()) ** 2).sum())),
+    )
+
+
+def adjustments(runs: int) -> list[str]:
+    """A table of what an adjustment for load does by the length of stretches and the way to its error."""
+    rows = []
+    for requests in (2.0, 0.5):
+        for metric in ("inter_token_latency", "kv_cache_usage"):
+            for hours in (2.0, 4.0):
+                traffic = Traffic(more_traffic=0.2, requests_per_second=requests)
+                planned = experiment(hours)
+                found: dict[int, list[tuple[float, float, float]]] = {15: [], 3: [], 1: []}
+                for run in range(runs):
+                    simulated = simulate(planned, traffic, np.random.default_rng([500, run]))
+                    loads = np.stack([_load_of(simulated.observations, name) for name in "ab"])
+                    for parts, results in found.items():
+                        count = round(hours * 4 * parts)
+                        values, load = (
+                            one.reshape(2, count, -1).mean(axis=2) for one in (simulated.raw[metric], loads)
+                        )
+                        results.append(adjusted(values, np.maximum(load, 0.1), parts))
+                cells = [f"{requests:g}", KINDS[metric].removeprefix("affine, "), f"{hours:g}"]
+                reach = float(special.stdtrit(hours * 4 - 1, 0.975))
+                for results in found.values():
+                    harm, sandwich, jackknife = np.array(results).T
+                    cells.append(f"{100 * harm.mean():+.1f}")
+                    cells += [
+                        f"{100 * np.mean(np.abs(harm) > reach * error):.1f}"
+                        for error in (sandwich, jackknife)
+                    ]
+                rows.append(cells)
+    heads = ["requests/s", "metric", "hours"]
+    for name in ("1 min", "5 min", "whole blocks"):
+        heads += [f"{name}: bias, %", "sandwich, % flagged", "leaving out, % flagged"]
+    return [
+        (
+            f"**No difference, +20 % traffic: ways to adjust for load**, {runs} runs (two-sided 95 % "
+            "intervals, so that 5 % are to be flagged; the last column is what `brimline ab` does)"
+        ),
+        "",
+        *(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)),
+        "",
+    ]
+
+
+def _load_of(observations: Observations, variant: str) -> Floats:
+    return observations.arms[variant].replicas[0].series.counters["time_to_first_token_seconds_count"].values
+
+
 # --- tables ---
 
 
@@ -206,162 +298,144 @@ class Bars:
     """Bars missed. slack: standard deviations of the share of so many runs that a bar may be missed by."""
 
     slack: float
-    missed: list[str]
+    missed: list[str] = field(default_factory=list)
 
-    def cell(
-        self, counts: Counter[str], word: str, runs: int, bar: float | None, *, at_most: bool, what: str
-    ) -> str:
-        share = counts[word] / runs
-        text = f"{100 * share:.1f}"
-        if bar is None:
-            return text
-        spread = self.slack * math.sqrt(bar * (1 - bar) / runs)
-        if (share > bar + spread) if at_most else (share < bar - spread):
-            self.missed.append(f"{what}: {text} % {word}, the bar is {100 * bar:.0f} %")
-            return f"**{text}**"
-        return text
+    def at_most(self, share: float, bar: float, runs: int, what: str) -> str:
+        return self._marked(share, share > bar + self._slack(bar, runs), f"{what}, the bar is {bar:.0%}")
 
+    def at_least(self, share: float, bar: float, runs: int, what: str) -> str:
+        return self._marked(share, share < bar - self._slack(bar, runs), f"{what}, the bar is {bar:.0%}")
 
-def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)] + [""]
+    def _slack(self, bar: float, runs: int) -> float:
+        return self.slack * math.sqrt(bar * (1 - bar) / runs)
+
+    def _marked(self, share: float, is_missed: bool, what: str) -> str:
+        if not is_missed:
+            return f"{100 * share:.1f}"
+        self.missed.append(f"{what}: {share:.1%}")
+        return f"**{100 * share:.1f}**"
 
 
-def tables(
-    *, runs: int, others: int, looks: int, days: float, jobs: int, slack: float
-) -> tuple[str, list[str]]:
-    """The tables as Markdown, and the bars that are missed."""
-    bars = Bars(slack, [])
-    kinds = [f"{name} ({kind})" for name, kind in KINDS.items()]
-    lines: list[str] = []
-    with ProcessPoolExecutor(jobs) as pool:
+@dataclass(slots=True)
+class Tables:
+    """The tables as they come, printed and kept."""
 
-        def all_of(sorts: tuple[Sort, ...], hours: tuple[float, ...], seed: int, compared: int):  # type: ignore[no-untyped-def]
-            for place, sort in enumerate(sorts):
-                for length in hours:
-                    yield (
-                        sort,
-                        length,
-                        _shared_out(
-                            pool,
-                            jobs,
-                            verdicts,
-                            runs,
-                            sort.traffic,
-                            length,
-                            seed + place,
-                            compared if length == 4 else 0,
-                        ),
-                    )
+    pool: ProcessPoolExecutor
+    jobs: int
+    runs: int
+    bars: Bars
+    lines: list[str] = field(default_factory=list)
 
-        flagged: list[list[str]] = []
-        passed: list[list[str]] = []
-        rivals: list[list[str]] = []
-        hours = (2.0, 4.0, 8.0)
-        for sort, length, counts in all_of(NO_EFFECT, hours, 100, others):
-            name = f"{sort.name}, {length:g} h"
-            print(name, file=sys.stderr)
-            flagged.append(
-                [sort.name, f"{length:g}"]
+    def add(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        kinds = [f"{name} ({kind})" for name, kind in KINDS.items()]
+        head = [*heads, *kinds]
+        table = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+        new = [title, "", *table, ""]
+        print("\n".join(new), flush=True)
+        self.lines += new
+
+    def counts(self, sort: Sort, hours: float, seed: int, others: int = 0) -> dict[str, Counter[str]]:
+        return _shared_out(self.pool, self.jobs, verdicts, self.runs, sort.traffic, hours, seed, others)
+
+    def no_effect(self, others: int) -> None:
+        """Error rates where nothing differs, of this procedure and of others."""
+        flagged, passed, rivals = [], [], []
+        for place, sort in enumerate(NO_EFFECT):
+            for hours in HOURS:
+                compared = others if sort.compared and hours == COMPARED_HOURS else 0
+                counts = self.counts(sort, hours, 100 + place, compared)
+                shares = {m: counts[m]["worse"] / self.runs for m in KINDS}
+                what = f"no difference, {sort.name}, {hours:g} h"
+                cells = [self.bars.at_most(shares[m], WORSE_BAR, self.runs, f"{what}, {m}") for m in KINDS]
+                flagged.append([sort.name, f"{hours:g}", *cells])
+                refused = 100 * counts["inter_token_latency"]["not_comparable"] / self.runs
+                right = [(counts[m]["pass"] + counts[m]["better"]) / self.runs for m in KINDS]
+                passed.append(
+                    [sort.name, f"{hours:g}", f"{refused:.0f}", *(f"{100 * one:.0f}" for one in right)]
+                )
+                if compared:
+                    for method in OTHERS:
+                        rates = [f"{100 * counts[m][method] / compared:.0f}" for m in KINDS]
+                        rivals.append([sort.name, method, *rates])
+                    rivals.append([sort.name, "brimline ab", *(f"{100 * shares[m]:.1f}" for m in KINDS)])
+        self.add(
+            f"**No difference: flagged WORSE**, % of {self.runs} runs (bar: at most 5)",
+            ["runs", "hours"],
+            flagged,
+        )
+        self.add(
+            f"**No difference: PASS or BETTER**, % of {self.runs} runs, and how many a guard refused",
+            ["runs", "hours", "refused"],
+            passed,
+        )
+        if rivals:
+            self.add(
+                f"**No difference, {COMPARED_HOURS:g} h: flagged as worse by other methods** on raw samples, "
+                f"% of {others} of these runs",
+                ["runs", "method"],
+                rivals,
+            )
+
+    def harmed(self) -> None:
+        """Power at a harm of ten percent."""
+        rows = []
+        for place, sort in enumerate(HARMED):
+            for hours in HOURS:
+                counts = self.counts(sort, hours, 200 + place)
+                row = [sort.name, f"{hours:g}"]
+                for m, kind in KINDS.items():
+                    share = counts[m]["worse"] / self.runs
+                    # Tails are no gates because so little of theirs is found; rare events take their time.
+                    if sort.held and hours >= FOUND_HOURS and kind not in ("tail", "rare"):
+                        what = f"worse by 10 %, {sort.name}, {hours:g} h, {m}"
+                        row.append(self.bars.at_least(share, FOUND_BAR, self.runs, what))
+                    else:
+                        row.append(f"{100 * share:.1f}")
+                rows.append(row)
+        self.add(
+            f"**Worse by 10 % (rare events: three times as many): flagged WORSE**, % of {self.runs} runs "
+            f"(bar: at least 95 from {FOUND_HOURS:g} h on, but for rare events, tails and the last rows)",
+            ["runs", "hours"],
+            rows,
+        )
+
+    def at_margin(self) -> None:
+        """How often a harm of just the margin passes."""
+        rows = []
+        for place, sort in enumerate(AT_MARGIN):
+            for hours in HOURS:
+                counts = self.counts(sort, hours, 300 + place)
+                what = f"at the margin, {sort.name}, {hours:g} h"
+                shares = {m: (counts[m]["pass"] + counts[m]["better"]) / self.runs for m in KINDS}
+                rows.append(
+                    [sort.name, f"{hours:g}"]
+                    + [self.bars.at_most(shares[m], FALSE_PASS_BAR, self.runs, f"{what}, {m}") for m in KINDS]
+                )
+        self.add(
+            f"**Worse by just the margin: PASS**, % of {self.runs} runs (bar: at most 8)",
+            ["runs", "hours"],
+            rows,
+        )
+
+    def sequential(self, runs: int, hours: float) -> None:
+        """How often two arms alike are ever called worse, looked at after every block."""
+        rows = []
+        for sort in NO_EFFECT[1:5]:
+            counts = _shared_out(self.pool, self.jobs, looked_at, runs, sort.traffic, hours, 400)
+            what = f"sequential, {sort.name}"
+            rows.append(
+                [sort.name]
                 + [
-                    bars.cell(counts[m], "worse", runs, WORSE_BAR, at_most=True, what=f"{name}, {m}")
+                    self.bars.at_most(counts[m]["worse"] / runs, WORSE_BAR, runs, f"{what}, {m}")
                     for m in KINDS
                 ]
             )
-            right = [
-                f"{100 * (counts[m]['pass'] + counts[m]['better']) / runs:.0f}"
-                + (
-                    f" ({100 * counts[m]['not_comparable'] / runs:.0f})"
-                    if counts[m]["not_comparable"]
-                    else ""
-                )
-                for m in KINDS
-            ]
-            passed.append([sort.name, f"{length:g}", *right])
-            if length == 4 and others:
-                rivals += [
-                    [sort.name, method, *(f"{100 * counts[m][method] / others:.0f}" for m in KINDS)]
-                    for method in OTHERS
-                ]
-                rivals.append(
-                    [sort.name, "brimline ab", *(f"{100 * counts[m]['worse'] / runs:.1f}" for m in KINDS)]
-                )
-        lines += [f"**No difference: flagged WORSE**, % of {runs} runs (bar: at most 5)", ""]
-        lines += _table(["runs", "hours", *kinds], flagged)
-        lines += [
-            f"**No difference: PASS or BETTER**, % of {runs} runs (in brackets: refused by a guard)",
-            "",
-        ]
-        lines += _table(["runs", "hours", *kinds], passed)
-        if rivals:
-            lines += [
-                f"**No difference, 4 h: flagged by other methods** on the raw samples, % of {others} runs",
-                "",
-            ]
-            lines += _table(["runs", "method", *kinds], rivals)
-        found = []
-        for sort, length, counts in all_of(HARMED, (2.0, 4.0, 8.0), 200, 0):
-            name = f"harm, {sort.name}, {length:g} h"
-            print(name, file=sys.stderr)
-            row = [sort.name, f"{length:g}"]
-            for m, kind in KINDS.items():
-                # Tails are no gates, because so little of theirs is found; one of rare events is not to be timed.
-                held = sort.held and length >= 4 and kind not in ("tail", "rare")
-                row.append(
-                    bars.cell(
-                        counts[m],
-                        "worse",
-                        runs,
-                        FOUND_BAR if held else None,
-                        at_most=False,
-                        what=f"{name}, {m}",
-                    )
-                )
-            found.append(row)
-        lines += [
-            f"**Worse by 10 % (rare events: three times as many): flagged WORSE**, % of {runs} runs (bar: at least 95 "
-            "from 4 h on, rare events and tails excepted)",
-            "",
-        ]
-        lines += _table(["runs", "hours", *kinds], found)
-        wrong = []
-        for sort, length, counts in all_of(AT_MARGIN, (2.0, 4.0, 8.0), 300, 0):
-            name = f"at the margin, {sort.name}, {length:g} h"
-            print(name, file=sys.stderr)
-            row = [sort.name, f"{length:g}"]
-            for m in KINDS:
-                counts[m]["pass"] += counts[m]["better"]
-                row.append(
-                    bars.cell(counts[m], "pass", runs, FALSE_PASS_BAR, at_most=True, what=f"{name}, {m}")
-                )
-            wrong.append(row)
-        lines += [f"**Worse by just the margin: PASS**, % of {runs} runs (bar: at most 8)", ""]
-        lines += _table(["runs", "hours", *kinds], wrong)
-        if looks:
-            watched = []
-            for sort in NO_EFFECT[1:5]:
-                print(f"sequential, {sort.name}", file=sys.stderr)
-                counts = _shared_out(pool, jobs, looked_at, looks, sort.traffic, 24 * days, 400)
-                watched.append(
-                    [sort.name]
-                    + [
-                        bars.cell(
-                            counts[m],
-                            "worse",
-                            looks,
-                            WORSE_BAR,
-                            at_most=True,
-                            what=f"sequential, {sort.name}, {m}",
-                        )
-                        for m in KINDS
-                    ]
-                )
-            lines += [
-                f"**No difference, looked at after every block for {24 * days:g} h: ever WORSE**, % of {looks} runs "
-                "(bar: at most 5)",
-                "",
-            ]
-            lines += _table(["runs", *kinds], watched)
-    return "\n".join(lines), bars.missed
+        self.add(
+            f"**No difference, looked at after every block for {hours:g} h: ever WORSE**, % of {runs} runs "
+            "(bar: at most 5)",
+            ["runs"],
+            rows,
+        )
 
 
 def main() -> int:
@@ -369,17 +443,20 @@ def main() -> int:
     arguments.add_argument("--check", action="store_true", help="few runs, nothing written")
     arguments.add_argument("--jobs", type=int, default=2)
     chosen = arguments.parse_args()
-    if chosen.check:
-        text, missed = tables(runs=50, others=0, looks=4, days=0.5, jobs=chosen.jobs, slack=3.0)
-        print(text)
-    else:
-        text, missed = tables(runs=500, others=200, looks=300, days=1.0, jobs=chosen.jobs, slack=0.0)
-        print(text)
+    with ProcessPoolExecutor(chosen.jobs) as pool:
+        runs = 50 if chosen.check else 500
+        tables = Tables(pool, chosen.jobs, runs, Bars(slack=3.0 if chosen.check else 0.0))
+        tables.no_effect(others=0 if chosen.check else 100)
+        tables.harmed()
+        tables.at_margin()
+        tables.sequential(8 if chosen.check else 200, 12.0 if chosen.check else 24.0)
+    if not chosen.check:
         head, _, rest = DOCUMENT.read_text().partition(BEGIN)
+        text = "\n".join(tables.lines + adjustments(500))
         DOCUMENT.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
-    for line in missed:
+    for line in tables.bars.missed:
         print(line, file=sys.stderr)
-    return 1 if missed else 0
+    return 1 if tables.bars.missed else 0
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ class Metric:
 
     numerator, denominator: quantities of the catalog: counters by their growth, gauges by their integral
     over time. query: PromQL of the user instead. margin: a ratio, 0.05 for 5 %. quantile: of tails.
+    moved_by_boots: False for what shape and dtype settle.
     """
 
     name: str

@@ -251,6 +251,17 @@ def sequence_half_width(count: int, standard_deviation: float, *, alpha: float =
     return sequence_factor(count, alpha=alpha) * standard_deviation / math.sqrt(max(count, 1))
 
 
+def lasting_factor(block_length: float, time_constant: float) -> float:
+    """By how much the error of a mean of blocks is larger than their spread says, for noise that lasts.
+
+    The variance of a mean over a long time of noise with correlation exp(-t / time_constant), over what the
+    variance of its block means would make it: blocks of six time constants are still a little alike, and
+    looking at each of them adds that up.
+    """
+    share = time_constant / block_length
+    return 1 / math.sqrt(1 - share * -math.expm1(-1 / share))
+
+
 # --- rare events ---
 
 

@@ -44,6 +44,8 @@ from brimline.ab.static import static_results
 
 Floats = NDArray[np.float64]
 
+# Looked at after every block, no word is said before so many: fewer do not tell their own spread.
+LEAST_LOOKS = 10
 # So many servers in each arm show how far boots are apart; with fewer, the experiment file says.
 LEAST_REPLICAS = 3
 # With fewer requests in a block its load is known to less than 7 %, and adjusted for too little.
@@ -208,7 +210,7 @@ def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> li
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
+class Measured:
     """A metric's difference before any verdict. bounded: None where there is none, with the reason in notes.
 
     undecided: what forbids a word, by the word it forbids.
@@ -231,7 +233,7 @@ class _Draft:
     pair: Pair
     mode: Mode
     guards: tuple[Guard, ...]
-    measured: tuple[_Measured, ...]
+    measured: tuple[Measured, ...]
     noise_floor: Mapping[str, float]
 
 
@@ -243,7 +245,7 @@ def _draft(two: Pair, mode: Mode, noise_floor: Mapping[str, float]) -> _Draft:
         pair=two,
         mode=mode,
         guards=guards(two),
-        measured=tuple(_measured(metric, two, mode) for metric in metrics),
+        measured=tuple(measured(metric, two, mode) for metric in metrics),
         noise_floor=noise_floor,
     )
 
@@ -260,16 +262,17 @@ def _boot_error(two: Pair) -> float:
     return two.experiment.boot_deviation * math.sqrt(sum(1 / count for count in counts))
 
 
-def _measured(metric: Metric, two: Pair, mode: Mode) -> _Measured:
+def measured(metric: Metric, two: Pair, mode: Mode) -> Measured:
+    """One metric's difference; without bounds, and with the reason, where there is too little."""
     try:
         if metric.kind == "rare":
             return _rare(metric, two, mode)
         return _continuous(metric, two, mode)
     except NotEnough as reason:
-        return _Measured(metric=metric, notes=(str(reason),))
+        return Measured(metric=metric, notes=(str(reason),))
 
 
-def _absent(metric: Metric, two: Pair) -> _Measured | None:
+def _absent(metric: Metric, two: Pair) -> Measured | None:
     """The measurement of a metric that one or both arms do not say; None where both do."""
     if metric.query is not None:
         said = [metric.name in arm.own_metrics for arm in two.arms]
@@ -285,14 +288,14 @@ def _absent(metric: Metric, two: Pair) -> _Measured | None:
     if all(said):
         return None
     lacking = [arm.variant for arm, is_said in zip(two.arms, said, strict=True) if not is_said]
-    return _Measured(
+    return Measured(
         metric=metric,
         notes=(f"not said by {' and '.join(lacking)}",),
         absent=not any(said) and metric.query is None,
     )
 
 
-def _continuous(metric: Metric, two: Pair, mode: Mode) -> _Measured:
+def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
     absent = _absent(metric, two)
     if absent is not None:
         return absent
@@ -332,11 +335,16 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> _Measured:
         )
     if len(compared.places) < count:
         notes.append(f"{count - len(compared.places)} blocks had nothing to count")
-    estimate = dataclasses.replace(compared.estimate, sequential=mode == "sequential")
+    estimate = compared.estimate
+    if mode == "sequential":
+        lasting = inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
+        estimate = dataclasses.replace(
+            estimate, standard_error=lasting * estimate.standard_error, sequential=True
+        )
     estimate = _with_replicas(metric, two, compared, estimate, quantity, notes)
     if metric.kind == "tail" and "buckets of other bounds" in " ".join(notes):
         undecided = dict.fromkeys(("worse", "pass", "better"), "the arms' buckets have other bounds")
-    return _Measured(
+    return Measured(
         metric=metric,
         baseline=whole[0],
         candidate=whole[1],
@@ -489,7 +497,7 @@ def _of_replicas(metric: Metric, arm: ArmBlocks, used: NDArray[np.bool_]) -> Flo
         return log_of(top / bottom)
 
 
-def _rare(metric: Metric, two: Pair, mode: Mode) -> _Measured:
+def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
     absent = _absent(metric, two)
     if absent is not None:
         return absent
@@ -515,6 +523,9 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> _Measured:
         groups=groups,
         looks=int(known.sum()) if mode == "sequential" else 0,
     )
+    if mode == "sequential":
+        lasting = inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
+        rates = dataclasses.replace(rates, dispersion=lasting**2 * rates.dispersion)
     million = [
         1e6 * float(e.sum()) / float(x.sum()) for e, x in zip(kept_events, kept_exposures, strict=True)
     ]
@@ -523,7 +534,7 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> _Measured:
         # Of none in n, at most 3/n with 95 % confidence (Hanley and Lippman-Hand, JAMA 1983).
         most = 3e6 / min(float(one.sum()) for one in kept_exposures)
         notes = [f"no events in either arm: fewer than {most:.3g} for each million tokens (rule of three)"]
-    if rates.dispersion > 1:
+    if rates.dispersion > 2:
         notes.append(f"in bursts: {rates.dispersion:.1f} times the variance of chance alone")
     ratio = load_ratio(two)
     undecided: dict[Verdict, str] = {}
@@ -533,7 +544,7 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> _Measured:
     elif ratio < LIKE_LOADS[0]:
         text = f"its servers had {ratio:.2f} times the load, which explains fewer events"
         undecided |= {"pass": text, "better": text}
-    return _Measured(
+    return Measured(
         metric=metric,
         baseline=million[0],
         candidate=million[1],
@@ -580,14 +591,15 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     two = draft.pair
     failed = [guard for guard in draft.guards if guard.passed is False]
     count = two.pairing.count
-    missing = max(experiment.min_blocks - count, 0)
+    least = experiment.min_blocks
+    if draft.mode == "sequential" and not experiment.is_short:
+        least = max(least, LEAST_LOOKS)
+    missing = max(least - count, 0)
     stops: dict[Verdict, str] = {}
     if not two.pairing.concurrent:
         stops = dict.fromkeys(("worse", "pass", "better"), "not_concurrent")
     elif missing:
-        stops = dict.fromkeys(
-            ("worse", "pass", "better"), f"{count} blocks; at least {experiment.min_blocks} are needed"
-        )
+        stops = dict.fromkeys(("worse", "pass", "better"), f"{count} blocks; at least {least} are needed")
     metrics = [
         _metric_result(one, draft, thresholds[one.metric.name], stops, bool(failed), missing)
         for one in draft.measured
@@ -638,7 +650,7 @@ def swap_plan(experiment: Experiment) -> str:
 
 
 def _metric_result(
-    one: _Measured,
+    one: Measured,
     draft: _Draft,
     threshold: float,
     stops: Mapping[Verdict, str],
@@ -705,7 +717,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _hours(one: _Measured, two: Pair, missing: int) -> float | None:
+def _hours(one: Measured, two: Pair, missing: int) -> float | None:
     """Of further running until the margin can be decided, as things stand; None where that cannot be told."""
     length = two.experiment.block_length / 3600
     estimate = one.bounded

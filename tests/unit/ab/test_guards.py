@@ -1,0 +1,281 @@
+"""Unlike things are refused, with the reason and the cure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ab_traffic import START, Traffic, simulate, with_replica
+from brimline.ab.experiment import Experiment, parse
+from brimline.ab.guards import is_cold, may_be_cold
+from brimline.ab.observations import Boot, Gpu, Observations
+from brimline.ab.procedure import judge
+from brimline.ab.result import Guard
+from brimline.ab.series import Series
+
+H100 = Gpu(name="NVIDIA H100", memory_total_bytes=81559 * 2.0**20, driver="570.86.15")
+
+
+def experiment(more: str = "", hours: float = 4.0) -> Experiment:
+    return parse(
+        "name: test\n"
+        "variants: [{name: a, role: baseline}, {name: b, role: candidate}]\n"
+        'window: {start: "2023-11-14T22:13:20Z"}\n'
+        "routing: per_request\n" + more,
+        now=START + hours * 3600,
+    )
+
+
+PLANNED = experiment()
+
+
+def observed(traffic: Traffic | None = None, planned: Experiment = PLANNED) -> Observations:
+    return simulate(planned, traffic or Traffic(), np.random.default_rng(1)).observations
+
+
+def guard(name: str, observations: Observations, planned: Experiment = PLANNED) -> Guard:
+    report = judge(planned, observations)
+    found = next(one for one in report.comparisons[0].guards if one.name == name)
+    if found.passed is False:
+        assert report.verdict == "not_comparable"
+        assert f"{found.name}: {found.detail}" in report.comparisons[0].reasons
+        assert found.cure
+        assert {metric.verdict for metric in report.comparisons[0].metrics} == {"not_comparable"}
+    return found
+
+
+def test_arms_alike_pass_all_guards_that_the_series_answer() -> None:
+    failed = [one for one in judge(PLANNED, observed()).comparisons[0].guards if one.passed is False]
+
+    assert failed == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "detail"),
+    [
+        (replace(H100, name="NVIDIA A100-SXM4-80GB"), "GPU"),
+        (replace(H100, memory_total_bytes=95830 * 2.0**20), "memory"),
+        (replace(H100, driver="550.54.15"), "driver"),
+        (replace(H100, mig_profile="3g.40gb"), None),
+        (replace(H100, driver="570.133.20"), None),
+    ],
+)
+def test_unlike_hardware_is_refused(gpu: Gpu, detail: str | None) -> None:
+    found = guard("hardware", with_replica(observed(), "b", 0, gpus=(gpu,)))
+
+    assert found.passed is (detail is None)
+    assert detail is None or f"unlike {detail} (" in found.detail
+
+
+def test_unknown_hardware_is_said_and_not_refused() -> None:
+    observations = with_replica(with_replica(observed(), "a", 0, gpus=()), "b", 0, gpus=())
+
+    assert guard("hardware", observations).passed is None
+
+
+def test_unlike_models_are_refused_unless_that_is_the_treatment() -> None:
+    observations = with_replica(observed(), "b", 0, models=("llama-awq",))
+
+    assert guard("model", observations).passed is False
+    declared = experiment("treatment: [quantization]\n")
+    assert guard("model", observations, declared).passed is True
+
+
+def test_unlike_engine_versions_are_refused_unless_declared() -> None:
+    observations = with_replica(observed(), "b", 0, engine_version="0.32.0")
+
+    assert guard("model", observations).passed is False
+    assert guard("model", observations, experiment("treatment: [engine_version]\n")).passed is True
+
+
+def test_an_undeclared_difference_is_refused_with_the_line_to_write() -> None:
+    settings = {"max_model_len": "131072", "kv_cache_dtype": "fp8"}
+    observations = with_replica(observed(), "b", 0, settings=settings)
+
+    found = guard("settings", observations, experiment("treatment: [max_model_len]\n"))
+
+    assert found.passed is False
+    assert found.detail == "differ beside the treatment: kv_cache_dtype (auto against fp8)"
+    assert "`treatment: [kv_cache_dtype, max_model_len]`" in found.cure
+    declared = experiment("treatment: [max_model_len, kv_cache_dtype]\n")
+    assert guard("settings", observations, declared).passed is True
+    assert judge(declared, observations).comparisons[0].differing_settings == (
+        ("kv_cache_dtype", "auto", "fp8"),
+        ("max_model_len", "32768", "131072"),
+    )
+
+
+def test_what_a_server_makes_of_its_settings_is_no_difference() -> None:
+    settings = {"max_model_len": "32768", "kv_cache_dtype": "auto", "num_gpu_blocks": "2048"}
+    observations = with_replica(observed(), "b", 0, settings=settings)
+
+    assert guard("settings", observations).passed is True
+
+
+def test_a_treatment_that_is_the_same_in_both_is_refused() -> None:
+    found = guard("settings", observed(), experiment("treatment: [max_model_len]\n"))
+
+    assert found.passed is False
+    assert "the same in both" in found.detail
+
+
+def test_settings_that_the_engine_does_not_publish_are_listed_and_not_taken_as_equal() -> None:
+    observations = with_replica(observed(), "a", 0, unpublished_settings=("max_num_seqs",))
+
+    found = guard("settings", observations, experiment("treatment: [async_scheduling]\n"))
+
+    assert found.passed is None
+    assert found.detail.endswith("async_scheduling, max_num_seqs")
+
+
+def test_servers_of_one_variant_must_be_alike() -> None:
+    observations = with_replica(observed(Traffic(replicas=2)), "b", 1, settings={"kv_cache_dtype": "fp8"})
+
+    assert guard("settings", observations).passed is False
+
+
+# --- boots ---
+
+
+def boots(*pools: float, predicted: float | None = None) -> tuple[Boot, ...]:
+    """Boots one after the other, the last of them in the window."""
+    expected = {} if predicted is None else {"kv_cache_capacity_bytes": predicted}
+    return tuple(
+        Boot(
+            start=START + place,
+            observed={"kv_cache_capacity_bytes": pool},
+            predicted=expected,
+            in_window=place == len(pools) - 1,
+        )
+        for place, pool in enumerate(pools)
+    )
+
+
+def test_a_smaller_pool_than_other_boots_of_the_same_settings_is_a_cold_boot() -> None:
+    observations = with_replica(observed(), "b", 0, boots=boots(40e9, 38e9))
+
+    found = guard("cold_boot", observations)
+
+    assert found.passed is False
+    assert "restart it once" in found.cure
+    assert is_cold(observations.arms["b"].replicas[0])
+
+
+def test_jitter_between_boots_is_no_cold_boot() -> None:
+    assert guard("cold_boot", with_replica(observed(), "b", 0, boots=boots(40e9, 39.9e9))).passed is not False
+
+
+def test_a_first_boot_short_of_its_prediction_may_be_cold() -> None:
+    observations = with_replica(observed(), "b", 0, boots=boots(38e9, predicted=40e9))
+
+    assert guard("cold_boot", observations).passed is None
+    assert may_be_cold(observations.arms["b"].replicas[0])
+    [pool] = judge(PLANNED, observations).comparisons[0].static
+    assert pool.tolerance_ratio == 0.06
+    assert pool.verdict == "pass"
+
+
+# --- during the run ---
+
+
+def test_a_configuration_that_changed_in_the_midst_is_refused() -> None:
+    observations = with_replica(observed(), "b", 0, changes=np.array([START + 7000.0]))
+
+    assert guard("mid_run_change", observations).passed is False
+
+
+def test_a_change_before_the_first_block_used_is_past() -> None:
+    observations = with_replica(observed(), "b", 0, changes=np.array([START + 60.0]))
+
+    assert guard("mid_run_change", observations).passed is True
+    assert judge(PLANNED, observations).dropped == ((START, "b/b-0: its configuration changed"),)
+
+
+def test_a_server_that_came_later_is_refused() -> None:
+    observations = observed(Traffic(replicas=2))
+    up = observations.arms["b"].replicas[1].up
+    late = Series(up.times[300:], up.values[300:])
+
+    found = guard("mid_run_change", with_replica(observations, "b", 1, up=late))
+
+    assert found.passed is False
+    assert found.detail == "b/b-1 came or went"
+
+
+@pytest.mark.parametrize(("more", "passed"), [(0.2, True), (0.7, False), (-0.5, False)])
+def test_loads_too_far_apart_are_refused(more: float, passed: bool) -> None:
+    assert guard("load", observed(Traffic(more_traffic=more))).passed is passed
+
+
+def test_loads_without_a_common_range_are_refused() -> None:
+    steady = Traffic(more_traffic=0.45, demand_deviation=0.01, requests_per_second=200.0)
+    even = replace(steady, more_traffic=0.05)
+
+    assert guard("load", observed(steady)).passed is False
+    assert guard("load", observed(even)).passed is True
+
+
+def test_load_is_that_of_a_server_so_that_a_canary_is_comparable() -> None:
+    observations = observed(Traffic(replicas=4))
+    canary = replace(observations.arms["b"], replicas=observations.arms["b"].replicas[:1])
+    observations = replace(observations, arms={**observations.arms, "b": canary})
+
+    assert guard("load", observations).passed is True
+
+
+def longer_prompts(observations: Observations, factor: float) -> Observations:
+    series = observations.arms["b"].replicas[0].series
+    tokens = series.counters["request_prompt_tokens_sum"]
+    counters = {**series.counters, "request_prompt_tokens_sum": Series(tokens.times, factor * tokens.values)}
+    return with_replica(observations, "b", 0, series=replace(series, counters=counters))
+
+
+def test_other_prompts_are_refused() -> None:
+    found = guard("prompts", longer_prompts(observed(), 1.2))
+
+    assert found.passed is False
+    assert found.detail == "prompts of the candidate are +20.0% as long on average"
+    assert guard("prompts", longer_prompts(observed(), 1.05)).passed is True
+
+
+def test_waiting_in_one_arm_alone_is_saturation() -> None:
+    observations = observed()
+    series = observations.arms["b"].replicas[0].series
+    waiting = series.gauges["requests_waiting"]
+    gauges = {**series.gauges, "requests_waiting": Series(waiting.times, np.ones(len(waiting.times)))}
+
+    saturated = with_replica(observations, "b", 0, series=replace(series, gauges=gauges))
+
+    assert guard("saturation", saturated).passed is False
+    assert guard("saturation", observations).passed is True
+
+
+def test_a_warmer_prefix_cache_is_refused_unless_the_treatment_changes_the_pool() -> None:
+    observations = observed()
+    series = observations.arms["b"].replicas[0].series
+    hits = series.counters["prefix_cache_hits_tokens_total"]
+    counters = {**series.counters, "prefix_cache_hits_tokens_total": Series(hits.times, 2 * hits.values)}
+    warmer = with_replica(observations, "b", 0, series=replace(series, counters=counters))
+    settings = {"max_model_len": "32768", "kv_cache_dtype": "fp8"}
+
+    assert guard("prefix_cache", warmer).passed is False
+    treated = with_replica(warmer, "b", 0, settings=settings)
+    assert guard("prefix_cache", treated, experiment("treatment: [kv_cache_dtype]\n")).passed is None
+
+
+def test_neighbours_on_one_arms_gpu_are_refused() -> None:
+    observations = observed()
+    times = observations.arms["b"].replicas[0].up.times
+    crowded = with_replica(
+        observations, "b", 0, other_processes_bytes=Series(times, np.full(len(times), 2e9))
+    )
+
+    assert guard("neighbours", crowded).passed is False
+    both = with_replica(crowded, "a", 0, other_processes_bytes=Series(times, np.full(len(times), 2e9)))
+    assert guard("neighbours", both).passed is True
+
+
+def test_routing_that_is_not_declared_is_said() -> None:
+    assert guard("routing", observed(), replace(PLANNED, routing="unknown")).passed is None
