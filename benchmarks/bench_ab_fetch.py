@@ -14,15 +14,16 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import ab_fleet  # noqa: E402
-from brimline.ab.experiment import parse  # noqa: E402
-from brimline.ab.fetch import observe  # noqa: E402
+from brimline.ab.experiment import Experiment, parse  # noqa: E402
+from brimline.ab.fetch import observe, open_source  # noqa: E402
 from brimline.ab.observations import wanted  # noqa: E402
-from brimline.prometheus_api import Connection, open_api  # noqa: E402
 from prometheus_server import running_prometheus, tool  # noqa: E402
 
 HOURS = 24
 END = ab_fleet.START + HOURS * 3600
 EXPERIMENT = ab_fleet.EXPERIMENT.replace("2025-11-24T20:00", "2025-11-25T16:00")
+# As many buckets as vLLM's histograms of latencies have.
+BOUNDS = {f"{0.001 * 1.6**n:.4g}": n / 20 for n in range(1, 20)} | {"+Inf": 1.0}
 SERVERS = [
     ab_fleet.Server(f"{variant}-{n}", f"10.0.{n}.{m}:10778", variant, f"GPU-{variant}-{n}", 1.0 + n + 3 * m)
     for m, variant in enumerate(("short", "long"))
@@ -33,6 +34,8 @@ SERVERS = [
 def lines() -> Iterator[str]:
     """A day of all series as OpenMetrics."""
     texts: dict[tuple[str, str], str] = {}
+    ab_fleet.BUCKETS.clear()
+    ab_fleet.BUCKETS.update(BOUNDS)
     for server in SERVERS:
         scraped = {"instance": server.instance, "job": "brimline"}
         time_of_scrape = ab_fleet.START - 600 + server.offset
@@ -48,7 +51,6 @@ def lines() -> Iterator[str]:
 
 def main() -> None:
     experiment = parse(EXPERIMENT, now=2e9)
-    asked = wanted(experiment)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         dump = folder / "day.om"
@@ -67,26 +69,33 @@ def main() -> None:
             check=True,
         )
         with running_prometheus(folder, [], flags=["--storage.tsdb.retention.time=100y"]) as prometheus:
+            about = f'{EXPERIMENT}prometheus: {{url: "{prometheus.url}"}}'
+            measure("Prometheus", parse(about, now=2e9), None)
+            measure("Prometheus", parse(about, now=2e9), None)
+        measure(f"a dump of {dump.stat().st_size >> 20} MiB", experiment, dump)
 
-            async def fetch() -> int:
-                async with open_api(Connection(url=prometheus.url)) as api:
-                    found = await observe(experiment, api)
-                return sum(
-                    len(series.times)
-                    for arm in found.arms.values()
-                    for each in arm.replicas
-                    for series in (*each.series.counters.values(), *each.series.gauges.values())
-                )
 
-            for _ in range(3):
-                cpu, wall = time.process_time(), time.monotonic()
-                samples = asyncio.run(fetch())
-                cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-                print(
-                    f"{HOURS} h of {len(asked.counters)} counters, {len(asked.gauges)} gauges and "
-                    f"{len(asked.histograms)} histograms of {len(SERVERS)} servers, {samples} samples: "
-                    f"{cpu:.2f} s of CPU, {wall:.2f} s in all"
-                )
+def measure(where: str, experiment: Experiment, saved: Path | None) -> None:
+    asked = wanted(experiment)
+
+    async def fetch() -> int:
+        async with open_source(experiment, saved) as source:
+            found = await observe(experiment, source)
+        return sum(
+            len(series.times)
+            for arm in found.arms.values()
+            for each in arm.replicas
+            for series in (*each.series.counters.values(), *each.series.gauges.values())
+        )
+
+    cpu, wall = time.process_time(), time.monotonic()
+    samples = asyncio.run(fetch())
+    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    print(
+        f"{HOURS} h of {len(asked.counters)} counters, {len(asked.gauges)} gauges and "
+        f"{len(asked.histograms)} histograms of {len(SERVERS)} servers, {samples} samples, from {where}: "
+        f"{cpu:.2f} s of CPU, {wall:.2f} s in all"
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ FAMILIES = (
 )
 
 
+# What gpu_memory_used_peak_bytes looks back over, unless configured: so long it shows the boot before, too.
+PEAK_WINDOW = 60.0
+
+
 def boots_of(
     table: Table,
     key: Key,
@@ -48,7 +52,10 @@ def boots_of(
         during = [text for text, time in zip(said, times.tolist(), strict=True) if first <= time <= last]
         if not in_window and (fingerprint is None or during[-1:] != [fingerprint]):
             continue
-        observed, predicted = _settled(table, key, first, last, peaks)
+        own_peaks = [
+            _between(peak, first if booted is None else booted + PEAK_WINDOW, last) for peak in peaks
+        ]
+        observed, predicted = _settled(table, key, first, last, own_peaks)
         if observed or predicted or in_window:
             boots.append(Boot(start=booted, observed=observed, predicted=predicted, in_window=in_window))
     return boots
@@ -90,12 +97,7 @@ def _settled(
         observed["kv_cache_bytes_per_token"] = sum(pool) / sum(tokens)
     if at_once := at_last("kv_cache_max_concurrency_requests"):
         observed["kv_cache_max_concurrency_requests"] = min(at_once)
-    highest = [
-        float(peak.values[there].max())
-        for peak in peaks
-        if (there := (peak.times >= first) & (peak.times <= last)).any()
-    ]
-    if highest:
+    if highest := [float(peak.values.max()) for peak in peaks if len(peak.values)]:
         observed["memory_used_peak_bytes"] = max(highest)
 
     # Predictions are of one rank, or of its fullest GPU.
@@ -112,6 +114,11 @@ def _settled(
         if values:
             predicted[name] = values[0] * times
     return observed, predicted
+
+
+def _between(series: Series, first: float, last: float) -> Series:
+    there = (series.times >= first) & (series.times <= last)
+    return Series(series.times[there], series.values[there])
 
 
 def _last_values(parts: Parts, first: float, last: float) -> list[float]:

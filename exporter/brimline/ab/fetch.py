@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ import numpy as np
 from brimline.ab.boots import FAMILIES
 from brimline.ab.experiment import Experiment, Metric, Variant
 from brimline.ab.observations import ArmObservations, Observations, wanted
-from brimline.ab.replicas import Tables, named, replica_of, without_second_exporters
+from brimline.ab.replicas import Tables, named, read_the_same, replica_of, without_second_exporters
 from brimline.ab.rows import PREFIX, Key, Table, label, quantity_of
 from brimline.ab.saved_series import load
 from brimline.ab.series import Series, scrape_interval
@@ -155,6 +156,14 @@ async def observe(
         _together(_own_metrics(experiment, arm, ask) for arm in arms),
     )
 
+    for one, other in combinations(arms, 2):
+        for key in members[one.name]:
+            for second in members[other.name]:
+                if read_the_same(key, second, tables):
+                    ask.note(
+                        f"{key.target} is in both arms: for {one.name} as {key.instance} reads it, "
+                        f"for {other.name} as {second.instance} does; it cannot be compared with itself"
+                    )
     observed = {}
     for arm, metrics in zip(arms, own_metrics, strict=True):
         replicas = {}

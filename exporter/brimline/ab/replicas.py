@@ -147,8 +147,10 @@ def bucket_growth(
             except ValueError:
                 continue
             rest = frozenset(pair for pair in part if pair[0] != "le")
-            row = found.setdefault(rest, {}).setdefault(bound, np.full(len(edges), np.nan))
-            row[place] = series.values[at]
+            rows = found.setdefault(rest, {})
+            if bound not in rows:
+                rows[bound] = np.full(len(edges), np.nan)
+            rows[bound][place] = series.values[at]
     began_anew = np.diff(np.searchsorted(fallen, times, side="right")) > 0
     totals: dict[float, Floats] = {}
     for rows in found.values():

@@ -151,6 +151,21 @@ def test_of_two_exporters_the_one_that_sees_gpus_stays() -> None:
     assert "t is read by two exporters, two and one; it is counted once, as two saw it" in found.gaps
 
 
+def test_one_server_in_both_arms_is_told() -> None:
+    count = counted(100)
+    rows = [
+        *server("a", instance="one"),
+        *server("b", instance="two"),
+        *(row("generation_tokens_total", count, instance=name, model="m") for name in ("one", "two")),
+        *(row("target_start_time_seconds", 5.0, instance=name) for name in ("one", "two")),
+    ]
+
+    assert (
+        "t is in both arms: for a as one reads it, for b as two does; it cannot be compared with itself"
+        in observed(rows).gaps
+    )
+
+
 # --- parts
 
 
@@ -369,6 +384,21 @@ def test_the_peak_of_a_gpu_that_two_servers_share_is_neithers() -> None:
     assert "t shares GPU G with u: its peak memory is not compared" in found.gaps
     assert only(found).gpus[0].mig_profile == "1g.5gb"
     assert only(found).gpus[0].memory_total_bytes is None
+
+
+def test_a_boots_peak_is_not_that_of_the_boot_before() -> None:
+    """For a minute the exporter's peak still holds what the last process used."""
+    restart = START + 1800
+    rows = [
+        *server(),
+        row("target_start_time_seconds", lambda time: restart if time > restart else START - 1000),
+        row("target_gpu_info", 1, gpu="G", rank="0"),
+        row("gpu_memory_used_peak_bytes", lambda time: 9 if time < restart + 55 else 5, target="", gpu="G"),
+    ]
+
+    boots = only(observed(rows)).boots
+
+    assert [boot.observed for boot in boots] == [{"memory_used_peak_bytes": 9}, {"memory_used_peak_bytes": 5}]
 
 
 def test_memory_of_others_is_that_on_the_servers_own_gpus() -> None:
