@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,13 @@ import click
 from brimline.cli.common import EXIT_NEGATIVE, EXIT_NO_ANSWER, EXIT_USAGE, fail, is_loopback, set_up_logging
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
     from brimline.ab.draft import Server
     from brimline.ab.experiment import Experiment
     from brimline.ab.fetch import Api, Progress
     from brimline.ab.observations import Observations
     from brimline.ab.result import Report
-    from brimline.prometheus_api import PrometheusApi
 
 EXIT_NOT_COMPARABLE = 4
 EXIT_DATA_SOURCE = 5
@@ -239,10 +238,11 @@ def _declared(texts: tuple[str, ...], experiment: Experiment) -> dict[str, float
 async def _from_history(experiment: Experiment, series: Path | None) -> tuple[Mapping[str, float], str]:
     """The noise of a block by metric, and whence."""
     from brimline.ab.estimators import NotEnough
+    from brimline.ab.fetch import open_source
     from brimline.ab.needed import deviations
     from brimline.ab.procedure import against_itself, judge
 
-    async with _source(experiment, series) as api:
+    async with open_source(experiment, series) as api:
         with _progress() as progress:
             seen = await _observe(experiment, api, progress)
             noise = deviations(judge(experiment, seen))
@@ -328,9 +328,10 @@ def run(
 async def _judged(
     experiment: Experiment, series: Path | None, mode: Any, floor: Mapping[str, float] | None
 ) -> Report:
+    from brimline.ab.fetch import open_source
     from brimline.ab.procedure import judge
 
-    async with _source(experiment, series) as api:
+    async with open_source(experiment, series) as api:
         with _progress() as progress:
             seen = await _observe(experiment, api, progress)
     return judge(experiment, seen, mode=mode, noise_floor=floor)
@@ -394,9 +395,10 @@ async def _against_itself(experiment: Experiment, series: Path | None, method: s
     import dataclasses
 
     from brimline.ab.estimators import NotEnough
+    from brimline.ab.fetch import open_source
     from brimline.ab.procedure import against_itself, judge
 
-    async with _source(experiment, series) as api:
+    async with open_source(experiment, series) as api:
         with _progress() as progress:
             if method != "days":
                 alone = dataclasses.replace(experiment, candidates=())
@@ -462,6 +464,7 @@ async def _watch(files: tuple[Path, ...], host: str, port: int, floor: Mapping[s
     import signal
 
     from brimline import __version__
+    from brimline.ab.fetch import open_source
     from brimline.ab.procedure import judge
     from brimline.port import serve_application
     from brimline.watch import Watch, application
@@ -469,7 +472,7 @@ async def _watch(files: tuple[Path, ...], host: str, port: int, floor: Mapping[s
     logger = logging.getLogger(__name__)
 
     async def judged(experiment: Experiment) -> Report:
-        async with _source(experiment, None) as api:
+        async with open_source(experiment) as api:
             seen = await _observe(experiment, api)
         # Seconds of arithmetic: the port goes on answering meanwhile.
         return await asyncio.to_thread(judge, experiment, seen, mode="sequential", noise_floor=floor)
@@ -533,29 +536,6 @@ def _ending_with_what_is_wrong() -> Iterator[None]:
         fail(str(error), EXIT_DATA_SOURCE)
     except BrimlineError as error:
         fail(str(error))
-
-
-@asynccontextmanager
-async def _source(experiment: Experiment, series: Path | None) -> AsyncIterator[Api]:
-    """Prometheus, or the files in its place."""
-    if series is not None:
-        from brimline.ab.saved_series import load
-
-        yield load(series)
-        return
-    from brimline.prometheus_api import Connection, open_api
-
-    asked = experiment.prometheus
-    connection = Connection(
-        url=asked.url,
-        bearer_token_file=asked.bearer_token_file,
-        basic_auth=asked.basic_auth,
-        headers=asked.headers,
-        tls=asked.tls,
-    )
-    api: PrometheusApi
-    async with open_api(connection) as api:
-        yield api
 
 
 async def _observe(experiment: Experiment, api: Api, progress: Progress | None = None) -> Observations:
