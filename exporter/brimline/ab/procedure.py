@@ -24,6 +24,7 @@ from brimline.ab.blocks import (
     interval_of,
     is_present,
     pair,
+    sampled_at,
     unfit_blocks,
 )
 from brimline.ab.estimators import (
@@ -38,7 +39,7 @@ from brimline.ab.estimators import (
 from brimline.ab.experiment import Experiment, Metric, Variant
 from brimline.ab.guards import Pair, differing_settings, guards, load_ratio
 from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
-from brimline.ab.observations import ArmObservations, Observations
+from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations
 from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report
 from brimline.ab.static import static_results
 
@@ -80,7 +81,9 @@ def judge(
     """
     edges = np.array(experiment.block_edges)
     arms = {
-        variant.name: observations.arms.get(variant.name, ArmObservations(variant=variant.name, replicas=()))
+        variant.name: _seen(
+            observations.arms.get(variant.name, ArmObservations(variant=variant.name, replicas=())), edges
+        )
         for variant in (experiment.baseline, *experiment.candidates)
     }
     interval = observations.scrape_interval or interval_of(list(arms.values()))
@@ -159,6 +162,17 @@ def against_itself(experiment: Experiment, observations: Observations) -> tuple[
 
 
 # --- cutting ---
+
+
+def _seen(arm: ArmObservations, edges: Floats) -> ArmObservations:
+    """The arm without servers of which the window holds nothing: scaled away before it."""
+
+    def is_seen(replica: ReplicaObservations) -> bool:
+        times = sampled_at(replica)
+        inside = ((times > edges[0]) & (times <= edges[-1])).any()
+        return bool(inside) or any(boot.in_window for boot in replica.boots)
+
+    return dataclasses.replace(arm, replicas=tuple(filter(is_seen, arm.replicas)))
 
 
 def _pairing(
