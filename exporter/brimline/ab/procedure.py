@@ -276,6 +276,11 @@ def _boot_error(two: Pair) -> float:
     return two.experiment.boot_deviation * math.sqrt(sum(1 / count for count in counts))
 
 
+def _lasting(two: Pair) -> float:
+    """By how much noise that lasts from block to block widens what the blocks' spread says."""
+    return inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
+
+
 def measured(metric: Metric, two: Pair, mode: Mode) -> Measured:
     """One metric's difference; without bounds, and with the reason, where there is too little."""
     try:
@@ -349,12 +354,10 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
         )
     if len(compared.places) < count:
         notes.append(f"{count - len(compared.places)} blocks had nothing to count")
-    estimate = compared.estimate
-    if mode == "sequential":
-        lasting = inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
-        estimate = dataclasses.replace(
-            estimate, standard_error=lasting * estimate.standard_error, sequential=True
-        )
+    estimate = dataclasses.replace(compared.estimate, sequential=mode == "sequential")
+    # In a fixed look, what a slope costs the interval covers it (docs/ab.md).
+    if quantity is None or mode == "sequential":
+        estimate = dataclasses.replace(estimate, standard_error=_lasting(two) * estimate.standard_error)
     estimate = _with_replicas(metric, two, compared, estimate, quantity, notes)
     if metric.kind == "tail" and "buckets of other bounds" in " ".join(notes):
         undecided = dict.fromkeys(("worse", "pass", "better"), "the arms' buckets have other bounds")
@@ -537,9 +540,7 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
         groups=groups,
         looks=int(known.sum()) if mode == "sequential" else 0,
     )
-    if mode == "sequential":
-        lasting = inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
-        rates = dataclasses.replace(rates, dispersion=lasting**2 * rates.dispersion)
+    rates = dataclasses.replace(rates, dispersion=_lasting(two) ** 2 * rates.dispersion)
     million = [
         1e6 * float(e.sum()) / float(x.sum()) for e, x in zip(kept_events, kept_exposures, strict=True)
     ]
