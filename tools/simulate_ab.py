@@ -323,6 +323,7 @@ class Tables:
     pool: ProcessPoolExecutor
     jobs: int
     runs: int
+    hours: Sequence[float]
     bars: Bars
     lines: list[str] = field(default_factory=list)
 
@@ -341,7 +342,7 @@ class Tables:
         """Error rates where nothing differs, of this procedure and of others."""
         flagged, passed, rivals = [], [], []
         for place, sort in enumerate(NO_EFFECT):
-            for hours in HOURS:
+            for hours in self.hours:
                 compared = others if sort.compared and hours == COMPARED_HOURS else 0
                 counts = self.counts(sort, hours, 100 + place, compared)
                 shares = {m: counts[m]["worse"] / self.runs for m in KINDS}
@@ -380,7 +381,7 @@ class Tables:
         """Power at a harm of ten percent."""
         rows = []
         for place, sort in enumerate(HARMED):
-            for hours in HOURS:
+            for hours in self.hours:
                 counts = self.counts(sort, hours, 200 + place)
                 row = [sort.name, f"{hours:g}"]
                 for m, kind in KINDS.items():
@@ -403,7 +404,7 @@ class Tables:
         """How often a harm of just the margin passes."""
         rows = []
         for place, sort in enumerate(AT_MARGIN):
-            for hours in HOURS:
+            for hours in self.hours:
                 counts = self.counts(sort, hours, 300 + place)
                 what = f"at the margin, {sort.name}, {hours:g} h"
                 shares = {m: (counts[m]["pass"] + counts[m]["better"]) / self.runs for m in KINDS}
@@ -445,11 +446,12 @@ def main() -> int:
     chosen = arguments.parse_args()
     with ProcessPoolExecutor(chosen.jobs) as pool:
         runs = 50 if chosen.check else 500
-        tables = Tables(pool, chosen.jobs, runs, Bars(slack=3.0 if chosen.check else 0.0))
+        bars = Bars(slack=3.0 if chosen.check else 0.0)
+        tables = Tables(pool, chosen.jobs, runs, HOURS[:2] if chosen.check else HOURS, bars)
         tables.no_effect(others=0 if chosen.check else 100)
         tables.harmed()
         tables.at_margin()
-        tables.sequential(8 if chosen.check else 200, 12.0 if chosen.check else 24.0)
+        tables.sequential(4 if chosen.check else 200, 6.0 if chosen.check else 24.0)
     if not chosen.check:
         head, _, rest = DOCUMENT.read_text().partition(BEGIN)
         text = "\n".join(tables.lines + adjustments(500))

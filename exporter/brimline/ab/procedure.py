@@ -24,6 +24,7 @@ from brimline.ab.blocks import (
     interval_of,
     is_present,
     pair,
+    sampled_at,
     unfit_blocks,
 )
 from brimline.ab.estimators import (
@@ -38,7 +39,7 @@ from brimline.ab.estimators import (
 from brimline.ab.experiment import Experiment, Metric, Variant
 from brimline.ab.guards import Pair, differing_settings, guards, load_ratio
 from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
-from brimline.ab.observations import ArmObservations, Observations
+from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations
 from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report
 from brimline.ab.static import static_results
 
@@ -80,7 +81,9 @@ def judge(
     """
     edges = np.array(experiment.block_edges)
     arms = {
-        variant.name: observations.arms.get(variant.name, ArmObservations(variant=variant.name, replicas=()))
+        variant.name: _seen(
+            observations.arms.get(variant.name, ArmObservations(variant=variant.name, replicas=())), edges
+        )
         for variant in (experiment.baseline, *experiment.candidates)
     }
     interval = observations.scrape_interval or interval_of(list(arms.values()))
@@ -159,6 +162,17 @@ def against_itself(experiment: Experiment, observations: Observations) -> tuple[
 
 
 # --- cutting ---
+
+
+def _seen(arm: ArmObservations, edges: Floats) -> ArmObservations:
+    """The arm without servers of which the window holds nothing: scaled away before it."""
+
+    def is_seen(replica: ReplicaObservations) -> bool:
+        times = sampled_at(replica)
+        inside = ((times > edges[0]) & (times <= edges[-1])).any()
+        return bool(inside) or any(boot.in_window for boot in replica.boots)
+
+    return dataclasses.replace(arm, replicas=tuple(filter(is_seen, arm.replicas)))
 
 
 def _pairing(
@@ -262,6 +276,11 @@ def _boot_error(two: Pair) -> float:
     return two.experiment.boot_deviation * math.sqrt(sum(1 / count for count in counts))
 
 
+def _lasting(two: Pair) -> float:
+    """By how much noise that lasts from block to block widens what the blocks' spread says."""
+    return inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
+
+
 def measured(metric: Metric, two: Pair, mode: Mode) -> Measured:
     """One metric's difference; without bounds, and with the reason, where there is too little."""
     try:
@@ -335,12 +354,10 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
         )
     if len(compared.places) < count:
         notes.append(f"{count - len(compared.places)} blocks had nothing to count")
-    estimate = compared.estimate
-    if mode == "sequential":
-        lasting = inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
-        estimate = dataclasses.replace(
-            estimate, standard_error=lasting * estimate.standard_error, sequential=True
-        )
+    estimate = dataclasses.replace(compared.estimate, sequential=mode == "sequential")
+    # In a fixed look, what a slope costs the interval covers it (docs/ab.md).
+    if quantity is None or mode == "sequential":
+        estimate = dataclasses.replace(estimate, standard_error=_lasting(two) * estimate.standard_error)
     estimate = _with_replicas(metric, two, compared, estimate, quantity, notes)
     if metric.kind == "tail" and "buckets of other bounds" in " ".join(notes):
         undecided = dict.fromkeys(("worse", "pass", "better"), "the arms' buckets have other bounds")
@@ -523,9 +540,7 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
         groups=groups,
         looks=int(known.sum()) if mode == "sequential" else 0,
     )
-    if mode == "sequential":
-        lasting = inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
-        rates = dataclasses.replace(rates, dispersion=lasting**2 * rates.dispersion)
+    rates = dataclasses.replace(rates, dispersion=_lasting(two) ** 2 * rates.dispersion)
     million = [
         1e6 * float(e.sum()) / float(x.sum()) for e, x in zip(kept_events, kept_exposures, strict=True)
     ]

@@ -29,8 +29,8 @@ class MetricResult:
     candidate over baseline less 1, as the procedure estimates it (at equal load where that applies), with
     its 95 % bounds. same_concurrency_delta_ratio: the same at equal running requests. hours_needed: of
     further running until the margin can be decided; None where that is done or cannot be told.
-    noise_floor_ratio: what `ab aa` showed between equal arms. blocks: log-ratio of each block with its
-    start, for plots.
+    noise_floor_ratio: what `ab aa` showed between equal arms. blocks: what each block says of the log-ratio
+    (at equal load where that applies), with its start, for plots.
     """
 
     name: str

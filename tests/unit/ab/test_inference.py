@@ -14,6 +14,7 @@ from brimline.ab.inference import (
     benjamini_hochberg,
     blocks_needed,
     holm,
+    lasting_factor,
     of_blocks,
     of_replicas,
     overall,
@@ -207,6 +208,21 @@ def test_the_probability_belongs_to_the_bound() -> None:
     often = estimate(0.12, 0.03, sequential=True)
 
     assert often.bound(1 - often.p_worse, upper=False) == pytest.approx(0, abs=1e-6)
+
+
+def test_noise_that_lasts_makes_means_of_blocks_uncertain_by_more_than_their_spread() -> None:
+    # The variance of sums of an autoregressive series, by its autocovariances: of 60 (a block), of 60 * 4000.
+    lasting, per_block = 0.9, 60
+
+    def variance_of_sum(count: int) -> float:
+        lags = np.arange(1, count)
+        return float(count + 2 * ((count - lags) * lasting**lags).sum())
+
+    truth = variance_of_sum(per_block * 4000) / 4000
+    naive = variance_of_sum(per_block)
+
+    time_constant = -1 / math.log(lasting)
+    assert lasting_factor(per_block, time_constant) == pytest.approx(math.sqrt(truth / naive), rel=1e-3)
 
 
 # --- rare events ---

@@ -142,6 +142,18 @@ def test_bounds_for_looking_at_any_time_are_wider() -> None:
     assert often.upper_ratio > once.upper_ratio
 
 
+def test_looking_at_any_time_begins_with_the_tenth_block() -> None:
+    early, late = experiment(hours=2.25), experiment(hours=2.5)
+    traffic = replace(STILL, effects={"inter_token_latency": 1.5})
+
+    first = judge(early, observed(early, traffic), mode="sequential")
+    second = judge(late, observed(late, traffic), mode="sequential")
+
+    assert first.verdict == "inconclusive"
+    assert only(first).reasons[0] == "9 blocks; at least 10 are needed"
+    assert second.verdict == "worse"
+
+
 def test_a_sliding_window_is_not_for_looking_at_any_time() -> None:
     planned = replace(experiment(), is_sliding=True)
 
@@ -278,6 +290,20 @@ def test_servers_of_which_no_sample_came_are_no_verdict() -> None:
         "inconclusive",
         "not_comparable",
     )
+
+
+def test_a_server_that_was_gone_before_the_window_is_no_part_of_it() -> None:
+    planned = experiment()
+    observations = observed(planned)
+    gone = replace(
+        observations.arms["b"].replicas[0], up=Series(np.array([START - 99.0]), np.ones(1)), boots=()
+    )
+    arm = replace(observations.arms["b"], replicas=(*observations.arms["b"].replicas, gone))
+
+    report = judge(planned, replace(observations, arms={**observations.arms, "b": arm}))
+
+    assert report.blocks_used == 16
+    assert report.verdict == "pass"
 
 
 # --- what is not said ---
