@@ -54,6 +54,8 @@ FEW_REQUESTS = 200
 # Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
 LIKE_LOADS = (0.9, 1.1)
 
+OTHER_BOUNDS = "the arms count in buckets of other bounds: each quantile for itself"
+
 CONTROL = Metric(
     name="prompt_tokens_per_request",
     title="control: prompt tokens of a request",
@@ -359,7 +361,7 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
     if quantity is None or mode == "sequential":
         estimate = dataclasses.replace(estimate, standard_error=_lasting(two) * estimate.standard_error)
     estimate = _with_replicas(metric, two, compared, estimate, quantity, notes)
-    if metric.kind == "tail" and "buckets of other bounds" in " ".join(notes):
+    if OTHER_BOUNDS in notes:
         undecided = dict.fromkeys(("worse", "pass", "better"), "the arms' buckets have other bounds")
     return Measured(
         metric=metric,
@@ -436,7 +438,7 @@ def _tails(
         if math.isfinite(width):
             notes.append(f"{arm.arm.variant}: its bucket is {width:.0%} wide")
     if not np.array_equal(bounds_of[0], bounds_of[1]):
-        notes.append("the arms count in buckets of other bounds: each quantile for itself")
+        notes.append(OTHER_BOUNDS)
     return (values[0], values[1]), (whole[0], whole[1])
 
 
@@ -580,26 +582,28 @@ def _ratio(harm: float, metric: Metric) -> float:
 
 def _with_verdicts(drafts: Sequence[_Draft], experiment: Experiment) -> list[Comparison]:
     """All comparisons: gates of all candidates corrected by Holm, the rest by Benjamini and Hochberg."""
-    gates: dict[tuple[int, str], float] = {}
-    others: dict[tuple[int, str], float] = {}
+    gates: dict[str, float] = {}
+    others: dict[str, float] = {}
     for place, draft in enumerate(drafts):
         for one in draft.measured:
             if one.bounded is not None:
                 kind = gates if one.metric.gate else others
-                kind[place, one.metric.name] = one.bounded.p_worse
-    thresholds = inference.holm({_key(*key): p for key, p in gates.items()})
-    adjusted = inference.benjamini_hochberg({_key(*key): p for key, p in others.items()})
+                kind[_key(place, one.metric)] = one.bounded.p_worse
     level = 1 - inference.WORSE_CONFIDENCE
+    thresholds = inference.holm(gates, level)
+    adjusted = inference.benjamini_hochberg(others)
     thresholds |= {key: 1.0 if p <= level else -1.0 for key, p in adjusted.items()}
-    return [
-        _comparison(draft, experiment, {m.metric.name: thresholds.get(_key(place, m.metric.name), level)
-                                        for m in draft.measured})
-        for place, draft in enumerate(drafts)
-    ]  # fmt: skip
+    comparisons = []
+    for place, draft in enumerate(drafts):
+        of_metrics = {
+            one.metric.name: thresholds.get(_key(place, one.metric), level) for one in draft.measured
+        }
+        comparisons.append(_comparison(draft, experiment, of_metrics))
+    return comparisons
 
 
-def _key(place: int, name: str) -> str:
-    return f"{place}/{name}"
+def _key(place: int, metric: Metric) -> str:
+    return f"{place}/{metric.name}"
 
 
 def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, float]) -> Comparison:
