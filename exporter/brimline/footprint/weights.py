@@ -685,6 +685,38 @@ def _ranks_differ(architecture: Architecture, sharding: Sharding) -> bool:
     return any((count + sharding.redundant_experts) % (sharding.tensor * sharding.data) for count in counts)
 
 
+def _layer_schemes(
+    index: int, weights: Iterable[Weight], stored: Schemes | None
+) -> tuple[Quantization | None, ...]:
+    """How each weight of a layer is stored: patterns may mean single layers."""
+    if stored is None:
+        return ()
+    return tuple(_scheme(f"model.layers.{index}.{weight.name}", weight, stored) for weight in weights)
+
+
+def _layer_parts(
+    index: int,
+    weights: Iterable[Weight],
+    split: _Split,
+    stored: Schemes | None,
+    element_bytes: int,
+    rules: WeightRules,
+) -> dict[Part, Fraction]:
+    """Bytes of one layer on a rank, by part."""
+    sizes: dict[Part, Fraction] = {}
+    for weight in weights:
+        if weight.shared and not rules.copies_shared_values:
+            continue
+        name = f"model.layers.{index}.{weight.name}"
+        size = sum(_tensors(name, weight, split, stored, element_bytes), Fraction(0))
+        scheme = _scheme(name, weight, stored)
+        if scheme is not None and rules.absorbs_latent and weight.name == "self_attn.kv_b_proj":
+            inputs, outputs, count = split.of(weight, rounded=False)
+            size += inputs * outputs * count * element_bytes
+        sizes[weight.part] = sizes.get(weight.part, Fraction(0)) + size
+    return sizes
+
+
 @kept_with_architecture
 def _parts(
     architecture: Architecture,
@@ -704,16 +736,16 @@ def _parts(
     sizes: dict[Part, Fraction] = dict.fromkeys(PARTS, Fraction(0))
     experts = any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers)
     stored = schemes(quantization, experts) if quantization is not None else None
+    known: dict[object, Mapping[Part, Fraction]] = {}
     for index in layers:
-        for weight in layer_tensors(architecture.layers[index], architecture.hidden):
-            name = f"model.layers.{index}.{weight.name}"
-            scheme = _scheme(name, weight, stored)
-            if weight.shared and not rules.copies_shared_values:
-                continue
-            sizes[weight.part] += sum(_tensors(name, weight, split, stored, element_bytes))
-            if scheme is not None and rules.absorbs_latent and weight.name == "self_attn.kv_b_proj":
-                inputs, outputs, count = split.of(weight, rounded=False)
-                sizes["attention"] += inputs * outputs * count * element_bytes
+        layer = architecture.layers[index]
+        weights = tuple(layer_tensors(layer, architecture.hidden))
+        alike = (layer, _layer_schemes(index, weights, stored))
+        own = known.get(alike)
+        if own is None:
+            own = known[alike] = _layer_parts(index, weights, split, stored, element_bytes, rules)
+        for part, size in own.items():
+            sizes[part] += size
     rows = vocabulary_rows_on_rank(architecture.vocabulary, sharding, rules)
 
     def table(part: Part) -> Fraction:
@@ -794,18 +826,20 @@ def tensor_sizes(
     stored = schemes(quantization, experts) if quantization is not None else None
     table = vocabulary_rows_on_rank(architecture.vocabulary, sharding, rules) * architecture.hidden
     sizes = [table * element_bytes] if layers.start == 0 else []
-    known: dict[Layer, list[int]] = {}
+    known: dict[object, list[int]] = {}
     for index in layers:
         layer = architecture.layers[index]
-        own = known.get(layer) if stored is None else None  # patterns may mean single layers
+        weights = tuple(layer_tensors(layer, architecture.hidden))
+        alike = (layer, _layer_schemes(index, weights, stored))
+        own = known.get(alike)
         if own is None:
             joined: dict[str, list[Fraction]] = {}
-            for weight in layer_tensors(layer, architecture.hidden):
+            for weight in weights:
                 name = f"model.layers.{index}.{weight.name}"
                 place = joined.setdefault(f"{_joined(weight.name)} {weight.inputs > 1}", [])
                 for number, size in enumerate(_tensors(name, weight, split, stored, element_bytes)):
                     place[number : number + 1] = [size + sum(place[number : number + 1])]
-            own = known[layer] = [math.ceil(size) for place in joined.values() for size in place]
+            own = known[alike] = [math.ceil(size) for place in joined.values() for size in place]
         sizes += own
     if layers.stop == len(architecture.layers) and not (architecture.tied and layers.start == 0):
         sizes.append(table * element_bytes)
