@@ -15,7 +15,7 @@ from brimline.footprint.activations import (
     encoder_cache_bytes,
     encoder_forward_bytes,
 )
-from brimline.footprint.architecture import Architecture, Attention, Experts
+from brimline.footprint.architecture import Architecture, Attention, Experts, kept_with_architecture
 from brimline.footprint.calibrated import (
     measured_gpu,
     measured_parts,
@@ -476,6 +476,7 @@ def _larger(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(one.low, max(one.expected, other.expected), max(one.high, other.high), source)
 
 
+@kept_with_architecture
 def _has_experts(architecture: Architecture) -> bool:
     return any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers)
 

@@ -636,6 +636,7 @@ def _state_elements(mixer: State, settings: VllmCacheSettings) -> tuple[int, int
     )
 
 
+@kept_with_architecture
 def _caches_prefixes_by_default(model: Architecture, version: Version) -> bool:
     """vLLM 0.32, config/model.py is_prefix_caching_supported: not without attention, nor with an encoder."""
     mixers = [mixer for layer in model.layers for mixer in layer.mixers]

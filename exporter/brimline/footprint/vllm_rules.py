@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from brimline.errors import FootprintError
-from brimline.footprint.architecture import Architecture, Attention, FeedForward, LatentAttention
+from brimline.footprint.architecture import (
+    Architecture,
+    Attention,
+    FeedForward,
+    LatentAttention,
+    kept_with_architecture,
+)
 from brimline.footprint.constants import parse_version
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.quantized_modules import schemes
@@ -41,6 +47,7 @@ def _attention(architecture: Architecture) -> Iterator[Attention]:
                 yield mixer
 
 
+@kept_with_architecture
 def _is_latent(architecture: Architecture) -> bool:
     return any(isinstance(mixer, LatentAttention) for layer in architecture.layers for mixer in layer.mixers)
 
@@ -48,8 +55,8 @@ def _is_latent(architecture: Architecture) -> bool:
 def _check_context_parallel(architecture: Architecture, launch: VllmLaunch) -> None:
     """vLLM 0.33, config/model.py verify_with_parallel_config."""
     parts, tensor = launch.decode_context_parallel_size, launch.tensor_parallel_size
-    mixers = list(_attention(architecture))
-    if parts == 1 or not mixers or _is_latent(architecture):
+    mixers = list(_attention(architecture)) if parts > 1 else []
+    if not mixers or _is_latent(architecture):
         return
     heads = max(mixer.kv_heads for mixer in mixers)
     if tensor <= heads:
