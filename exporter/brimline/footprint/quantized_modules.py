@@ -116,6 +116,9 @@ class Schemes:
         self._skipped = Modules(quantization.skipped, effort)
         self._targets = Modules(quantization.targets, effort) if quantization.targets else None
         self._others = [(Modules(other.targets, effort), other) for other in quantization.others]
+        listed = (quantization.skipped, quantization.targets, *(one.targets for one in quantization.others))
+        # True where a number stands in any entry, so that layers of one kind may be stored differently.
+        self.names_layers = any(_where(entry) is not None for entries in listed for entry in entries)
 
     def of(self, name: str, part: str, *, linear: bool) -> Quantization | None:
         """The way a module is quantized; None where it stays in the model's own type. linear: a matrix."""

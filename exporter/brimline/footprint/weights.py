@@ -686,12 +686,15 @@ def _ranks_differ(architecture: Architecture, sharding: Sharding) -> bool:
 
 
 def _layer_schemes(
-    index: int, weights: Iterable[Weight], stored: Schemes | None
+    index: int, layer: Layer, hidden: int, stored: Schemes | None
 ) -> tuple[Quantization | None, ...]:
-    """How each weight of a layer is stored: patterns may mean single layers."""
-    if stored is None:
+    """How each weight of a layer is stored, where that may differ between layers of one kind."""
+    if stored is None or not stored.names_layers:
         return ()
-    return tuple(_scheme(f"model.layers.{index}.{weight.name}", weight, stored) for weight in weights)
+    return tuple(
+        _scheme(f"model.layers.{index}.{weight.name}", weight, stored)
+        for weight in layer_tensors(layer, hidden)
+    )
 
 
 def _layer_parts(
@@ -739,10 +742,10 @@ def _parts(
     known: dict[object, Mapping[Part, Fraction]] = {}
     for index in layers:
         layer = architecture.layers[index]
-        weights = tuple(layer_tensors(layer, architecture.hidden))
-        alike = (layer, _layer_schemes(index, weights, stored))
+        alike = (layer, _layer_schemes(index, layer, architecture.hidden, stored))
         own = known.get(alike)
         if own is None:
+            weights = layer_tensors(layer, architecture.hidden)
             own = known[alike] = _layer_parts(index, weights, split, stored, element_bytes, rules)
         for part, size in own.items():
             sizes[part] += size
@@ -829,12 +832,11 @@ def tensor_sizes(
     known: dict[object, list[int]] = {}
     for index in layers:
         layer = architecture.layers[index]
-        weights = tuple(layer_tensors(layer, architecture.hidden))
-        alike = (layer, _layer_schemes(index, weights, stored))
+        alike = (layer, _layer_schemes(index, layer, architecture.hidden, stored))
         own = known.get(alike)
         if own is None:
             joined: dict[str, list[Fraction]] = {}
-            for weight in weights:
+            for weight in layer_tensors(layer, architecture.hidden):
                 name = f"model.layers.{index}.{weight.name}"
                 place = joined.setdefault(f"{_joined(weight.name)} {weight.inputs > 1}", [])
                 for number, size in enumerate(_tensors(name, weight, split, stored, element_bytes)):

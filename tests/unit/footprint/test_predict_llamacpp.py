@@ -575,7 +575,8 @@ def test_devices_together_hold_the_whole(model: Model, launch: dict[str, Any], c
 
 
 @limits(max_examples=40, deadline=None)
-@given(launches, st.integers(1, 60_000), st.integers(1, 60_000))
+# Contexts of a few tokens bound the micro batch too, and its buffers are placed otherwise.
+@given(launches, st.integers(512, 60_000), st.integers(512, 60_000))
 def test_a_longer_context_never_takes_less(launch: dict[str, Any], first: int, second: int) -> None:
     shorter, longer = (
         of(ctx_size=context, fit="off", **launch) for context in (min(first, second), max(first, second))
