@@ -8,11 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import urllib.parse
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from brimline.demo.run import is_usable, prometheus_lines
 from prometheus_server import Prometheus, get_text, is_up, tool
 from waiting import eventually
 
@@ -45,11 +49,25 @@ def demo(
 Demo = tuple[subprocess.Popen[bytes], dict[str, str]]
 
 
+def _address(demo: Demo) -> str:
+    """Of Prometheus, from what was printed."""
+    parts = urllib.parse.urlsplit(demo[1]["Prometheus"])
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def test_every_printed_address_answers(demo: Demo) -> None:
+    assert {name: address for name, address in demo[1].items() if not is_up(address)} == {}
+
+    # A page is one with its scripts; where there is none, Prometheus' API is named.
+    for name in ("Prometheus", "alerts"):
+        path = urllib.parse.urlsplit(demo[1][name]).path
+        assert path.startswith("/api/v1/") or is_usable(demo[1][name])
+
+
 def test_prometheus_holds_both_servers_and_says_that_they_are_simulated(demo: Demo) -> None:
-    prometheus = Prometheus(demo[1]["Prometheus"].partition("/graph")[0])
+    prometheus = Prometheus(_address(demo))
 
     eventually(lambda: len(prometheus.query("brimline_target_up == 1")) == 2, within=60)
-    assert is_up(demo[1]["Prometheus"])  # its pages, not its API alone
 
     assert {row["simulated"] for row, _ in prometheus.query("brimline_target_info")} == {"true"}
     lengths = {row["target"]: value for row, value in prometheus.query("brimline_max_model_len_tokens")}
@@ -93,3 +111,51 @@ def test_ctrl_c_ends_everything(demo: Demo) -> None:
 
     assert process.wait(20) == 0
     assert not [address for address in addresses.values() if is_up(address)]
+
+
+# --- Pages that Prometheus has or lacks ---
+
+PAGES = {
+    "/graph": b'<script defer="defer" src="./static/js/main.js"></script>',
+    "/static/js/main.js": b"",
+    "/alerts": b'<script src="/static/none.js"></script>',
+    "/": b"<h1>Alertmanager</h1> without a web application",
+}
+
+
+@pytest.fixture
+def pages() -> Iterator[int]:
+    """The port of a server with pages that work and pages that do not."""
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = PAGES.get(self.path.partition("?")[0])
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's own)
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def test_pages_without_their_scripts_are_not_named(pages: int) -> None:
+    graph, alerts, alertmanager = prometheus_lines(pages, pages)
+
+    assert graph.startswith(f"  Prometheus    http://127.0.0.1:{pages}/graph?g0.expr=")
+    assert alerts == f"  alerts        http://127.0.0.1:{pages}/api/v1/alerts"
+    assert alertmanager.endswith(f"amtool alert query --alertmanager.url=http://127.0.0.1:{pages}")
+
+
+def test_without_pages_commands_are_named() -> None:
+    first, promtool, boards, _ = prometheus_lines(1)
+
+    query = "brimline_kv_cache_usage_ratio"
+    assert first == f"  Prometheus    http://127.0.0.1:1/api/v1/query?query={query}"
+    assert promtool.endswith(f"promtool query instant http://127.0.0.1:1 {query}")
+    assert boards.endswith(" dashboards --preview boards.html --last 15m --prometheus http://127.0.0.1:1")

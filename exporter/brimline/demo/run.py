@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +55,23 @@ def answers(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def is_usable(url: str) -> bool:
+    """True where a page answers 200 and has scripts that do, too.
+
+    Debian's packages have pages without theirs, which stay empty, or one that says that there is none.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 (http, of our own making)
+            address, text = answer.url, answer.read().decode(errors="replace")
+        scripts = re.findall(r'<script[^>]*\ssrc="([^"]+)"', text)
+        for script in scripts:
+            with urllib.request.urlopen(urllib.parse.urljoin(address, script), timeout=2):  # noqa: S310
+                pass
+    except (OSError, http.client.HTTPException):
+        return False
+    return bool(scripts)
 
 
 @dataclass(slots=True)
@@ -211,17 +232,41 @@ def _start_all(
     say(f"  status page   http://127.0.0.1:{exporter_port}/")
     say(f"  metrics       http://127.0.0.1:{exporter_port}/metrics")
     if prometheus_port is not None:
-        query = "brimline_kv_cache_usage_ratio&g0.tab=0&g0.range_input=15m"
-        say(f"  Prometheus    http://127.0.0.1:{prometheus_port}/graph?g0.expr={query}")
-        say(f"  alerts        http://127.0.0.1:{prometheus_port}/alerts")
-        if alertmanager_port is not None:
-            say(f"  Alertmanager  http://127.0.0.1:{alertmanager_port}/")
+        for line in prometheus_lines(prometheus_port, alertmanager_port):
+            say(line)
     else:
         say("  Prometheus    not found on PATH: install it to see history")
     for name, port in zip(PROFILES, server_ports, strict=True):
         say(f"  {name:13} http://127.0.0.1:{port}/metrics")
     say("")
     say("Ctrl-C ends all of it.")
+
+
+def prometheus_lines(port: int, alertmanager_port: int | None = None) -> list[str]:
+    """Where history and alerts can be seen: pages where there are some, else what to type."""
+    base, metric = f"http://127.0.0.1:{port}", "brimline_kv_cache_usage_ratio"
+    lines = []
+    graph = f"{base}/graph?g0.expr={metric}&g0.tab=0&g0.range_input=15m"
+    if is_usable(graph):
+        lines.append(f"  Prometheus    {graph}")
+    else:
+        lines.append(f"  Prometheus    {base}/api/v1/query?query={metric}")
+        lines.append(f"  (no pages)    {_program('promtool')} query instant {base} {metric}")
+        if importlib.util.find_spec("grafanalib") is None:
+            lines.append(f"  boards need   {sys.executable} -m pip install '.[dashboards]'")
+        preview = "dashboards --preview boards.html --last 15m --prometheus"
+        lines.append(f"  boards        {sys.executable} -m brimline {preview} {base}")
+    lines.append(f"  alerts        {base}/{'alerts' if is_usable(f'{base}/alerts') else 'api/v1/alerts'}")
+    if alertmanager_port is not None:
+        address = f"http://127.0.0.1:{alertmanager_port}"
+        query = f"{_program('amtool')} alert query --alertmanager.url={address}"
+        lines.append(f"  Alertmanager  {f'{address}/' if is_usable(f'{address}/') else query}")
+    return lines
+
+
+def _program(name: str) -> str:
+    """Where a program lies; `make demo` has some on its own PATH only."""
+    return shutil.which(name) or name
 
 
 def _start_alertmanager(processes: Processes) -> int | None:
