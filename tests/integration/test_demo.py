@@ -159,3 +159,43 @@ def test_without_pages_commands_are_named() -> None:
     assert first == f"  Prometheus    http://127.0.0.1:1/api/v1/query?query={query}"
     assert promtool.endswith(f"promtool query instant http://127.0.0.1:1 {query}")
     assert boards.endswith(" dashboards --preview boards.html --last 15m --prometheus http://127.0.0.1:1")
+
+
+# --- The leak ---
+
+SHORT_LEAK = "import brimline.demo.run as demo; demo.LEAK_SECONDS = 4; demo.run(print, {}, 'leak')"
+
+
+def _started(address: str) -> float | None:
+    """When the server says that it began; None while it does not answer."""
+    try:
+        found = re.search(r"^process_start_time_seconds (\S+)$", get_text(address, timeout=2), re.MULTILINE)
+    except OSError:
+        return None
+    return float(found[1]) if found else None
+
+
+def test_at_the_end_of_a_leak_the_server_dies_and_comes_back(tmp_path: Path) -> None:
+    printed = tmp_path / "printed"
+    environment = {**os.environ, "PATH": "", "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    with open(printed, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SHORT_LEAK], stdout=output, stderr=output, env=environment
+        )
+    try:
+        eventually(lambda: process.poll() is not None or b"Ctrl-C" in printed.read_bytes(), within=60)
+        assert process.poll() is None, printed.read_text()
+        addresses = dict(re.findall(r"^  (\S+).*?(http://\S+)$", printed.read_text(), re.MULTILINE))
+        first, other = _started(addresses["short-context"]), _started(addresses["long-context"])
+
+        again = eventually(lambda: (new := _started(addresses["short-context"])) != first and new, within=60)
+
+        assert first is not None
+        assert again > first
+        assert _started(addresses["long-context"]) == other
+        [log] = tmp_path.glob("brimline-demo-*/short-context.log")
+        assert "CUDA out of memory" in log.read_text()
+        assert "short-context ran out of memory (simulated)" in printed.read_text()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)

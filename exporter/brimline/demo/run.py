@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brimline.demo.gpu_recording import Scenario, write_recording
-from brimline.demo.profiles import MODEL_FOLDER, PROFILES
+from brimline.demo.gpu_recording import LEAK_SECONDS, Scenario, write_recording
+from brimline.demo.profiles import MODEL_FOLDER, PROFILES, SHORT_CONTEXT
 from brimline.errors import BrimlineError
 
 EXPORTER_PORT = 10778
@@ -30,6 +30,7 @@ ALERTMANAGER_PORT = 9093
 SERVER_PORT = 18000
 START_PATIENCE = 30.0
 SCRAPE_INTERVAL = "5s"
+OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. (simulated)"
 
 
 def free_port(preferred: int) -> int:
@@ -82,8 +83,8 @@ class Processes:
     running: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     def start(self, name: str, command: Sequence[str | Path]) -> None:
-        """Start a child whose output goes to NAME.log in the folder."""
-        with open(self.folder / f"{name}.log", "wb") as log:
+        """Start a child whose output is added to NAME.log in the folder."""
+        with open(self.folder / f"{name}.log", "ab") as log:
             # A session of its own: Ctrl-C reaches this process only, which then ends the children in order.
             child = subprocess.Popen(
                 [str(word) for word in command],
@@ -93,6 +94,16 @@ class Processes:
                 start_new_session=True,
             )
         self.running.append((name, child))
+
+    def start_anew(self, name: str, last_words: str) -> None:
+        """Kill a child, leave its last words in its log, and start it as before."""
+        place, child = next((place, one) for place, (of, one) in enumerate(self.running) if of == name)
+        child.kill()
+        child.wait()
+        with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
+            log.write(f"{last_words}\n")
+        del self.running[place]
+        self.start(name, child.args)  # type: ignore[arg-type]
 
     def wait_until(self, name: str, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds. Raises BrimlineError where a child ends or time runs out."""
@@ -183,7 +194,8 @@ def prometheus_config(
 
 def _start_all(
     processes: Processes, say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario
-) -> None:
+) -> float:
+    """Start everything and say where it is. Gives when the recording began, by the monotonic clock."""
     folder = processes.folder
     server_ports = []
     for number, name in enumerate(PROFILES):
@@ -201,6 +213,7 @@ def _start_all(
         processes.wait_until(name, lambda port=port: answers(port, "/health"))  # type: ignore[misc]
     processes.start("exporter", [sys.executable, "-m", "brimline", "serve", "--config", config])
     processes.wait_until("exporter", lambda: answers(exporter_port, "/-/ready"))
+    began = time.monotonic()
     prometheus = shutil.which("prometheus")
     prometheus_port = alertmanager_port = None
     if prometheus is not None:
@@ -240,6 +253,7 @@ def _start_all(
         say(f"  {name:13} http://127.0.0.1:{port}/metrics")
     say("")
     say("Ctrl-C ends all of it.")
+    return began
 
 
 def prometheus_lines(port: int, alertmanager_port: int | None = None) -> list[str]:
@@ -316,9 +330,14 @@ def run(say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario
     folder = Path(tempfile.mkdtemp(prefix="brimline-demo-"))
     processes = Processes(folder)
     try:
-        _start_all(processes, say, rules, scenario)
+        full_at = _start_all(processes, say, rules, scenario) + LEAK_SECONDS
         while True:
             processes.raise_if_ended()
+            if scenario == "leak" and time.monotonic() >= full_at:
+                # The recording begins anew with an empty card, and so does the server that filled it.
+                full_at += LEAK_SECONDS
+                processes.start_anew(SHORT_CONTEXT.name, OUT_OF_MEMORY)
+                say(f"{SHORT_CONTEXT.name} ran out of memory (simulated), and was started anew")
             time.sleep(0.5)
     except _Ended:
         say("ending …")
