@@ -57,7 +57,7 @@ def dashboards(
     scrape_interval: str,
     variables: tuple[str, ...],
 ) -> None:
-    """Write the Grafana boards, or draw a preview of them (needs brimline[dashboards]).
+    """Write the Grafana boards, or draw a preview of them (needs the extra `dashboards`).
 
     Exit status: 0 written, 2 usage, 5 the Prometheus could not be asked.
 
@@ -84,7 +84,10 @@ def _check_library() -> None:
     import importlib.util
 
     if importlib.util.find_spec("grafanalib") is None:
-        fail("dashboards needs grafanalib; install it with: pip install 'brimline[dashboards]'")
+        fail(
+            "dashboards needs grafanalib; "
+            "install the extra: pip install '.[dashboards]' in a clone of this repository"
+        )
 
 
 def _write(folder: Path) -> None:
