@@ -126,7 +126,7 @@ def _draw(
     file: Path, url: str, range_seconds: float, scrape_seconds: float, wanted: Mapping[str, str]
 ) -> None:
     from brimline_dashboards.boards import BOARDS
-    from brimline_dashboards.interpolation import Times
+    from brimline_dashboards.interpolation import Times, VariableError
     from brimline_dashboards.preview.asking import Prometheus, PrometheusError
     from brimline_dashboards.preview.page import page
     from brimline_dashboards.preview.shown import Window
@@ -143,6 +143,8 @@ def _draw(
         file.write_text(text, encoding="utf-8")
     except PrometheusError as error:
         fail(f"--prometheus {error}", EXIT_DATA_SOURCE)
+    except VariableError as error:
+        fail(f"--variable {error}")
     except OSError as error:
         fail(f"--preview {file}: it cannot be written ({error.strerror})")
     click.echo(str(file))
