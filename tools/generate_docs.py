@@ -108,7 +108,8 @@ folder (`/etc/grafana/provisioning/alerting/`), and the recording rules into the
 Use it in place of Prometheus' alerts, not beside them. Its alerts are named with their severity,
 `BrimlineVramGrowth (warning)`, and Grafana's own Alertmanager knows no inhibitions: those of the
 [example](../deploy/alertmanager/alertmanager.yml) do not apply to alerts that Grafana manages. Route there
-by the label `severity`.
+by the label `severity`. While Grafana cannot ask its data source, only `BrimlineExporterDown (critical)` is
+in the state of an error (`DatasourceError`).
 
 **Several Prometheus, Thanos, Mimir, federation.** The rules join series on `(job, instance, target)`, so
 evaluate them in the Prometheus that scrapes the exporters. External labels are added after that, and do no
