@@ -96,6 +96,55 @@ alerts:
   BrimlineVramHeadroomLow: {warning_headroom: 2GiB, warning_for: 15m}
   BrimlineTargetSlow: {enabled: false}
 ```
+
+## Writing and loading them
+
+```
+brimline rules -o rules --config brimline.yaml --grafana-url https://grafana.internal \\
+  --runbook-url https://wiki.internal/brimline-runbook
+```
+
+- `--grafana-url`: what the link to a board (`dashboard_url`) begins with. Without it the link is a path,
+  which only Grafana itself can follow.
+- `--runbook-url`: where your copy of [runbook.md](runbook.md) can be read: the anchor of the alert is
+  added. Without it the link is a path in this repository.
+- `--namespace`, `--label`: of the PrometheusRule: the operator picks rules by label, such as
+  `release=kube-prometheus-stack`.
+- `--datasource-uid`: the Prometheus that Grafana's own rules ask.
+- `--dcgm-pod-label`, `--dcgm-namespace-label`: labels of dcgm-exporter's series with the pod that owns a
+  GPU. Where Prometheus scrapes dcgm-exporter without `honorLabels: true` they are `exported_pod` and
+  `exported_namespace`: `pod` and `namespace` are then dcgm-exporter's own, and no GPU would find its
+  server.
+
+**Grafana's own alerting.** `brimline-grafana-alerting.yaml` belongs into Grafana's `provisioning/alerting`
+folder (`/etc/grafana/provisioning/alerting/`), and the recording rules into the Prometheus that it asks.
+Use it in place of Prometheus' alerts, not beside them. Its alerts are named with their severity,
+`BrimlineVramGrowth (warning)`, and Grafana's own Alertmanager knows no inhibitions: those of the
+[example](../deploy/alertmanager/alertmanager.yml) do not apply to alerts that Grafana manages. Route there
+by the label `severity`. While Grafana cannot ask its data source, only `BrimlineExporterDown (critical)` is
+in the state of an error (`DatasourceError`).
+
+**Several Prometheus, Thanos, Mimir, federation.** The rules join series on `(job, instance, target)`, so
+evaluate them in the Prometheus that scrapes the exporters. External labels are added after that, and do no
+harm. A ruler over several clusters (Thanos Ruler, Mimir) sees `127.0.0.1:10778` of each of them as one:
+give each cluster's exporters a `job` of their own (`brimline-west`; a name that `BrimlineExporterDown:
+{job: …}` matches), and let it see only one of a pair of replicas (Thanos' replica label, Mimir's HA
+tracker): twice the same series ends a join with an error. Federation takes over the recorded series as they
+are, with `honor_labels: true`.
+
+**Who knows what.** An exporter knows the servers that its configuration names, and no others. Two exporters
+that watch one server each on a shared card both take the other's memory for foreign, and neither adds up
+both plans: name all servers of a card in one exporter.
+
+**Stopped on purpose.** A server that is stopped fires `BrimlineTargetDown` until its target leaves the
+exporter's configuration, an exporter that is stopped `BrimlineExporterDown` until Prometheus no longer
+scrapes it. For a while a silence does: `amtool silence add 'alertname=~"Brimline.+"' target=chat
+--duration=2h`.
+
+**Autoscaling.** The [HorizontalPodAutoscaler](../deploy/kubernetes/autoscaling/hpa.yaml) needs the exporter
+as a sidecar of each server: it joins by `namespace` and `pod`, and those of one exporter for many servers
+are its own. [KEDA](../deploy/kubernetes/autoscaling/keda.yaml) works with both, by `target` in place of
+`namespace`.
 """
 
 

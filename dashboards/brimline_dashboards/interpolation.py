@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from brimline.errors import BrimlineError
 from brimline_dashboards.panels import Json
 
 _REFERENCE = re.compile(r"\$(\w+)|\$\{(\w+)(?::\w+)?\}")
@@ -44,6 +45,10 @@ class Chosen:
     def text(self) -> str:
         """As it stands in titles and legends."""
         return "All" if self.all_value is not None else " + ".join(self.values)
+
+
+class VariableError(BrimlineError):
+    """A variable was given a value that it cannot have, or does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +99,7 @@ def choose(
 ) -> dict[str, Chosen]:
     """Each variable as Grafana chooses it on a first visit: All, or the first value.
 
-    wanted: for variables that hold one value, another one.
+    wanted: for variables that hold one value, another one. Raises VariableError where there is no such value.
     """
     chosen: dict[str, Chosen] = {}
     for variable in variables:
@@ -105,6 +110,9 @@ def choose(
         options = sorted({value for value in ask(in_query(selector, chosen, times), label) if value})
         is_regex = bool(variable["multi"] or variable["includeAll"])
         if wanted is not None and name in wanted and not variable["multi"]:
+            if wanted[name] not in options:
+                known = ", ".join(options) or "none in the shown time"
+                raise VariableError(f"{name}={wanted[name]}: there is no such value; known: {known}")
             chosen[name] = Chosen((wanted[name],), None, is_regex)
         elif variable["includeAll"]:
             chosen[name] = Chosen(tuple(options), variable.get("allValue"), is_regex)

@@ -131,6 +131,13 @@ _LOOK_BACK_SECONDS = 600
 
 
 def _grafana(chosen: Options) -> Json:
+    all_alerts = alerts(chosen.thresholds)
+    # A critical one, for the one on call, who is blind then; where it is disabled, another.
+    telling = min(
+        all_alerts,
+        key=lambda alert: (alert.name != "BrimlineExporterDown", alert.severity != "critical"),
+        default=None,
+    )
     return {
         "apiVersion": 1,
         "groups": [
@@ -140,13 +147,15 @@ def _grafana(chosen: Options) -> Json:
                 "folder": "Brimline",
                 # Grafana evaluates in steps of ten seconds from one minute on.
                 "interval": "1m",
-                "rules": [_grafana_rule(alert, chosen) for alert in alerts(chosen.thresholds)],
+                "rules": [
+                    _grafana_rule(alert, chosen, tells_errors=alert is telling) for alert in all_alerts
+                ],
             }
         ],
     }
 
 
-def _grafana_rule(alert: Alert, chosen: Options) -> Json:
+def _grafana_rule(alert: Alert, chosen: Options, *, tells_errors: bool) -> Json:
     expression = {"type": "__expr__", "uid": "__expr__"}
     uid = "brimline-" + re.sub(r"(?<!^)(?=[A-Z])", "-", alert.name.removeprefix("Brimline")).lower()
     return {
@@ -193,7 +202,8 @@ def _grafana_rule(alert: Alert, chosen: Options) -> Json:
         ],
         # No series is the good state; that nothing can be read has alerts of its own.
         "noDataState": "OK",
-        "execErrState": "Error",
+        # Where the data source cannot be asked, one alert says so, not all of them.
+        "execErrState": "Error" if tells_errors else "OK",
         "for": write_duration(alert.for_seconds),
         "labels": {"severity": alert.severity},
         "annotations": {

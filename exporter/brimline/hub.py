@@ -50,7 +50,8 @@ def read_hub_model(name: str) -> Model:
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise FootprintError(
-            f"{name} is looked up by huggingface_hub, which is not installed; install brimline[hub]"
+            f"{name} is looked up by huggingface_hub, which is not installed; "
+            "install the extra: pip install '.[hub]' in a clone of this repository"
         ) from None
     disable_progress_bars()
     with _refusals(name):

@@ -32,7 +32,9 @@ class _Style(NamedTuple):
 def check_library() -> None:
     """Raise FootprintError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise FootprintError("--plot needs matplotlib; install it with: pip install 'brimline[plot]'")
+        raise FootprintError(
+            "--plot needs matplotlib; install the extra: pip install '.[plot]' in a clone of this repository"
+        )
 
 
 def draw(plan: Plan, curves: Sequence[Curve], file: Path) -> None:

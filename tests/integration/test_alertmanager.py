@@ -7,6 +7,7 @@ import re
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from brimline.demo.profiles import MODEL_FOLDER, SHORT_CONTEXT
 from brimline.thresholds import Thresholds
 from brimline_dashboards.rules import Options, plain_files
 from exporter_process import running_exporter
-from prometheus_server import free_port, is_up, running_prometheus, tool
+from prometheus_server import free_port, get_text, is_up, running_prometheus, tool
 from simulated_server import simulated_vllm
 from waiting import eventually
 
@@ -177,3 +178,111 @@ def test_the_warning_is_silent_beside_the_critical_one(woken: Receiver) -> None:
     # Some came before the critical one did; none comes any more.
     eventually(lambda: time.monotonic() > deadline)
     assert len(woken.alerts("/chat", "BrimlineVramHeadroomLow")) - told <= 1
+
+
+# --- Who is silenced by whom ---
+
+SERVER = {"job": "brimline", "instance": "10.0.0.7:10778", "target": "chat", "namespace": "llm"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an Alertmanager to which alerts are told by hand."""
+    with receiver() as found, alertmanager(tmp_path_factory.mktemp("inhibition"), found.port) as port:
+        yield port
+
+
+def _alert(name: str, severity: str, **labels: str) -> dict[str, str]:
+    return {"alertname": name, "severity": severity, **SERVER, **labels}
+
+
+def _silenced(port: int, case: str, *alerts: dict[str, str]) -> list[tuple[str, str]]:
+    """Name and severity of those alerts that another one silences. case: keeps alerts of tests apart."""
+    # Told last, so that the others have been weighed when the warning of these two is silent.
+    last = [_alert("BrimlineHostMemoryLow", severity, target="last") for severity in ("critical", "warning")]
+    told = [
+        {"labels": {**labels, "cluster": labels.get("cluster", "") + case}} for labels in (*alerts, *last)
+    ]
+    base = f"http://127.0.0.1:{port}/api/v2/alerts"
+    request = urllib.request.Request(
+        base, json.dumps(told).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert answer.status == 200
+
+    def weighed() -> list[tuple[str, str]] | None:
+        found = [one for one in json.loads(get_text(base)) if one["labels"]["cluster"].endswith(case)]
+        silent = [one["labels"] for one in found if one["status"]["inhibitedBy"]]
+        if len(found) < len(told) or not any(labels.get("target") == "last" for labels in silent):
+            return None
+        names = [
+            (labels["alertname"], labels["severity"]) for labels in silent if labels.get("target") != "last"
+        ]
+        return [("", ""), *sorted(names)]
+
+    return eventually(weighed, within=30)[1:]
+
+
+def test_a_server_that_is_down_silences_what_is_minor_and_nothing_critical(alone: int) -> None:
+    down = _alert("BrimlineTargetDown", "critical")
+    leak = _alert("BrimlineVramWillExhaust", "critical", gpu="GPU-1")
+    growth = _alert("BrimlineVramGrowth", "warning", gpu="GPU-1")
+    saturation = _alert("BrimlineKvCacheWillSaturate", "info")
+
+    assert _silenced(alone, "down", down, leak, growth, saturation) == [
+        ("BrimlineKvCacheWillSaturate", "info"),
+        ("BrimlineVramGrowth", "warning"),
+    ]
+
+
+def test_a_page_that_cannot_be_read_for_a_while_silences_nothing(alone: int) -> None:
+    down = _alert("BrimlineTargetDown", "warning")
+    leak = _alert("BrimlineVramWillExhaust", "critical", gpu="GPU-1")
+    plan = _alert("BrimlineVramAbovePlan", "warning", gpu="GPU-1")
+
+    assert _silenced(alone, "unread", down, leak, plan) == []
+
+
+def test_a_server_silences_only_its_own_alerts(alone: int) -> None:
+    down = _alert("BrimlineTargetDown", "critical")
+    others = [
+        _alert("BrimlineVramGrowth", "warning", target="code"),
+        _alert("BrimlineVramGrowth", "warning", namespace="research"),
+        _alert("BrimlineVramGrowth", "warning", cluster="west-"),
+    ]
+
+    assert _silenced(alone, "neighbours", down, *others) == []
+
+
+def test_alerts_of_other_teams_are_left_alone(alone: int) -> None:
+    theirs = [{"alertname": "DiskFull", "severity": severity} for severity in ("critical", "warning")]
+    ours = [_alert("BrimlineVramHeadroomLow", severity, gpu="GPU-1") for severity in ("critical", "warning")]
+
+    assert _silenced(alone, "teams", *theirs, *ours) == [("BrimlineVramHeadroomLow", "warning")]
+
+
+def test_an_exporter_that_is_down_silences_what_it_told(alone: int) -> None:
+    down = _alert("BrimlineExporterDown", "warning")
+    down.pop("target")
+    elsewhere = _alert("BrimlineVramGrowth", "warning", instance="10.0.0.8:10778")
+    behind = _alert("BrimlineTargetDown", "critical")
+
+    assert _silenced(alone, "exporter", down, elsewhere, behind) == [("BrimlineTargetDown", "critical")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "receivers"),
+    [
+        ({"alertname": "BrimlineTargetDown", "severity": "critical"}, "on-call"),
+        ({"alertname": "BrimlineTargetDown", "severity": "warning"}, "team-chat"),
+        ({"alertname": "BrimlineKvCacheWillSaturate", "severity": "info"}, "nobody"),
+        ({"alertname": "DiskFull", "severity": "critical"}, "team-chat"),
+    ],
+)
+def test_the_routes_of_the_example(labels: dict[str, str], receivers: str) -> None:
+    words = [f"{name}={value}" for name, value in labels.items()]
+    command = [tool("amtool"), "config", "routes", "test", f"--config.file={EXAMPLE}", *words]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == [receivers]

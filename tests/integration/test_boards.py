@@ -16,7 +16,7 @@ import pytest
 
 from brimline_dashboards.boards import BOARDS
 from brimline_dashboards.boards.ab import COMPARED, NO_VERDICT, NOT_JUDGED
-from brimline_dashboards.interpolation import Chosen, Times, in_query
+from brimline_dashboards.interpolation import Chosen, Times, VariableError, in_query
 from brimline_dashboards.panels import board_json
 from brimline_dashboards.preview.asking import Prometheus
 from brimline_dashboards.preview.frames import frames, transformed
@@ -389,6 +389,13 @@ def test_the_preview_holds_every_panel_and_asks_for_nothing(fleet: Fleet) -> Non
     assert not re.search(r"""(?:src|href)=["'](?!#)""", text)
     assert "<script" not in text
     assert len(text) < 2 << 20
+
+
+def test_a_server_that_there_is_not_is_told_in_place_of_a_preview(fleet: Fleet) -> None:
+    boards = [make() for make in BOARDS.values()]
+
+    with pytest.raises(VariableError, match=f"^target=nosuch: there is no such value; known: .*{BASELINE}"):
+        page(boards, fleet.prometheus, fleet.window, {"target": "nosuch"})
 
 
 @pytest.mark.skipif(

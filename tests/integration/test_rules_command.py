@@ -91,6 +91,18 @@ def test_options_reach_the_files(tmp_path: Path) -> None:
     [
         (["--label", "release"], "brimline: --label 'release': write NAME=VALUE"),
         (["--label", "=x"], "brimline: --label '': write NAME=VALUE"),
+        (["--label", "release="], "brimline: --label release=: no label of Kubernetes; write NAME=VALUE"),
+        (["--label", "my team=llm"], "brimline: --label my team=llm: no label of Kubernetes"),
+        (["--namespace", "Bad Name"], "brimline: --namespace 'Bad Name' is no namespace of Kubernetes"),
+        (["--namespace", ""], "brimline: --namespace '' is no namespace of Kubernetes"),
+        (["--datasource-uid", ""], "brimline: --datasource-uid '' is no uid of Grafana"),
+        (["--datasource-uid", "a b"], "brimline: --datasource-uid 'a b' is no uid of Grafana"),
+        (["--grafana-url", "foo"], "brimline: --grafana-url 'foo' is no address"),
+        (
+            ["--grafana-url", "grafana.internal:3000"],
+            "brimline: --grafana-url 'grafana.internal:3000' is no ",
+        ),
+        (["--grafana-url", "https://[x"], "brimline: --grafana-url 'https://[x' is no address"),
         (["--dcgm-pod-label", "a-b"], "brimline: --dcgm-pod-label 'a-b' is no label of Prometheus"),
         (["--dcgm-namespace-label", ""], "brimline: --dcgm-namespace-label '' is no label of Prometheus"),
         (["--config", "/no/such.yaml"], "brimline: /no/such.yaml: "),

@@ -246,7 +246,7 @@ def test_offline_the_cache_is_what_there_is(hub: dict[str, str]) -> None:
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
 
-    with pytest.raises(FootprintError, match=r"install brimline\[hub\]"):
+    with pytest.raises(FootprintError, match=r"pip install '\.\[hub\]' in a clone"):
         read_hub_model("org/name")
 
 

@@ -110,12 +110,12 @@ def _glance() -> Row:
             stat(
                 "Soonest out of memory",
                 "The server whose free memory reaches zero first, if use goes on growing as in the last hour. "
-                "“None is growing” is the usual state.",
+                "A server that started within the hour is not judged yet.",
                 [Query(f"bottomk(1, {_named('target:memory_exhaustion:seconds')})", "{{target}}")],
                 "s",
                 thresholds=(Threshold(None, RED), Threshold(3600, ORANGE), Threshold(86400, GREEN)),
                 names=True,
-                no_value="None is growing",
+                no_value="None that is up for an hour is growing",
             ),
             stat(
                 "GPUs that cannot be read",

@@ -105,11 +105,11 @@ def _at_a_glance() -> Row:
             stat(
                 "Time to exhaustion",
                 "Time until nothing is free on the fullest GPU, if memory goes on growing as in the last hour. "
-                "“Not growing” is the usual state.",
+                "It takes an hour of samples: until then, after a start, nothing is said.",
                 [Query(_one("target:memory_exhaustion:seconds"))],
                 "s",
                 thresholds=(Threshold(None, RED), Threshold(3600, ORANGE), Threshold(86400, GREEN)),
-                no_value="Not growing",
+                no_value="Not growing, or started within the hour",
             ),
             stat(
                 "Plan fits its GPU",

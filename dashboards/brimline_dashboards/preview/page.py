@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jinja2
 
 from brimline import __version__
-from brimline_dashboards.interpolation import Chosen, in_query
+from brimline_dashboards.interpolation import Chosen, VariableError, in_query
 from brimline_dashboards.panels import Board, Json, board_json
 from brimline_dashboards.preview.asking import Prometheus
 from brimline_dashboards.preview.drawing import Drawn, Mark, drawn
@@ -73,11 +73,21 @@ def page(
     window: Window,
     wanted: Mapping[str, str] | None = None,
 ) -> str:
-    """The page's HTML. wanted: values of variables. Raises PrometheusError."""
+    """The page's HTML. wanted: values of variables. Raises PrometheusError, VariableError."""
+    written = [board_json(board) for board in boards]
+    single = {
+        each["name"]
+        for board in written
+        for each in board["templating"]["list"]
+        if each["type"] == "query" and not each["multi"]
+    }
+    for name in wanted or {}:
+        if name not in single:
+            raise VariableError(
+                f"{name}: no variable that holds one value; known: {', '.join(sorted(single))}"
+            )
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        on_page = [
-            _drawn_board(board_json(board), prometheus, window, wanted or {}, pool) for board in boards
-        ]
+        on_page = [_drawn_board(board, prometheus, window, wanted or {}, pool) for board in written]
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(window.end))
     return _template().render(
         boards=on_page, when=when, minutes=round(window.times.range_seconds / 60), version=__version__

@@ -57,7 +57,7 @@ def dashboards(
     scrape_interval: str,
     variables: tuple[str, ...],
 ) -> None:
-    """Write the Grafana boards, or draw a preview of them (needs brimline[dashboards]).
+    """Write the Grafana boards, or draw a preview of them (needs the extra `dashboards`).
 
     Exit status: 0 written, 2 usage, 5 the Prometheus could not be asked.
 
@@ -84,7 +84,10 @@ def _check_library() -> None:
     import importlib.util
 
     if importlib.util.find_spec("grafanalib") is None:
-        fail("dashboards needs grafanalib; install it with: pip install 'brimline[dashboards]'")
+        fail(
+            "dashboards needs grafanalib; "
+            "install the extra: pip install '.[dashboards]' in a clone of this repository"
+        )
 
 
 def _write(folder: Path) -> None:
@@ -123,7 +126,7 @@ def _draw(
     file: Path, url: str, range_seconds: float, scrape_seconds: float, wanted: Mapping[str, str]
 ) -> None:
     from brimline_dashboards.boards import BOARDS
-    from brimline_dashboards.interpolation import Times
+    from brimline_dashboards.interpolation import Times, VariableError
     from brimline_dashboards.preview.asking import Prometheus, PrometheusError
     from brimline_dashboards.preview.page import page
     from brimline_dashboards.preview.shown import Window
@@ -140,6 +143,8 @@ def _draw(
         file.write_text(text, encoding="utf-8")
     except PrometheusError as error:
         fail(f"--prometheus {error}", EXIT_DATA_SOURCE)
+    except VariableError as error:
+        fail(f"--variable {error}")
     except OSError as error:
         fail(f"--preview {file}: it cannot be written ({error.strerror})")
     click.echo(str(file))

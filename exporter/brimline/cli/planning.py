@@ -60,7 +60,7 @@ _ORDERS = ("requests", "headroom", "speed", "gpus")
 @_with(_GPU)
 @_CALIBRATION
 @click.option(
-    "--allow-hub", is_flag=True, help="Look models up on the Hugging Face hub (needs brimline[hub])."
+    "--allow-hub", is_flag=True, help="Look models up on the Hugging Face hub (needs the extra `hub`)."
 )
 @click.option(
     "--sort", type=click.Choice(_ORDERS), help="Best first; in the order of the sweeps unless given."

@@ -139,7 +139,7 @@ def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
 )
 @click.option("--explain", is_flag=True, help="Show how each number came about.")
 @click.option(
-    "--allow-hub", is_flag=True, help="Look MODEL up on the Hugging Face hub (needs brimline[hub])."
+    "--allow-hub", is_flag=True, help="Look MODEL up on the Hugging Face hub (needs the extra `hub`)."
 )
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
 @click.option("--fail-if-unfit", is_flag=True, help="Exit 1 where it does not fit or may not start.")

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
 from brimline.cli.common import fail
+
+_KUBERNETES_NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_KUBERNETES_VALUE = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_KUBERNETES_KEY = rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_KUBERNETES_VALUE}"
+
+
+def _is_address(text: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)
+    except ValueError:
+        return False
 
 
 @click.command()
@@ -66,8 +81,6 @@ def rules(
     The plain files and the PrometheusRule hold the same rules: load one of the two. Grafana's alerts need the
     recording rules in Prometheus, too.
     """
-    import re
-
     from brimline.errors import ConfigError
     from brimline.thresholds import Thresholds
     from brimline_dashboards.recording import Dcgm
@@ -82,9 +95,25 @@ def rules(
         except ConfigError as error:
             fail(str(error))
     pairs = [label.partition("=") for label in labels]
-    for name, separator, _ in pairs:
+    for name, separator, value in pairs:
         if not separator or not name:
             fail(f"--label {name!r}: write NAME=VALUE")
+        if not re.fullmatch(_KUBERNETES_KEY, name) or not re.fullmatch(_KUBERNETES_VALUE, value):
+            fail(f"--label {name}={value}: no label of Kubernetes; write NAME=VALUE, as release=prometheus")
+    if namespace is not None and not re.fullmatch(_KUBERNETES_NAME, namespace):
+        fail(
+            f"--namespace {namespace!r} is no namespace of Kubernetes; "
+            "use small letters, digits and -, such as monitoring"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", datasource_uid):
+        fail(
+            f"--datasource-uid {datasource_uid!r} is no uid of Grafana; it stands in the address of the data "
+            "source's page: letters, digits, - and _, at most 40"
+        )
+    if grafana_url and not _is_address(grafana_url):
+        fail(
+            f"--grafana-url {grafana_url!r} is no address; write it with its scheme: https://grafana.internal"
+        )
     for option, label in (("pod", dcgm_pod_label), ("namespace", dcgm_namespace_label)):
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", label):
             fail(f"--dcgm-{option}-label {label!r} is no label of Prometheus")

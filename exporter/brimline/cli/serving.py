@@ -155,7 +155,7 @@ async def _discovered(config: Config, discover_ports: str | None) -> Config:
     type=click.Choice(["normal", "leak"]),
     default="normal",
     show_default=True,
-    help="leak: one server takes more and more memory beside its plan, until it dies.",
+    help="leak: one server takes more and more memory beside its plan, dies after 30 minutes and restarts.",
 )
 def demo(scenario: Scenario) -> None:
     """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on any machine.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
+import re
 import shutil
 import signal
 import socket
@@ -11,13 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brimline.demo.gpu_recording import Scenario, write_recording
-from brimline.demo.profiles import MODEL_FOLDER, PROFILES
+from brimline.demo.gpu_recording import LEAK_SECONDS, Scenario, write_recording
+from brimline.demo.profiles import MODEL_FOLDER, PROFILES, SHORT_CONTEXT
 from brimline.errors import BrimlineError
 
 EXPORTER_PORT = 10778
@@ -26,6 +30,7 @@ ALERTMANAGER_PORT = 9093
 SERVER_PORT = 18000
 START_PATIENCE = 30.0
 SCRAPE_INTERVAL = "5s"
+OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. (simulated)"
 
 
 def free_port(preferred: int) -> int:
@@ -53,6 +58,23 @@ def answers(port: int, path: str) -> bool:
         connection.close()
 
 
+def is_usable(url: str) -> bool:
+    """True where a page answers 200 and has scripts that do, too.
+
+    Debian's packages have pages without theirs, which stay empty, or one that says that there is none.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 (http, of our own making)
+            address, text = answer.url, answer.read().decode(errors="replace")
+        scripts = re.findall(r'<script[^>]*\ssrc="([^"]+)"', text)
+        for script in scripts:
+            with urllib.request.urlopen(urllib.parse.urljoin(address, script), timeout=2):  # noqa: S310
+                pass
+    except (OSError, http.client.HTTPException):
+        return False
+    return bool(scripts)
+
+
 @dataclass(slots=True)
 class Processes:
     """The demo's child processes. All are ended together."""
@@ -61,8 +83,8 @@ class Processes:
     running: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     def start(self, name: str, command: Sequence[str | Path]) -> None:
-        """Start a child whose output goes to NAME.log in the folder."""
-        with open(self.folder / f"{name}.log", "wb") as log:
+        """Start a child whose output is added to NAME.log in the folder."""
+        with open(self.folder / f"{name}.log", "ab") as log:
             # A session of its own: Ctrl-C reaches this process only, which then ends the children in order.
             child = subprocess.Popen(
                 [str(word) for word in command],
@@ -72,6 +94,16 @@ class Processes:
                 start_new_session=True,
             )
         self.running.append((name, child))
+
+    def start_anew(self, name: str, last_words: str) -> None:
+        """Kill a child, leave its last words in its log, and start it as before."""
+        place, child = next((place, one) for place, (of, one) in enumerate(self.running) if of == name)
+        child.kill()
+        child.wait()
+        with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
+            log.write(f"{last_words}\n")
+        del self.running[place]
+        self.start(name, child.args)  # type: ignore[arg-type]
 
     def wait_until(self, name: str, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds. Raises BrimlineError where a child ends or time runs out."""
@@ -162,7 +194,8 @@ def prometheus_config(
 
 def _start_all(
     processes: Processes, say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario
-) -> None:
+) -> float:
+    """Start everything and say where it is. Gives when the recording began, by the monotonic clock."""
     folder = processes.folder
     server_ports = []
     for number, name in enumerate(PROFILES):
@@ -180,6 +213,7 @@ def _start_all(
         processes.wait_until(name, lambda port=port: answers(port, "/health"))  # type: ignore[misc]
     processes.start("exporter", [sys.executable, "-m", "brimline", "serve", "--config", config])
     processes.wait_until("exporter", lambda: answers(exporter_port, "/-/ready"))
+    began = time.monotonic()
     prometheus = shutil.which("prometheus")
     prometheus_port = alertmanager_port = None
     if prometheus is not None:
@@ -211,17 +245,42 @@ def _start_all(
     say(f"  status page   http://127.0.0.1:{exporter_port}/")
     say(f"  metrics       http://127.0.0.1:{exporter_port}/metrics")
     if prometheus_port is not None:
-        query = "brimline_kv_cache_usage_ratio&g0.tab=0&g0.range_input=15m"
-        say(f"  Prometheus    http://127.0.0.1:{prometheus_port}/graph?g0.expr={query}")
-        say(f"  alerts        http://127.0.0.1:{prometheus_port}/alerts")
-        if alertmanager_port is not None:
-            say(f"  Alertmanager  http://127.0.0.1:{alertmanager_port}/")
+        for line in prometheus_lines(prometheus_port, alertmanager_port):
+            say(line)
     else:
         say("  Prometheus    not found on PATH: install it to see history")
     for name, port in zip(PROFILES, server_ports, strict=True):
         say(f"  {name:13} http://127.0.0.1:{port}/metrics")
     say("")
     say("Ctrl-C ends all of it.")
+    return began
+
+
+def prometheus_lines(port: int, alertmanager_port: int | None = None) -> list[str]:
+    """Where history and alerts can be seen: pages where there are some, else what to type."""
+    base, metric = f"http://127.0.0.1:{port}", "brimline_kv_cache_usage_ratio"
+    lines = []
+    graph = f"{base}/graph?g0.expr={metric}&g0.tab=0&g0.range_input=15m"
+    if is_usable(graph):
+        lines.append(f"  Prometheus    {graph}")
+    else:
+        lines.append(f"  Prometheus    {base}/api/v1/query?query={metric}")
+        lines.append(f"  (no pages)    {_program('promtool')} query instant {base} {metric}")
+        if importlib.util.find_spec("grafanalib") is None:
+            lines.append(f"  boards need   {sys.executable} -m pip install '.[dashboards]'")
+        preview = "dashboards --preview boards.html --last 15m --prometheus"
+        lines.append(f"  boards        {sys.executable} -m brimline {preview} {base}")
+    lines.append(f"  alerts        {base}/{'alerts' if is_usable(f'{base}/alerts') else 'api/v1/alerts'}")
+    if alertmanager_port is not None:
+        address = f"http://127.0.0.1:{alertmanager_port}"
+        query = f"{_program('amtool')} alert query --alertmanager.url={address}"
+        lines.append(f"  Alertmanager  {f'{address}/' if is_usable(f'{address}/') else query}")
+    return lines
+
+
+def _program(name: str) -> str:
+    """Where a program lies; `make demo` has some on its own PATH only."""
+    return shutil.which(name) or name
 
 
 def _start_alertmanager(processes: Processes) -> int | None:
@@ -271,9 +330,14 @@ def run(say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario
     folder = Path(tempfile.mkdtemp(prefix="brimline-demo-"))
     processes = Processes(folder)
     try:
-        _start_all(processes, say, rules, scenario)
+        full_at = _start_all(processes, say, rules, scenario) + LEAK_SECONDS
         while True:
             processes.raise_if_ended()
+            if scenario == "leak" and time.monotonic() >= full_at:
+                # The recording begins anew with an empty card, and so does the server that filled it.
+                full_at += LEAK_SECONDS
+                processes.start_anew(SHORT_CONTEXT.name, OUT_OF_MEMORY)
+                say(f"{SHORT_CONTEXT.name} ran out of memory (simulated), and was started anew")
             time.sleep(0.5)
     except _Ended:
         say("ending …")

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from brimline_dashboards.interpolation import Chosen, Times, choose, in_query, in_text, variable_query
+from brimline_dashboards.interpolation import (
+    Chosen,
+    Times,
+    VariableError,
+    choose,
+    in_query,
+    in_text,
+    variable_query,
+)
 from brimline_dashboards.panels import query_variable
 
 TIMES = Times(range_seconds=3600, step_seconds=30, scrape_interval_seconds=15)
@@ -67,6 +75,17 @@ def test_variables_are_chosen_one_after_the_other() -> None:
     assert first["target"].values == ("x",)
     assert other["target"].values == ("y",)
     assert other["job"].values == ("a", "b")
+
+
+def test_a_value_that_there_is_not_is_told() -> None:
+    variables = [
+        query_variable("target", "Server", "label_values(up, target)", multi=False, include_all=False)
+    ]
+
+    with pytest.raises(VariableError, match="target=nosuch: there is no such value; known: x, y"):
+        choose(variables, lambda _selector, _label: ["y", "x"], TIMES, {"target": "nosuch"})
+    with pytest.raises(VariableError, match="known: none in the shown time"):
+        choose(variables, lambda _selector, _label: [], TIMES, {"target": "nosuch"})
 
 
 def test_another_kind_of_variable_query_is_refused() -> None:

@@ -98,6 +98,24 @@ def test_grafanas_rules_ask_the_named_data_source() -> None:
     assert asked == {"mimir", "__expr__"}
 
 
+def test_a_prometheus_that_is_away_makes_one_error_in_grafana() -> None:
+    document = yaml.safe_load(files()["brimline-grafana-alerting.yaml"])
+    rules = [rule for group in document["groups"] for rule in group["rules"]]
+
+    assert {rule["execErrState"] for rule in rules} == {"OK", "Error"}
+    assert [rule["title"] for rule in rules if rule["execErrState"] == "Error"] == [
+        "BrimlineExporterDown (critical)"
+    ]
+
+
+def test_without_that_alert_another_tells_grafanas_errors() -> None:
+    off = Options(thresholds=Thresholds({"BrimlineExporterDown": {"enabled": False}}))
+    document = yaml.safe_load(files(off)["brimline-grafana-alerting.yaml"])
+    states = [rule["execErrState"] for group in document["groups"] for rule in group["rules"]]
+
+    assert states.count("Error") == 1
+
+
 def test_labels_of_dcgm_exporter_stand_in_the_recordings_alone() -> None:
     dcgm = Dcgm(namespace_label="exported_namespace", pod_label="exported_pod")
     before, after = files(), files(Options(dcgm=dcgm))

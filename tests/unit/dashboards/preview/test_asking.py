@@ -92,6 +92,10 @@ def test_the_command_says_what_could_not_be_asked(tmp_path: Path) -> None:
         (["--prometheus", "http://127.0.0.1:9", "-o", "x"], "belong together"),
         (["--preview", "x.html", "--prometheus", "http://127.0.0.1:9", "--last", "soon"], "--last"),
         (["--preview", "x.html", "--prometheus", "http://127.0.0.1:9", "--variable", "target"], "NAME=VALUE"),
+        (
+            ["--preview", "x.html", "--prometheus", "http://127.0.0.1:9", "--variable", "nosuch=x"],
+            "--variable nosuch: no variable that holds one value; known: experiment, instance, target, ",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_arguments_is_said(arguments: list[str], said: str, tmp_path: Path) -> None:
