@@ -522,7 +522,9 @@ def _need_libraries() -> None:
         except ModuleNotFoundError:
             missing.append(name)
     if missing:
-        fail(f"comparing needs {' and '.join(missing)}; install with: pip install 'brimline[ab]'")
+        fail(
+            f"comparing needs {' and '.join(missing)}; install the extra: pip install '.[ab]' in a clone of this repository"
+        )
 
 
 @contextmanager
