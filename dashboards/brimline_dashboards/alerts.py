@@ -14,7 +14,7 @@ from typing import Literal
 
 from brimline.thresholds import ALERTS, Thresholds
 from brimline.units import write_duration
-from brimline_dashboards.queries import IDENTITY, ON, ON_EXPORTER, ON_GPU, family, quoted
+from brimline_dashboards.queries import ON, ON_EXPORTER, ON_GPU, family, quoted
 
 Severity = Literal["info", "warning", "critical"]
 Board = Literal["fleet", "server", "gpu", "ab", "exporter"]
@@ -55,9 +55,26 @@ def alerts(thresholds: Thresholds | None = None) -> tuple[Alert, ...]:
 
 
 def _named(expr: str) -> str:
-    """With the labels that identify the server, for routing and for the text."""
-    return f"({expr})\n* on ({ON}) group_left ({IDENTITY})\ntarget:identity:info"
+    """With the labels of the server by which alerts are routed."""
+    return f"({expr})\n* on ({ON}) group_left ({ROUTING})\ntarget:identity:info"
 
+
+def _of_server(expr: str, operation: str = "max") -> str:
+    """One series for each server of what is recorded, without the labels that change while an alert stands.
+
+    A range that sees such a change holds two series; elsewhere there is one, which any operation leaves as it is.
+    """
+    return f"{operation} without (engine, model) (\n{expr}\n)"
+
+
+def _throughout(operation: str, ranged: str) -> str:
+    """The same of a range of recorded series, on one line."""
+    return f"{operation} without (engine, model) ({operation}_over_time({ranged}))"
+
+
+# Of what identifies a server, what stays: engine and model are not told while it is down, and an adapter that is
+# loaded makes a second model. An alert whose labels change resolves and begins anew.
+ROUTING = "experiment, variant, role"
 
 SERVER = "{{ $labels.target }}"
 BYTES = "{{ $value | humanize1024 }}B"
@@ -211,12 +228,13 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         """Too little is left, now or at the worst moment since the server is warm."""
         limit = f"{chosen.number(low, key):.0f}"
         worst = f"min_over_time(target:memory_free_at_peak:bytes[{window}])"
-        return (
+        return _of_server(
             f"(target:memory_headroom:bytes < {limit} and {calibrated})\n"
             f"or on ({ON})\n"
             f"target:memory_free_at_peak:bytes < {limit}\n"
             f"or on ({ON})\n"
-            f"({worst} < {limit} and on ({ON}) target:uptime:seconds > {seconds})"
+            f"({worst} < {limit} and on ({ON}) target:uptime:seconds > {seconds})",
+            "min",
         )
 
     asleep = f"on ({ON}) max_over_time({family('target_sleeping')}[1h]) > 0"
@@ -255,7 +273,7 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=will,
             severity="critical",
-            expr=(
+            expr=_of_server(
                 f"(\n  target:memory_free_at_peak:bytes / -(deriv(target:memory_free_at_peak:bytes[15m]) < 0) "
                 f"< {soon:.0f}\n)\n"
                 f"and {beyond}\n"
@@ -269,7 +287,7 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=will,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:memory_exhaustion:seconds < {later:.0f}\n"
                 f"and on ({ON}) (target:memory_free:ratio < {little:g} or target:memory_above_plan:bytes > 0)\n"
                 f"unless {within_plan}"
@@ -288,13 +306,13 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
     free = "target:memory_free:bytes"
     # What was left in each hour at best: a spike that is given back is no growth.
     before, between, now = (
-        f"max_over_time({free}[1h]{offset})" for offset in (" offset 5h", " offset 2h30m", "")
+        _throughout("max", f"{free}[1h]{offset}") for offset in (" offset 5h", " offset 2h30m", "")
     )
     return [
         Alert(
             name=above,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:memory_above_plan:bytes > {chosen.number(above, 'above'):.0f}\n"
                 f"or on ({ON})\n"
                 f"(max_over_time(target:memory_peak_above_plan:bytes[15m]) > {chosen.number(above, 'peak_above'):.0f}\n"
@@ -311,7 +329,7 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=exceeds,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:memory_beyond_gpu:bytes > 0\n"
                 f"or on ({ON})\n" + _named(f"{family('predicted_fits')} == 0")
             ),
@@ -389,7 +407,7 @@ def _of_main_memory(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="critical",
-            expr=used("critical_ratio"),
+            expr=_of_server(used("critical_ratio")),
             for_seconds=chosen.number(name, "critical_for"),
             summary=of_whom,
             description=what_now,
@@ -397,7 +415,7 @@ def _of_main_memory(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="warning",
-            expr=f"{used('warning_ratio')}\nor\n{growing}",
+            expr=_of_server(f"{used('warning_ratio')}\nor on ({ON})\n{growing}"),
             for_seconds=chosen.number(name, "warning_for"),
             summary=of_whom,
             description=what_now,
@@ -426,7 +444,7 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=will,
             severity="info",
-            expr=(
+            expr=_of_server(
                 f"predict_linear(target:kv_cache_usage:max10m[1h], {chosen.number(will, 'within'):.0f}) > 1\n"
                 f"and on ({ON}) target:kv_cache_usage:max10m > {chosen.number(will, 'usage'):g}\n"
                 f"and on ({ON}) target:uptime:seconds > 3600\n"
@@ -440,7 +458,7 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=full,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"{usage} > {chosen.number(full, 'usage'):g}\nand on ({ON}) target:requests_waiting:sum > 0"
             ),
             for_seconds=chosen.number(full, "for"),
@@ -450,7 +468,7 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=preempting,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:preemptions:rate5m * 60 >= {chosen.number(preempting, 'per_minute'):g}\n"
                 f"and on ({ON}) max_over_time(target:requests_waiting:sum[5m]) > 0"
             ),
@@ -517,7 +535,7 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
     many = f"{chosen.number(restarted, 'restarts'):g}"
     ratio = f"{chosen.number(slower, 'ratio'):g}"
     load = "target:tokens_under_load:rate5m"
-    usual = f"avg_over_time({load}[1d] offset 1h)"
+    usual = _throughout("avg", f"{load}[1d] offset 1h")
     why = (
         "No source sees an out-of-memory itself, but within the hour before there was next to nothing left. Look for "
         "'out of memory' in the server's log before the restart and for oom-kill in the kernel's. Its plan is on the "
@@ -544,12 +562,12 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
             name=slower,
             severity="warning",
             expr=(
-                f"avg_over_time({load}[30m]) / ({usual} > 0) < {ratio}\n"
-                f"and on ({ON}) count_over_time({load}[30m]) > 30\n"
-                f"and on ({ON}) count_over_time({load}[1d] offset 1h) > 120\n"
+                f"{_throughout('avg', f'{load}[30m]')} / ({usual} > 0) < {ratio}\n"
+                f"and on ({ON}) sum without (engine, model) (count_over_time({load}[30m])) > 30\n"
+                f"and on ({ON}) sum without (engine, model) (count_over_time({load}[1d] offset 1h)) > 120\n"
                 # A shift from writing to reading is no regression.
-                f"and on ({ON}) avg_over_time(target:prompt_tokens:rate5m[30m]) "
-                f"<= 1.2 * avg_over_time(target:prompt_tokens:rate5m[1d] offset 1h)"
+                f"and on ({ON}) {_throughout('avg', 'target:prompt_tokens:rate5m[30m]')} "
+                f"<= 1.2 * {_throughout('avg', 'target:prompt_tokens:rate5m[1d] offset 1h')}"
             ),
             for_seconds=chosen.number(slower, "for"),
             summary=f"{SERVER} generates {SHARE} of the tokens per second that it did under load the day before",

@@ -87,9 +87,9 @@ def _only_one(rows: str) -> str:
 
 def _identity(dcgm: Dcgm) -> tuple[Recording, ...]:
     info = family("target_info")
-    # As within the last hour: these are not told while a server is down, and a restart must not make two series.
-    engines = _only_one(f"max by ({ON}, engine) (last_over_time({family('target_info', _READ)}[1h]))")
-    models = _only_one(f"max by ({ON}, model) (last_over_time({family('model_info')}[1h]))")
+    # As within the last day: these are not told while a server is down, and a restart must not make two series.
+    engines = _only_one(f"max by ({ON}, engine) (last_over_time({family('target_info', _READ)}[1d]))")
+    models = _only_one(f"max by ({ON}, model) (last_over_time({family('model_info')}[1d]))")
     server = f"max without (engine, engine_version, simulated) ({info})"
     own_gpus = family("target_gpu_info")
     reads_gpus = f"({family('nvml_up')} == 1)"
@@ -103,12 +103,12 @@ def _identity(dcgm: Dcgm) -> tuple[Recording, ...]:
         Recording(
             "target:engine:info",
             f"{server} * on ({ON}) group_left (engine) {engines}\nor on ({ON})\n{server}",
-            "1 for each server; engine as within the last hour.",
+            "1 for each server; engine as within the last day.",
         ),
         Recording(
             "target:identity:info",
             f"target:engine:info * on ({ON}) group_left (model) {models}\nor on ({ON})\ntarget:engine:info",
-            "1 for each server; model as within the last hour, and empty where it serves several.",
+            "1 for each server; model as within the last day, and empty where it served several.",
         ),
         Recording(
             "gpu:dcgm:info",

@@ -35,7 +35,7 @@ BY_KEY: Mapping[tuple[str, str], Alert] = {(alert.name, alert.severity): alert f
 def named(one: Server, **labels: str) -> dict[str, str]:
     """Labels of an alert about a server."""
     own = {"target": one.name, "experiment": "ctx", "variant": one.variant, "role": one.role}
-    return {**SCRAPE, **own, "engine": "vllm", "model": "llama", **labels}
+    return {**SCRAPE, **own, **labels}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +185,14 @@ def _readings() -> list[Cause]:
             severity="warning",
             what="it cannot be read",
             page=page,
+            summary="chat-a cannot be read",
+        ),
+        Cause(
+            alert="BrimlineTargetDown",
+            severity="warning",
+            what="it cannot be read for two hours",
+            page=down(healthy(180), CHAT_A.name, since=BEGINS, until=160),
+            over_at=160,
             summary="chat-a cannot be read",
         ),
         Cause(
@@ -363,6 +371,15 @@ def _gpu_memory() -> list[Cause]:
         Cause(
             alert="BrimlineVramAbovePlan",
             severity="warning",
+            what="something holds more, and an adapter is loaded before it is told",
+            page=memory(H, GPU_A, CHAT_A.total_high + 512 * MIB, since=BEGINS, until=ENDS).added(
+                "model_info", during(1, BEGINS + 3), target=CHAT_A.name, model="lora"
+            ),
+            summary="chat-a uses 512MiB more GPU memory than its plan's high bound",
+        ),
+        Cause(
+            alert="BrimlineVramAbovePlan",
+            severity="warning",
             what="something holds more than the driver's share, which API v1 counts as used",
             page=memory(v1, GPU_A, CHAT_A.total_high + 600 * MIB + 512 * MIB, since=BEGINS, until=ENDS),
             summary="chat-a uses 512MiB more GPU memory than its plan's high bound",
@@ -404,6 +421,16 @@ def _gpu_memory() -> list[Cause]:
             holds_from=300,  # five hours before, something is known
             over_at=480,
             # At minute 315 the best of the last hour is that of minute 255, 195 minutes into the leak.
+            summary="GPU memory of chat-a has grown by 312MiB within six hours and does not come back",
+            interval_seconds=300,
+        ),
+        Cause(
+            alert="BrimlineVramGrowth",
+            severity="warning",
+            what="a slow leak within the plan while an adapter is loaded",
+            page=leak.added("model_info", during(1, 250), target=CHAT_A.name, model="lora"),
+            holds_from=300,
+            over_at=480,
             summary="GPU memory of chat-a has grown by 312MiB within six hours and does not come back",
             interval_seconds=300,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from brimline_dashboards.recording import Dcgm, recordings
-from rules.alert_cases import named
+from rules import alert_cases
 from rules.page import (
     CARD,
     CHAT_A,
@@ -34,6 +34,11 @@ from rules.promtool import Case, Expectation, Gives, RuleSet
 AT, LAST = 15, 18
 USED = CHAT_A.used
 Rows = tuple[tuple[Mapping[str, str], float], ...]
+
+
+def named(one: Server) -> dict[str, str]:
+    """Labels of a recorded series of a server."""
+    return {**alert_cases.named(one), "engine": "vllm", "model": "llama"}
 
 
 def _gives(record: str, *rows: tuple[Mapping[str, str], float], at: int = AT) -> Gives:
