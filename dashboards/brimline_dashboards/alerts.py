@@ -215,6 +215,19 @@ def _of_readings(chosen: Thresholds) -> list[Alert]:
 
 # --- GPU memory ---
 
+# Of the growth in a window each of two halves must have this much: a single step lies in one of them.
+_SHARE_OF_GROWTH = 0.15
+
+
+def _keeps_growing(minutes: int) -> str:
+    """Least left in the last minutes, in as many before and in as many before those: it fell both times."""
+    now, before, first = (
+        _throughout("min", f"target:memory_free_at_peak:bytes[{minutes}m]{offset}")
+        for offset in ("", f" offset {minutes}m", f" offset {2 * minutes}m")
+    )
+    share = f"> {_SHARE_OF_GROWTH:g} * ({first} - {now})"
+    return f"{before} - {now}\n{share}\nand on ({ON}) {first} - {before}\n{share}"
+
 
 def _of_gpu_memory(chosen: Thresholds) -> list[Alert]:
     return [*_headroom(chosen), *_beyond_the_plan(chosen), *_strangers(chosen)]
@@ -278,6 +291,13 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
                 f"< {soon:.0f}\n)\n"
                 f"and {beyond}\n"
                 f"and on ({ON}) target:uptime:seconds > 900\n"
+                # Steps that follow each other are growth, too, once the hour is of one warm server.
+                f"and on ({ON}) (\n"
+                f"{_keeps_growing(5)}\n"
+                f"or on ({ON})\n"
+                f"{_keeps_growing(20)}\n"
+                f"and on ({ON}) target:uptime:seconds > 3600\n"
+                ")\n"
                 f"unless {asleep}"
             ),
             for_seconds=chosen.number(will, "critical_for"),
@@ -290,6 +310,7 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
             expr=_of_server(
                 f"target:memory_exhaustion:seconds < {later:.0f}\n"
                 f"and on ({ON}) (target:memory_free:ratio < {little:g} or target:memory_above_plan:bytes > 0)\n"
+                f"and on ({ON}) {_keeps_growing(20)}\n"
                 f"unless {within_plan}"
             ),
             for_seconds=chosen.number(will, "warning_for"),

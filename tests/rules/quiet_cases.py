@@ -259,6 +259,13 @@ def growth() -> list[Case]:
     heavy = memory(page, GPU_A, overweight.total)
     wakes = memory(page, GPU_A, lambda minute: 2 * GIB if 60 <= minute < 90 else overweight.total)
     sleeper = memory(day, GPU_A, lambda minute: 2 * GIB if naps(minute) else CHAT_A.used)
+    # Beyond the plan from then on, with some noise.
+    step = memory(
+        page,
+        GPU_A,
+        lambda minute: CUDA - (7 * GIB if minute < 90 else 5 * GIB) + 50 * MIB * (minute * 7 % 4),
+    )
+    step = step.changed("predicted_total_memory_high_bytes", CUDA - 5.2 * GIB, target=a)
     roomy = memory(
         unplanned(healthy(240), CHAT_A), GPU_A, lambda minute: 30 * GIB + 0.13 * GIB * max(0, minute - 60)
     )
@@ -277,6 +284,13 @@ def growth() -> list[Case]:
             interval_seconds=300,
         ),
         _case("growth without a plan on a card with much room", roomy, *trends),
+        _case("one step beyond the plan", step, "BrimlineVramWillExhaust", interval_seconds=30),
+        _case(
+            "one step without a plan",
+            unplanned(step, CHAT_A),
+            "BrimlineVramWillExhaust",
+            interval_seconds=30,
+        ),
         _case(
             "a KV cache that fills after a start",
             restarted(healthy(150), CHAT_A, at=30).changed(
