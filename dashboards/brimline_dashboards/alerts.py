@@ -322,7 +322,13 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
 
 def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
     above, exceeds, growth = "BrimlineVramAbovePlan", "BrimlineVramPlanExceedsGpu", "BrimlineVramGrowth"
-    asleep = f"on ({ON}) max_over_time({family('target_sleeping')}[6h]) > 0"
+
+    def of_card(operation: str, series: str) -> str:
+        """A series of servers, combined over all that share a GPU, for each of them."""
+        on_gpu = f"{operation} by ({ON_GPU}) (target:gpu:info * on ({ON}) group_left () {series})"
+        return f"on ({ON}) target:gpu:info * on ({ON_GPU}) group_left () {on_gpu}"
+
+    slept = f"max_over_time({family('target_sleeping')}[6h])"
     least = chosen.number(growth, "growth")
     free = "target:memory_free:bytes"
     # What was left in each hour at best: a spike that is given back is no growth.
@@ -368,8 +374,10 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
             expr=(
                 f"({before} - {now} > {least:.0f}\n"
                 f"and {between} - {now} > {least / 2:.0f})\n"
+                # A neighbour that starts or wakes takes what it is planned to.
                 f"and on ({ON}) target:uptime:seconds > 21600\n"
-                f"unless {asleep}"
+                f"unless {of_card('min', 'target:uptime:seconds')} <= 21600\n"
+                f"unless {of_card('max', slept)} > 0"
             ),
             for_seconds=chosen.number(growth, "for"),
             summary=f"GPU memory of {SERVER} has grown by {BYTES} within six hours and does not come back",

@@ -269,7 +269,20 @@ def growth() -> list[Case]:
     roomy = memory(
         unplanned(healthy(240), CHAT_A), GPU_A, lambda minute: 30 * GIB + 0.13 * GIB * max(0, minute - 60)
     )
+    # A second server on the card, from minute 300 on; another that wakes then.
+    small = replace(CHAT_B, gpu=GPU_A)
+    shared = exporter(560).beside(server(560, CHAT_A)).beside(server(560, small))
+    shared = shared.beside(gpu(560, GPU_A, 40 * GIB))
+    shared = memory(shared, GPU_A, 60 * GIB, since=300)
+    neighbour = shared
+    for key in shared.series:
+        if dict(key[1]).get("target") == small.name:
+            neighbour = neighbour.changed(key[0], during(None, 0, 300), **dict(key[1]))
+    neighbour = neighbour.changed("target_start_time_seconds", during(18000.0, 300), target=small.name)
+    waking = shared.changed("target_sleeping", during(1, 0, 300), target=small.name)
     return [
+        _case("a neighbour starts on the card", neighbour, *trends, interval_seconds=300),
+        _case("a neighbour wakes on the card", waking, *trends, interval_seconds=300),
         _case("fast growth within the plan", memory(page, GPU_A, within_plan), *trends),
         _case("a start that ends a little beyond the plan", restarted(heavy, overweight, at=60), *trends),
         _case(
