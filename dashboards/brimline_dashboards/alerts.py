@@ -563,7 +563,7 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
     )
     many = f"{chosen.number(restarted, 'restarts'):g}"
     ratio = f"{chosen.number(slower, 'ratio'):g}"
-    load = "target:tokens_under_load:rate5m"
+    load, reading = "target:tokens_under_load:rate5m", "target:prompt_tokens_under_load:rate5m"
     usual = _throughout("avg", f"{load}[1d] offset 1h")
     why = (
         "No source sees an out-of-memory itself, but within the hour before there was next to nothing left. Look for "
@@ -595,8 +595,8 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
                 f"and on ({ON}) sum without (engine, model) (count_over_time({load}[30m])) > 30\n"
                 f"and on ({ON}) sum without (engine, model) (count_over_time({load}[1d] offset 1h)) > 120\n"
                 # A shift from writing to reading is no regression.
-                f"and on ({ON}) {_throughout('avg', 'target:prompt_tokens:rate5m[30m]')} "
-                f"<= 1.2 * {_throughout('avg', 'target:prompt_tokens:rate5m[1d] offset 1h')}"
+                f"and on ({ON}) {_throughout('avg', f'{reading}[30m]')} "
+                f"<= 1.2 * {_throughout('avg', f'{reading}[1d] offset 1h')}"
             ),
             for_seconds=chosen.number(slower, "for"),
             summary=f"{SERVER} generates {SHARE} of the tokens per second that it did under load the day before",

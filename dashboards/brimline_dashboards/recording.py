@@ -442,6 +442,11 @@ def _load() -> tuple[Recording, ...]:
             "Tokens generated per second while requests wait: what the server can do. Absent at night.",
         ),
         Recording(
+            "target:prompt_tokens_under_load:rate5m",
+            f"(target:prompt_tokens:rate5m and on ({ON}) min_over_time(target:requests_waiting:sum[5m]) > 0)",
+            "Prompt tokens per second while requests wait. Absent at night.",
+        ),
+        Recording(
             "target:time_to_first_token:mean5m",
             _named(_mean("time_to_first_token_seconds")),
             "Mean time to the first token, in seconds. Absent without traffic.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import yaml
@@ -587,6 +587,16 @@ def _servers() -> list[Cause]:
     def halved(minute: int) -> float:
         return 6000 * min(minute, 120) + 3000 * max(0, min(minute, 180) - 120) + 6000 * max(0, minute - 180)
 
+    # Load of two hours, an idle hour, and load again at half the speed: the mean of all would be below it.
+    evening = healthy(320).changed(
+        "requests_waiting", lambda minute: 0 if 120 <= minute < 220 or minute >= 280 else 4, target=a
+    )
+
+    def at_work(a_minute: float) -> Callable[[int], float]:
+        return lambda minute: a_minute * (min(minute, 120) + 0.5 * max(0, minute - 220))
+
+    evening = evening.changed("generation_tokens_total", at_work(6000), target=a)
+    evening = evening.changed("prompt_tokens_total", at_work(12000), target=a)
     verdict = {"experiment": "ctx", "metric": "generation_tokens_per_second", "verdict": "worse"}
     watch = {"job": "brimline-ab", "instance": "10.0.0.7:10779", "namespace": "", "pod": ""}
     return [
@@ -609,6 +619,16 @@ def _servers() -> list[Cause]:
             holds_from=142,
             over_at=200,
             summary="chat-a generates 50.95% of the tokens per second that it did under load the day before",
+            interval_seconds=30,
+        ),
+        Cause(
+            alert="BrimlineThroughputRegression",
+            severity="warning",
+            what="half as fast under load, after idle hours",
+            page=evening,
+            holds_from=240,
+            over_at=300,
+            summary="chat-a generates 50.77% of the tokens per second that it did under load the day before",
             interval_seconds=30,
         ),
         Cause(

@@ -99,6 +99,7 @@ OF_CHAT_A: Mapping[str, float | None] = {
     "target:generation_tokens:rate5m": 100,
     "target:prompt_tokens:rate5m": 200,
     "target:tokens_under_load:rate5m": None,
+    "target:prompt_tokens_under_load:rate5m": None,
     "target:time_to_first_token:mean5m": 0.25,
     "target:inter_token_latency:mean5m": 0.02,
     "target:prefix_cache_hits:ratio5m": 0.5,
@@ -191,7 +192,12 @@ def _changes() -> list[Case]:
                 ((named(CHAT_A), round((FREE - 5 * GIB) / (0.0625 * GIB) * 60)),),
             ),
         ),
-        _case("requests wait", waiting, _of_target("target:tokens_under_load:rate5m", 100)),
+        _case(
+            "requests wait",
+            waiting,
+            _of_target("target:tokens_under_load:rate5m", 100),
+            _of_target("target:prompt_tokens_under_load:rate5m", 200),
+        ),
         _case(
             "no model is named",
             unnamed,
