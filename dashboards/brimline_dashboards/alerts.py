@@ -551,7 +551,7 @@ def _pools(chosen: Thresholds) -> list[Alert]:
 def _of_servers(chosen: Thresholds) -> list[Alert]:
     restarted = "BrimlineServerRestartedAfterLowHeadroom"
     slower, worse = "BrimlineThroughputRegression", "BrimlineVariantWorse"
-    start = family("target_start_time_seconds")
+    restart = "target:restart:seconds"
     little = f"{chosen.number(restarted, 'headroom'):.0f}"
     host = f"{chosen.number(restarted, 'host_ratio'):g}"
     was_low = (
@@ -574,7 +574,7 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=restarted,
             severity="critical",
-            expr=_named(f"changes({start}[1h]) >= {many}") + f"\nand on ({ON}) {was_low}",
+            expr=_named(f"count_over_time({restart}[1h]) >= {many}") + f"\nand on ({ON}) {was_low}",
             for_seconds=0,
             summary=f"{SERVER} has restarted {{{{ $value }}}} times within an hour, after low headroom",
             description=f"It will go on so. {why}",
@@ -582,7 +582,7 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=restarted,
             severity="warning",
-            expr=_named(f"changes({start}[15m]) > 0") + f"\nand on ({ON}) {was_low}",
+            expr=_named(f"count_over_time({restart}[15m]) > 0") + f"\nand on ({ON}) {was_low}",
             for_seconds=0,
             summary=f"{SERVER} has restarted after low headroom",
             description=why,

@@ -279,6 +279,19 @@ def _memory_of_servers() -> tuple[Recording, ...]:
             "Absent else.",
         ),
         Recording(
+            "target:start:timestamp",
+            start,
+            "When the server started, as its engine tells. Absent where it does not.",
+        ),
+        Recording(
+            # Not by changes(): of times that waver by parts of a second each would count, and some databases count
+            # the first sample, too.
+            "target:restart:seconds",
+            f"{start} - last_over_time(target:start:timestamp[2h] offset 1s) > 1",
+            "How much later the server started than the time before, at the one evaluation that sees it first: the "
+            "samples are restarts. Absent else.",
+        ),
+        Recording(
             "target:uptime:seconds",
             _named(
                 f"time() - ({start} > {was_down}\nor on ({ON}) {was_down}\nor on ({ON}) {start}\n"

@@ -573,7 +573,7 @@ def _servers() -> list[Cause]:
             what=what,
             page=restarted(before, CHAT_A, at=30),
             holds_from=34,
-            over_at=45,
+            over_at=50,
             summary="chat-a has restarted after low headroom",
         )
         for what, before in (("peaks", brim), ("the plan", by_plan), ("main memory", by_host))

@@ -158,6 +158,20 @@ def traps() -> list[Case]:
             page.changed("preemptions_total", lambda minute: 3.0 * minute, target=a),
             "BrimlineKvCachePreempting",
         ),
+        _case(
+            "a start time that wavers by parts of a second, at low headroom",
+            page.changed(
+                "target_start_time_seconds", lambda minute: 0.4 + minute % 2 * 0.9, target=a
+            ).changed("gpu_memory_used_peak_bytes", CUDA - 64 * MIB, gpu=GPU_A),
+            "BrimlineServerRestartedAfterLowHeadroom",
+        ),
+        _case(
+            "a server that is seen for the first time, at low headroom",
+            page.changed("target_start_time_seconds", during(None, 0, 40), target=a).changed(
+                "gpu_memory_used_peak_bytes", CUDA - 64 * MIB, gpu=GPU_A
+            ),
+            "BrimlineServerRestartedAfterLowHeadroom",
+        ),
         _case("less traffic at night", night, "BrimlineThroughputRegression", interval_seconds=30),
         _case("a server that sleeps and wakes, without a plan", sleeper, *trends),
         _case(

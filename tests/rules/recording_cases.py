@@ -205,6 +205,18 @@ def _changes() -> list[Case]:
         ),
         _case("a start that is not told", no_start, _of_target("target:uptime:seconds", AT * 60)),
         _case(
+            "a server that starts anew",
+            page.changed("target_start_time_seconds", during(600.0, 12), target="chat-a"),
+            _gives("target:start:timestamp", (_scraped(CHAT_A), -86400), (_scraped(CHAT_B), -86400), at=11),
+            _gives("target:start:timestamp", (_scraped(CHAT_A), 600), (_scraped(CHAT_B), -86400), at=12),
+            Gives(
+                17,
+                "last_over_time(target:restart:seconds[10m])",
+                (({"__name__": "target:restart:seconds", **_scraped(CHAT_A)}, 87000),),
+            ),
+            Gives(17, "count_over_time(target:restart:seconds[10m])", ((_scraped(CHAT_A), 1),)),
+        ),
+        _case(
             "a server that is down for ten minutes, and starts anew",
             died,
             _gives("target:up:timestamp", (_scraped(CHAT_A), 19 * 60), (_scraped(CHAT_B), 19 * 60), at=19),
