@@ -488,10 +488,12 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
             name=full,
             severity="warning",
             expr=_of_server(
-                f"{usage} > {chosen.number(full, 'usage'):g}\nand on ({ON}) target:requests_waiting:sum > 0"
+                # A cache that frees a large request now and then is full all the same.
+                f"max_over_time({usage}[5m]) > {chosen.number(full, 'usage'):g}\n"
+                f"and on ({ON}) avg_over_time(target:requests_waiting:sum[5m]) >= 1"
             ),
             for_seconds=chosen.number(full, "for"),
-            summary=f"The KV cache of {SERVER} is {SHARE} full and requests wait",
+            summary=f"The KV cache of {SERVER} gets {SHARE} full and requests wait",
             description=f"{no_crash} Users wait longer for their first token. {less}",
         ),
         Alert(

@@ -518,8 +518,23 @@ def _kv_cache() -> list[Cause]:
             alert="BrimlineKvCacheSaturated",
             severity="warning",
             what="full, and requests wait",
-            page=full.changed("requests_waiting", during(5, BEGINS, ENDS), target=a),
-            summary="The KV cache of chat-a is 97% full and requests wait",
+            page=full.changed("requests_waiting", during(6, BEGINS, ENDS), target=a),
+            over_at=ENDS + 5,
+            summary="The KV cache of chat-a gets 97% full and requests wait",
+        ),
+        Cause(
+            alert="BrimlineKvCacheSaturated",
+            severity="warning",
+            what="full but for moments, and requests wait but for moments",
+            page=H.changed(
+                "kv_cache_usage_ratio",
+                during(lambda minute: 0.7 if minute % 3 == 2 else 0.97, BEGINS, ENDS),
+                target=a,
+            ).changed(
+                "requests_waiting", during(lambda minute: 0 if minute % 4 == 3 else 6, BEGINS, ENDS), target=a
+            ),
+            over_at=ENDS + 5,
+            summary="The KV cache of chat-a gets 97% full and requests wait",
         ),
         Cause(
             alert="BrimlineKvCachePreempting",

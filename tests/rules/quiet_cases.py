@@ -152,6 +152,13 @@ def traps() -> list[Case]:
     exporter_restart = page.gone(30, 32, instance="10.0.0.7:10778").changed("up", during(0, 30, 32))
     return [
         _case("a full KV cache without a queue", full),
+        _case(
+            "a full KV cache and a queue for one moment",
+            page.changed("kv_cache_usage_ratio", during(0.99, 30, 32), target=a).changed(
+                "requests_waiting", during(20, 30, 32), target=a
+            ),
+            "BrimlineKvCacheSaturated",
+        ),
         _case("a queue without a full KV cache", page.changed("requests_waiting", during(20, 30), target=a)),
         _case(
             "preemptions without a queue",
