@@ -84,6 +84,8 @@ warn: [alerts.md](alerts.md).
 Series of a server carry `job`, `instance`, `target` and whatever the scrape adds (`namespace`, `pod`),
 with `engine`, `experiment`, `variant`, `role` and `model`; series of a GPU `job`, `instance` and `gpu`;
 series of variants `experiment`, `variant`, `role` and `metric`, over all servers, whatever scrapes them.
+Alerts about a server carry neither `engine` nor `model`: both may change while an alert stands, which would
+end it and begin another one.
 GPU memory comes from NVML, and from dcgm-exporter (`DCGM_FI_DEV_FB_USED`, `_FREE`, and `_RESERVED` if it
 is exported) where an exporter cannot read its GPUs itself: there the GPUs are those that the
 configuration names by UUID, else those of the exporter's own pod. A MIG instance is not told from its

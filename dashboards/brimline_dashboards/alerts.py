@@ -15,7 +15,7 @@ from typing import Literal
 from brimline import verdicts
 from brimline.thresholds import ALERTS, Thresholds
 from brimline.units import write_duration
-from brimline_dashboards.queries import IDENTITY, ON, ON_EXPORTER, ON_GPU, family, quoted
+from brimline_dashboards.queries import ON, ON_EXPORTER, ON_GPU, family, quoted
 
 Severity = Literal["info", "warning", "critical"]
 Board = Literal["fleet", "server", "gpu", "ab", "exporter"]
@@ -56,9 +56,26 @@ def alerts(thresholds: Thresholds | None = None) -> tuple[Alert, ...]:
 
 
 def _named(expr: str) -> str:
-    """With the labels that identify the server, for routing and for the text."""
-    return f"({expr})\n* on ({ON}) group_left ({IDENTITY})\ntarget:identity:info"
+    """With the labels of the server by which alerts are routed."""
+    return f"({expr})\n* on ({ON}) group_left ({ROUTING})\ntarget:identity:info"
 
+
+def _of_server(expr: str, operation: str = "max") -> str:
+    """One series for each server of what is recorded, without the labels that change while an alert stands.
+
+    A range that sees such a change holds two series; elsewhere there is one, which any operation leaves as it is.
+    """
+    return f"{operation} without (engine, model) (\n{expr}\n)"
+
+
+def _throughout(operation: str, ranged: str) -> str:
+    """The same of a range of recorded series, on one line."""
+    return f"{operation} without (engine, model) ({operation}_over_time({ranged}))"
+
+
+# Of what identifies a server, what stays: engine and model are not told while it is down, and an adapter that is
+# loaded makes a second model. An alert whose labels change resolves and begins anew.
+ROUTING = "experiment, variant, role"
 
 SERVER = "{{ $labels.target }}"
 BYTES = "{{ $value | humanize1024 }}B"
@@ -199,6 +216,19 @@ def _of_readings(chosen: Thresholds) -> list[Alert]:
 
 # --- GPU memory ---
 
+# Of the growth in a window each of two halves must have this much: a single step lies in one of them.
+_SHARE_OF_GROWTH = 0.15
+
+
+def _keeps_growing(minutes: int) -> str:
+    """Least left in the last minutes, in as many before and in as many before those: it fell both times."""
+    now, before, first = (
+        _throughout("min", f"target:memory_free_at_peak:bytes[{minutes}m]{offset}")
+        for offset in ("", f" offset {minutes}m", f" offset {2 * minutes}m")
+    )
+    share = f"> {_SHARE_OF_GROWTH:g} * ({first} - {now})"
+    return f"{before} - {now}\n{share}\nand on ({ON}) {first} - {before}\n{share}"
+
 
 def _of_gpu_memory(chosen: Thresholds) -> list[Alert]:
     return [*_headroom(chosen), *_beyond_the_plan(chosen), *_strangers(chosen)]
@@ -212,12 +242,13 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         """Too little is left, now or at the worst moment since the server is warm."""
         limit = f"{chosen.number(low, key):.0f}"
         worst = f"min_over_time(target:memory_free_at_peak:bytes[{window}])"
-        return (
+        return _of_server(
             f"(target:memory_headroom:bytes < {limit} and {calibrated})\n"
             f"or on ({ON})\n"
             f"target:memory_free_at_peak:bytes < {limit}\n"
             f"or on ({ON})\n"
-            f"({worst} < {limit} and on ({ON}) target:uptime:seconds > {seconds})"
+            f"({worst} < {limit} and on ({ON}) target:uptime:seconds > {seconds})",
+            "min",
         )
 
     asleep = f"on ({ON}) max_over_time({family('target_sleeping')}[1h]) > 0"
@@ -256,11 +287,18 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=will,
             severity="critical",
-            expr=(
+            expr=_of_server(
                 f"(\n  target:memory_free_at_peak:bytes / -(deriv(target:memory_free_at_peak:bytes[15m]) < 0) "
                 f"< {soon:.0f}\n)\n"
                 f"and {beyond}\n"
                 f"and on ({ON}) target:uptime:seconds > 900\n"
+                # Steps that follow each other are growth, too, once the hour is of one warm server.
+                f"and on ({ON}) (\n"
+                f"{_keeps_growing(5)}\n"
+                f"or on ({ON})\n"
+                f"{_keeps_growing(20)}\n"
+                f"and on ({ON}) target:uptime:seconds > 3600\n"
+                ")\n"
                 f"unless {asleep}"
             ),
             for_seconds=chosen.number(will, "critical_for"),
@@ -270,9 +308,10 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=will,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:memory_exhaustion:seconds < {later:.0f}\n"
                 f"and on ({ON}) (target:memory_free:ratio < {little:g} or target:memory_above_plan:bytes > 0)\n"
+                f"and on ({ON}) {_keeps_growing(20)}\n"
                 f"unless {within_plan}"
             ),
             for_seconds=chosen.number(will, "warning_for"),
@@ -284,18 +323,24 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
 
 def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
     above, exceeds, growth = "BrimlineVramAbovePlan", "BrimlineVramPlanExceedsGpu", "BrimlineVramGrowth"
-    asleep = f"on ({ON}) max_over_time({family('target_sleeping')}[6h]) > 0"
+
+    def of_card(operation: str, series: str) -> str:
+        """A series of servers, combined over all that share a GPU, for each of them."""
+        on_gpu = f"{operation} by ({ON_GPU}) (target:gpu:info * on ({ON}) group_left () {series})"
+        return f"on ({ON}) target:gpu:info * on ({ON_GPU}) group_left () {on_gpu}"
+
+    slept = f"max_over_time({family('target_sleeping')}[6h])"
     least = chosen.number(growth, "growth")
     free = "target:memory_free:bytes"
     # What was left in each hour at best: a spike that is given back is no growth.
     before, between, now = (
-        f"max_over_time({free}[1h]{offset})" for offset in (" offset 5h", " offset 2h30m", "")
+        _throughout("max", f"{free}[1h]{offset}") for offset in (" offset 5h", " offset 2h30m", "")
     )
     return [
         Alert(
             name=above,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:memory_above_plan:bytes > {chosen.number(above, 'above'):.0f}\n"
                 f"or on ({ON})\n"
                 f"(max_over_time(target:memory_peak_above_plan:bytes[15m]) > {chosen.number(above, 'peak_above'):.0f}\n"
@@ -312,7 +357,7 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=exceeds,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:memory_beyond_gpu:bytes > 0\n"
                 f"or on ({ON})\n" + _named(f"{family('predicted_fits')} == 0")
             ),
@@ -330,8 +375,10 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
             expr=(
                 f"({before} - {now} > {least:.0f}\n"
                 f"and {between} - {now} > {least / 2:.0f})\n"
+                # A neighbour that starts or wakes takes what it is planned to.
                 f"and on ({ON}) target:uptime:seconds > 21600\n"
-                f"unless {asleep}"
+                f"unless {of_card('min', 'target:uptime:seconds')} <= 21600\n"
+                f"unless {of_card('max', slept)} > 0"
             ),
             for_seconds=chosen.number(growth, "for"),
             summary=f"GPU memory of {SERVER} has grown by {BYTES} within six hours and does not come back",
@@ -390,7 +437,7 @@ def _of_main_memory(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="critical",
-            expr=used("critical_ratio"),
+            expr=_of_server(used("critical_ratio")),
             for_seconds=chosen.number(name, "critical_for"),
             summary=of_whom,
             description=what_now,
@@ -398,7 +445,7 @@ def _of_main_memory(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="warning",
-            expr=f"{used('warning_ratio')}\nor\n{growing}",
+            expr=_of_server(f"{used('warning_ratio')}\nor on ({ON})\n{growing}"),
             for_seconds=chosen.number(name, "warning_for"),
             summary=of_whom,
             description=what_now,
@@ -427,7 +474,7 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=will,
             severity="info",
-            expr=(
+            expr=_of_server(
                 f"predict_linear(target:kv_cache_usage:max10m[1h], {chosen.number(will, 'within'):.0f}) > 1\n"
                 f"and on ({ON}) target:kv_cache_usage:max10m > {chosen.number(will, 'usage'):g}\n"
                 f"and on ({ON}) target:uptime:seconds > 3600\n"
@@ -441,17 +488,19 @@ def _of_kv_cache(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=full,
             severity="warning",
-            expr=(
-                f"{usage} > {chosen.number(full, 'usage'):g}\nand on ({ON}) target:requests_waiting:sum > 0"
+            expr=_of_server(
+                # A cache that frees a large request now and then is full all the same.
+                f"max_over_time({usage}[5m]) > {chosen.number(full, 'usage'):g}\n"
+                f"and on ({ON}) avg_over_time(target:requests_waiting:sum[5m]) >= 1"
             ),
             for_seconds=chosen.number(full, "for"),
-            summary=f"The KV cache of {SERVER} is {SHARE} full and requests wait",
+            summary=f"The KV cache of {SERVER} gets {SHARE} full and requests wait",
             description=f"{no_crash} Users wait longer for their first token. {less}",
         ),
         Alert(
             name=preempting,
             severity="warning",
-            expr=(
+            expr=_of_server(
                 f"target:preemptions:rate5m * 60 >= {chosen.number(preempting, 'per_minute'):g}\n"
                 f"and on ({ON}) max_over_time(target:requests_waiting:sum[5m]) > 0"
             ),
@@ -505,7 +554,7 @@ def _pools(chosen: Thresholds) -> list[Alert]:
 def _of_servers(chosen: Thresholds) -> list[Alert]:
     restarted = "BrimlineServerRestartedAfterLowHeadroom"
     slower, worse = "BrimlineThroughputRegression", "BrimlineVariantWorse"
-    start = family("target_start_time_seconds")
+    restart = "target:restart:seconds"
     little = f"{chosen.number(restarted, 'headroom'):.0f}"
     host = f"{chosen.number(restarted, 'host_ratio'):g}"
     was_low = (
@@ -517,8 +566,8 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
     )
     many = f"{chosen.number(restarted, 'restarts'):g}"
     ratio = f"{chosen.number(slower, 'ratio'):g}"
-    load = "target:tokens_under_load:rate5m"
-    usual = f"avg_over_time({load}[1d] offset 1h)"
+    load, reading = "target:tokens_under_load:rate5m", "target:prompt_tokens_under_load:rate5m"
+    usual = _throughout("avg", f"{load}[1d] offset 1h")
     why = (
         "No source sees an out-of-memory itself, but within the hour before there was next to nothing left. Look for "
         "'out of memory' in the server's log before the restart and for oom-kill in the kernel's. Its plan is on the "
@@ -528,7 +577,7 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=restarted,
             severity="critical",
-            expr=_named(f"changes({start}[1h]) >= {many}") + f"\nand on ({ON}) {was_low}",
+            expr=_named(f"count_over_time({restart}[1h]) >= {many}") + f"\nand on ({ON}) {was_low}",
             for_seconds=0,
             summary=f"{SERVER} has restarted {{{{ $value }}}} times within an hour, after low headroom",
             description=f"It will go on so. {why}",
@@ -536,7 +585,7 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=restarted,
             severity="warning",
-            expr=_named(f"changes({start}[15m]) > 0") + f"\nand on ({ON}) {was_low}",
+            expr=_named(f"count_over_time({restart}[15m]) > 0") + f"\nand on ({ON}) {was_low}",
             for_seconds=0,
             summary=f"{SERVER} has restarted after low headroom",
             description=why,
@@ -545,12 +594,12 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
             name=slower,
             severity="warning",
             expr=(
-                f"avg_over_time({load}[30m]) / ({usual} > 0) < {ratio}\n"
-                f"and on ({ON}) count_over_time({load}[30m]) > 30\n"
-                f"and on ({ON}) count_over_time({load}[1d] offset 1h) > 120\n"
+                f"{_throughout('avg', f'{load}[30m]')} / ({usual} > 0) < {ratio}\n"
+                f"and on ({ON}) sum without (engine, model) (count_over_time({load}[30m])) > 30\n"
+                f"and on ({ON}) sum without (engine, model) (count_over_time({load}[1d] offset 1h)) > 120\n"
                 # A shift from writing to reading is no regression.
-                f"and on ({ON}) avg_over_time(target:prompt_tokens:rate5m[30m]) "
-                f"<= 1.2 * avg_over_time(target:prompt_tokens:rate5m[1d] offset 1h)"
+                f"and on ({ON}) {_throughout('avg', f'{reading}[30m]')} "
+                f"<= 1.2 * {_throughout('avg', f'{reading}[1d] offset 1h')}"
             ),
             for_seconds=chosen.number(slower, "for"),
             summary=f"{SERVER} generates {SHARE} of the tokens per second that it did under load the day before",

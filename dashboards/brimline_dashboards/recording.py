@@ -88,9 +88,9 @@ def _only_one(rows: str) -> str:
 
 def _identity(dcgm: Dcgm) -> tuple[Recording, ...]:
     info = family("target_info")
-    # As within the last hour: these are not told while a server is down, and a restart must not make two series.
-    engines = _only_one(f"max by ({ON}, engine) (last_over_time({family('target_info', _READ)}[1h]))")
-    models = _only_one(f"max by ({ON}, model) (last_over_time({family('model_info')}[1h]))")
+    # As within the last day: these are not told while a server is down, and a restart must not make two series.
+    engines = _only_one(f"max by ({ON}, engine) (last_over_time({family('target_info', _READ)}[1d]))")
+    models = _only_one(f"max by ({ON}, model) (last_over_time({family('model_info')}[1d]))")
     server = f"max without (engine, engine_version, simulated) ({info})"
     own_gpus = family("target_gpu_info")
     reads_gpus = f"({family('nvml_up')} == 1)"
@@ -104,12 +104,12 @@ def _identity(dcgm: Dcgm) -> tuple[Recording, ...]:
         Recording(
             "target:engine:info",
             f"{server} * on ({ON}) group_left (engine) {engines}\nor on ({ON})\n{server}",
-            "1 for each server; engine as within the last hour.",
+            "1 for each server; engine as within the last day.",
         ),
         Recording(
             "target:identity:info",
             f"target:engine:info * on ({ON}) group_left (model) {models}\nor on ({ON})\ntarget:engine:info",
-            "1 for each server; model as within the last hour, and empty where it serves several.",
+            "1 for each server; model as within the last day, and empty where it served several.",
         ),
         Recording(
             "gpu:dcgm:info",
@@ -280,6 +280,19 @@ def _memory_of_servers() -> tuple[Recording, ...]:
             "Absent else.",
         ),
         Recording(
+            "target:start:timestamp",
+            start,
+            "When the server started, as its engine tells. Absent where it does not.",
+        ),
+        Recording(
+            # Not by changes(): of times that waver by parts of a second each would count, and some databases count
+            # the first sample, too.
+            "target:restart:seconds",
+            f"{start} - last_over_time(target:start:timestamp[2h] offset 1s) > 1",
+            "How much later the server started than the time before, at the one evaluation that sees it first: the "
+            "samples are restarts. Absent else.",
+        ),
+        Recording(
             "target:uptime:seconds",
             _named(
                 f"time() - ({start} > {was_down}\nor on ({ON}) {was_down}\nor on ({ON}) {start}\n"
@@ -441,6 +454,11 @@ def _load() -> tuple[Recording, ...]:
             "target:tokens_under_load:rate5m",
             f"(target:generation_tokens:rate5m and on ({ON}) min_over_time(target:requests_waiting:sum[5m]) > 0)",
             "Tokens generated per second while requests wait: what the server can do. Absent at night.",
+        ),
+        Recording(
+            "target:prompt_tokens_under_load:rate5m",
+            f"(target:prompt_tokens:rate5m and on ({ON}) min_over_time(target:requests_waiting:sum[5m]) > 0)",
+            "Prompt tokens per second while requests wait. Absent at night.",
         ),
         Recording(
             "target:time_to_first_token:mean5m",

@@ -167,7 +167,9 @@ ALERTS: Mapping[str, Mapping[str, Threshold]] = {
         "for": _for(10 * MINUTE),
     },
     "BrimlineKvCacheSaturated": {
-        "usage": Threshold("ratio", 0.95, "use of the KV cache while requests wait"),
+        "usage": Threshold(
+            "ratio", 0.95, "highest use of the KV cache within five minutes, while requests wait"
+        ),
         "for": _for(10 * MINUTE),
     },
     "BrimlineKvCachePreempting": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import yaml
@@ -35,7 +35,7 @@ BY_KEY: Mapping[tuple[str, str], Alert] = {(alert.name, alert.severity): alert f
 def named(one: Server, **labels: str) -> dict[str, str]:
     """Labels of an alert about a server."""
     own = {"target": one.name, "experiment": "ctx", "variant": one.variant, "role": one.role}
-    return {**SCRAPE, **own, "engine": "vllm", "model": "llama", **labels}
+    return {**SCRAPE, **own, **labels}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +185,14 @@ def _readings() -> list[Cause]:
             severity="warning",
             what="it cannot be read",
             page=page,
+            summary="chat-a cannot be read",
+        ),
+        Cause(
+            alert="BrimlineTargetDown",
+            severity="warning",
+            what="it cannot be read for two hours",
+            page=down(healthy(180), CHAT_A.name, since=BEGINS, until=160),
+            over_at=160,
             summary="chat-a cannot be read",
         ),
         Cause(
@@ -363,6 +371,15 @@ def _gpu_memory() -> list[Cause]:
         Cause(
             alert="BrimlineVramAbovePlan",
             severity="warning",
+            what="something holds more, and an adapter is loaded before it is told",
+            page=memory(H, GPU_A, CHAT_A.total_high + 512 * MIB, since=BEGINS, until=ENDS).added(
+                "model_info", during(1, BEGINS + 3), target=CHAT_A.name, model="lora"
+            ),
+            summary="chat-a uses 512MiB more GPU memory than its plan's high bound",
+        ),
+        Cause(
+            alert="BrimlineVramAbovePlan",
+            severity="warning",
             what="something holds more than the driver's share, which API v1 counts as used",
             page=memory(v1, GPU_A, CHAT_A.total_high + 600 * MIB + 512 * MIB, since=BEGINS, until=ENDS),
             summary="chat-a uses 512MiB more GPU memory than its plan's high bound",
@@ -404,6 +421,16 @@ def _gpu_memory() -> list[Cause]:
             holds_from=300,  # five hours before, something is known
             over_at=480,
             # At minute 315 the best of the last hour is that of minute 255, 195 minutes into the leak.
+            summary="GPU memory of chat-a has grown by 312MiB within six hours and does not come back",
+            interval_seconds=300,
+        ),
+        Cause(
+            alert="BrimlineVramGrowth",
+            severity="warning",
+            what="a slow leak within the plan while an adapter is loaded",
+            page=leak.added("model_info", during(1, 250), target=CHAT_A.name, model="lora"),
+            holds_from=300,
+            over_at=480,
             summary="GPU memory of chat-a has grown by 312MiB within six hours and does not come back",
             interval_seconds=300,
         ),
@@ -491,8 +518,23 @@ def _kv_cache() -> list[Cause]:
             alert="BrimlineKvCacheSaturated",
             severity="warning",
             what="full, and requests wait",
-            page=full.changed("requests_waiting", during(5, BEGINS, ENDS), target=a),
-            summary="The KV cache of chat-a is 97% full and requests wait",
+            page=full.changed("requests_waiting", during(6, BEGINS, ENDS), target=a),
+            over_at=ENDS + 5,
+            summary="The KV cache of chat-a gets 97% full and requests wait",
+        ),
+        Cause(
+            alert="BrimlineKvCacheSaturated",
+            severity="warning",
+            what="full but for moments, and requests wait but for moments",
+            page=H.changed(
+                "kv_cache_usage_ratio",
+                during(lambda minute: 0.7 if minute % 3 == 2 else 0.97, BEGINS, ENDS),
+                target=a,
+            ).changed(
+                "requests_waiting", during(lambda minute: 0 if minute % 4 == 3 else 6, BEGINS, ENDS), target=a
+            ),
+            over_at=ENDS + 5,
+            summary="The KV cache of chat-a gets 97% full and requests wait",
         ),
         Cause(
             alert="BrimlineKvCachePreempting",
@@ -546,7 +588,7 @@ def _servers() -> list[Cause]:
             what=what,
             page=restarted(before, CHAT_A, at=30),
             holds_from=34,
-            over_at=45,
+            over_at=50,
             summary="chat-a has restarted after low headroom",
         )
         for what, before in (("peaks", brim), ("the plan", by_plan), ("main memory", by_host))
@@ -560,6 +602,16 @@ def _servers() -> list[Cause]:
     def halved(minute: int) -> float:
         return 6000 * min(minute, 120) + 3000 * max(0, min(minute, 180) - 120) + 6000 * max(0, minute - 180)
 
+    # Load of two hours, an idle hour, and load again at half the speed: the mean of all would be below it.
+    evening = healthy(320).changed(
+        "requests_waiting", lambda minute: 0 if 120 <= minute < 220 or minute >= 280 else 4, target=a
+    )
+
+    def at_work(a_minute: float) -> Callable[[int], float]:
+        return lambda minute: a_minute * (min(minute, 120) + 0.5 * max(0, minute - 220))
+
+    evening = evening.changed("generation_tokens_total", at_work(6000), target=a)
+    evening = evening.changed("prompt_tokens_total", at_work(12000), target=a)
     verdict = {"experiment": "ctx", "candidate": "long", "metric": "overall", "verdict": "worse"}
     watch = {"job": "brimline-ab", "instance": "10.0.0.7:10779", "namespace": "", "pod": ""}
     return [
@@ -582,6 +634,16 @@ def _servers() -> list[Cause]:
             holds_from=142,
             over_at=200,
             summary="chat-a generates 50.95% of the tokens per second that it did under load the day before",
+            interval_seconds=30,
+        ),
+        Cause(
+            alert="BrimlineThroughputRegression",
+            severity="warning",
+            what="half as fast under load, after idle hours",
+            page=evening,
+            holds_from=240,
+            over_at=300,
+            summary="chat-a generates 50.77% of the tokens per second that it did under load the day before",
             interval_seconds=30,
         ),
         Cause(

@@ -152,11 +152,32 @@ def traps() -> list[Case]:
     exporter_restart = page.gone(30, 32, instance="10.0.0.7:10778").changed("up", during(0, 30, 32))
     return [
         _case("a full KV cache without a queue", full),
+        _case(
+            "a full KV cache and a queue for one moment",
+            page.changed("kv_cache_usage_ratio", during(0.99, 30, 32), target=a).changed(
+                "requests_waiting", during(20, 30, 32), target=a
+            ),
+            "BrimlineKvCacheSaturated",
+        ),
         _case("a queue without a full KV cache", page.changed("requests_waiting", during(20, 30), target=a)),
         _case(
             "preemptions without a queue",
             page.changed("preemptions_total", lambda minute: 3.0 * minute, target=a),
             "BrimlineKvCachePreempting",
+        ),
+        _case(
+            "a start time that wavers by parts of a second, at low headroom",
+            page.changed(
+                "target_start_time_seconds", lambda minute: 0.4 + minute % 2 * 0.9, target=a
+            ).changed("gpu_memory_used_peak_bytes", CUDA - 64 * MIB, gpu=GPU_A),
+            "BrimlineServerRestartedAfterLowHeadroom",
+        ),
+        _case(
+            "a server that is seen for the first time, at low headroom",
+            page.changed("target_start_time_seconds", during(None, 0, 40), target=a).changed(
+                "gpu_memory_used_peak_bytes", CUDA - 64 * MIB, gpu=GPU_A
+            ),
+            "BrimlineServerRestartedAfterLowHeadroom",
         ),
         _case("less traffic at night", night, "BrimlineThroughputRegression", interval_seconds=30),
         _case("a server that sleeps and wakes, without a plan", sleeper, *trends),
@@ -259,10 +280,30 @@ def growth() -> list[Case]:
     heavy = memory(page, GPU_A, overweight.total)
     wakes = memory(page, GPU_A, lambda minute: 2 * GIB if 60 <= minute < 90 else overweight.total)
     sleeper = memory(day, GPU_A, lambda minute: 2 * GIB if naps(minute) else CHAT_A.used)
+    # Beyond the plan from then on, with some noise.
+    step = memory(
+        page,
+        GPU_A,
+        lambda minute: CUDA - (7 * GIB if minute < 90 else 5 * GIB) + 50 * MIB * (minute * 7 % 4),
+    )
+    step = step.changed("predicted_total_memory_high_bytes", CUDA - 5.2 * GIB, target=a)
     roomy = memory(
         unplanned(healthy(240), CHAT_A), GPU_A, lambda minute: 30 * GIB + 0.13 * GIB * max(0, minute - 60)
     )
+    # A second server on the card, from minute 300 on; another that wakes then.
+    small = replace(CHAT_B, gpu=GPU_A)
+    shared = exporter(560).beside(server(560, CHAT_A)).beside(server(560, small))
+    shared = shared.beside(gpu(560, GPU_A, 40 * GIB))
+    shared = memory(shared, GPU_A, 60 * GIB, since=300)
+    neighbour = shared
+    for key in shared.series:
+        if dict(key[1]).get("target") == small.name:
+            neighbour = neighbour.changed(key[0], during(None, 0, 300), **dict(key[1]))
+    neighbour = neighbour.changed("target_start_time_seconds", during(18000.0, 300), target=small.name)
+    waking = shared.changed("target_sleeping", during(1, 0, 300), target=small.name)
     return [
+        _case("a neighbour starts on the card", neighbour, *trends, interval_seconds=300),
+        _case("a neighbour wakes on the card", waking, *trends, interval_seconds=300),
         _case("fast growth within the plan", memory(page, GPU_A, within_plan), *trends),
         _case("a start that ends a little beyond the plan", restarted(heavy, overweight, at=60), *trends),
         _case(
@@ -277,6 +318,13 @@ def growth() -> list[Case]:
             interval_seconds=300,
         ),
         _case("growth without a plan on a card with much room", roomy, *trends),
+        _case("one step beyond the plan", step, "BrimlineVramWillExhaust", interval_seconds=30),
+        _case(
+            "one step without a plan",
+            unplanned(step, CHAT_A),
+            "BrimlineVramWillExhaust",
+            interval_seconds=30,
+        ),
         _case(
             "a KV cache that fills after a start",
             restarted(healthy(150), CHAT_A, at=30).changed(

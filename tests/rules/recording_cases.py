@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from brimline_dashboards.recording import Dcgm, recordings
-from rules.alert_cases import named
+from rules import alert_cases
 from rules.page import (
     CARD,
     CHAT_A,
@@ -38,6 +38,11 @@ from rules.promtool import Case, Expectation, Gives, RuleSet
 AT, LAST = 15, 18
 USED = CHAT_A.used
 Rows = tuple[tuple[Mapping[str, str], float], ...]
+
+
+def named(one: Server) -> dict[str, str]:
+    """Labels of a recorded series of a server."""
+    return {**alert_cases.named(one), "engine": "vllm", "model": "llama"}
 
 
 def _gives(record: str, *rows: tuple[Mapping[str, str], float], at: int = AT) -> Gives:
@@ -98,6 +103,7 @@ OF_CHAT_A: Mapping[str, float | None] = {
     "target:generation_tokens:rate5m": 100,
     "target:prompt_tokens:rate5m": 200,
     "target:tokens_under_load:rate5m": None,
+    "target:prompt_tokens_under_load:rate5m": None,
     "target:time_to_first_token:mean5m": 0.25,
     "target:inter_token_latency:mean5m": 0.02,
     "target:prefix_cache_hits:ratio5m": 0.5,
@@ -190,13 +196,30 @@ def _changes() -> list[Case]:
                 ((named(CHAT_A), round((FREE - 5 * GIB) / (0.0625 * GIB) * 60)),),
             ),
         ),
-        _case("requests wait", waiting, _of_target("target:tokens_under_load:rate5m", 100)),
+        _case(
+            "requests wait",
+            waiting,
+            _of_target("target:tokens_under_load:rate5m", 100),
+            _of_target("target:prompt_tokens_under_load:rate5m", 200),
+        ),
         _case(
             "no model is named",
             unnamed,
             Gives(AT, 'count(target:identity:info{target="chat-a", model=""})', (({}, 1),)),
         ),
         _case("a start that is not told", no_start, _of_target("target:uptime:seconds", AT * 60)),
+        _case(
+            "a server that starts anew",
+            page.changed("target_start_time_seconds", during(600.0, 12), target="chat-a"),
+            _gives("target:start:timestamp", (_scraped(CHAT_A), -86400), (_scraped(CHAT_B), -86400), at=11),
+            _gives("target:start:timestamp", (_scraped(CHAT_A), 600), (_scraped(CHAT_B), -86400), at=12),
+            Gives(
+                17,
+                "last_over_time(target:restart:seconds[10m])",
+                (({"__name__": "target:restart:seconds", **_scraped(CHAT_A)}, 87000),),
+            ),
+            Gives(17, "count_over_time(target:restart:seconds[10m])", ((_scraped(CHAT_A), 1),)),
+        ),
         _case(
             "a server that is down for ten minutes, and starts anew",
             died,

@@ -523,7 +523,8 @@ def _need_libraries() -> None:
             missing.append(name)
     if missing:
         fail(
-            f"comparing needs {' and '.join(missing)}; install the extra: pip install '.[ab]' in a clone of this repository"
+            f"comparing needs {' and '.join(missing)}; "
+            "install the extra: pip install '.[ab]' in a clone of this repository"
         )
 
 
