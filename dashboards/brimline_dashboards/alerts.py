@@ -278,7 +278,7 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
             severity="warning",
             expr=below("warning_headroom", "1h", 3600),
             for_seconds=chosen.number(low, "warning_for"),
-            summary=f"{SERVER} has {BYTES} of GPU memory left once its plan is used up",
+            summary=f"{SERVER} has {BYTES} of GPU memory left, at its peak or once its plan is used up",
             description="There is no room for what the plan does not know: lazily loaded kernels, prompt logprobs, "
             "fragmentation. At the next restart lower --gpu-memory-utilization (or --kv-cache-memory-bytes) by what "
             "is missing; see whether something else runs on the card.",
@@ -346,7 +346,7 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
                 f"and on ({ON}) target:uptime:seconds > 900)"
             ),
             for_seconds=chosen.number(above, "for"),
-            summary=f"{SERVER} uses {BYTES} more GPU memory than its plan's high bound",
+            summary=f"{SERVER} uses, or used at a peak, {BYTES} more GPU memory than its plan's high bound",
             description="Something that is not in the plan holds memory on its card, or takes it for moments (the peak on "
             "the server's board): images, logprobs, long prompts. The board shows the "
             "part that grows: other processes (see who runs there), or unaccounted (a leak, or features that the "

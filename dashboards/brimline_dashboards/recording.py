@@ -382,7 +382,8 @@ def _kv_cache() -> tuple[Recording, ...]:
         Recording(
             f"target:kv_cache_{what}:{unit}",
             _named(_without_ranks("sum", family(f"kv_cache_{what}_{unit}"))),
-            f"{'Capacity' if what == 'capacity' else 'Use'} of the KV cache in {unit}, of all ranks together.",
+            f"{'Capacity' if what == 'capacity' else 'Use'} of the KV cache in {unit}, of all ranks together"
+            f"{', on one GPU of each rank' if unit == 'bytes' else ''}.",
         )
         for what in ("used", "capacity")
         for unit in ("tokens", "bytes")
