@@ -94,7 +94,7 @@ def _of_exporters(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="warning",
-            expr=f"up{{job=~{job}}} == 0\nor\n(up == 0 and on ({ON_EXPORTER}) max_over_time({built}[1d]))",
+            expr=f"up{{job=~{job}}} == 0\nor\n(up == 0 and on ({ON_EXPORTER}) exporter:seen:info)",
             for_seconds=chosen.number(name, "warning_for"),
             summary="Exporter {{ $labels.instance }} cannot be reached",
             description="Nothing is known of the servers and GPUs behind it, and none of their alerts can fire. See "
@@ -105,7 +105,7 @@ def _of_exporters(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="critical",
-            expr=f"count(max_over_time({built}[1d])) unless count({built})",
+            expr=f"count(exporter:seen:info) unless count({built})",
             for_seconds=chosen.number(name, "critical_for"),
             summary="No Brimline exporter can be reached any more ({{ $value }} within the last day)",
             description="No memory alert can fire for any server. Look at what all exporters share: the scrape "
@@ -199,8 +199,8 @@ def _of_readings(chosen: Thresholds) -> list[Alert]:
             # A card that nobody uses and that was never readable (a display's, a MIG parent) is no loss.
             expr=(
                 f"({family('gpu_up')} == 0 and on ({ON_GPU}) "
-                f"(target:gpu:info or max_over_time({family('gpu_up')}[1d]) == 1))\n"
-                f"or\n({nvml} == 0 and max_over_time({nvml}[1d]) == 1)"
+                f"(target:gpu:info or gpu:seen:info))\n"
+                f"or\n({nvml} == 0 and exporter:nvml_seen:info)"
             ),
             for_seconds=chosen.number(gpu, "for"),
             summary="GPU memory {{ with $labels.gpu }}of {{ . }} {{ end }}cannot be read on {{ $labels.instance }}",
