@@ -95,7 +95,7 @@ def _of_exporters(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="warning",
-            expr=f"up{{job=~{job}}} == 0\nor\n(up == 0 and on ({ON_EXPORTER}) max_over_time({built}[1d]))",
+            expr=f"up{{job=~{job}}} == 0\nor\n(up == 0 and on ({ON_EXPORTER}) exporter:seen:info)",
             for_seconds=chosen.number(name, "warning_for"),
             summary="Exporter {{ $labels.instance }} cannot be reached",
             description="Nothing is known of the servers and GPUs behind it, and none of their alerts can fire. See "
@@ -106,7 +106,7 @@ def _of_exporters(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=name,
             severity="critical",
-            expr=f"count(max_over_time({built}[1d])) unless count({built})",
+            expr=f"count(exporter:seen:info) unless count({built})",
             for_seconds=chosen.number(name, "critical_for"),
             summary="No Brimline exporter can be reached any more ({{ $value }} within the last day)",
             description="No memory alert can fire for any server. Look at what all exporters share: the scrape "
@@ -200,8 +200,8 @@ def _of_readings(chosen: Thresholds) -> list[Alert]:
             # A card that nobody uses and that was never readable (a display's, a MIG parent) is no loss.
             expr=(
                 f"({family('gpu_up')} == 0 and on ({ON_GPU}) "
-                f"(target:gpu:info or max_over_time({family('gpu_up')}[1d]) == 1))\n"
-                f"or\n({nvml} == 0 and max_over_time({nvml}[1d]) == 1)"
+                f"(target:gpu:info or gpu:seen:info))\n"
+                f"or\n({nvml} == 0 and exporter:nvml_seen:info)"
             ),
             for_seconds=chosen.number(gpu, "for"),
             summary="GPU memory {{ with $labels.gpu }}of {{ . }} {{ end }}cannot be read on {{ $labels.instance }}",
@@ -279,7 +279,7 @@ def _headroom(chosen: Thresholds) -> list[Alert]:
             severity="warning",
             expr=below("warning_headroom", "1h", 3600),
             for_seconds=chosen.number(low, "warning_for"),
-            summary=f"{SERVER} has {BYTES} of GPU memory left once its plan is used up",
+            summary=f"{SERVER} has {BYTES} of GPU memory left, at its peak or once its plan is used up",
             description="There is no room for what the plan does not know: lazily loaded kernels, prompt logprobs, "
             "fragmentation. At the next restart lower --gpu-memory-utilization (or --kv-cache-memory-bytes) by what "
             "is missing; see whether something else runs on the card.",
@@ -347,7 +347,7 @@ def _beyond_the_plan(chosen: Thresholds) -> list[Alert]:
                 f"and on ({ON}) target:uptime:seconds > 900)"
             ),
             for_seconds=chosen.number(above, "for"),
-            summary=f"{SERVER} uses {BYTES} more GPU memory than its plan's high bound",
+            summary=f"{SERVER} uses, or used at a peak, {BYTES} more GPU memory than its plan's high bound",
             description="Something that is not in the plan holds memory on its card, or takes it for moments (the peak on "
             "the server's board): images, logprobs, long prompts. The board shows the "
             "part that grows: other processes (see who runs there), or unaccounted (a leak, or features that the "

@@ -4,8 +4,8 @@ Whatever needs GPU memory has two bodies: NVML's families of our own exporter, a
 has no access to a GPU. Names are `level:metric:operations`. Series of a server carry job, instance and target (and
 whatever labels the scrape adds, such as namespace and pod) with engine, experiment, variant, role and model.
 
-One group, in order: Prometheus and vmalert evaluate the rules of a group one after the other, so that each one sees
-what those above it have recorded.
+In order: Prometheus and vmalert evaluate the rules of a group one after the other, so that each one sees what those
+above it have recorded. What looks back a day stands in a group of its own that is evaluated less often.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from brimline_dashboards.queries import (
 
 # Every half minute: the rules are cheap, and alerts wait for minutes.
 INTERVAL_SECONDS = 30
+# What looks back a day is costly, and changes seldom; below half of the five minutes for which a sample counts.
+SLOW_INTERVAL_SECONDS = 120
 MIB = 1 << 20
 
 # What the driver keeps for itself is part of `used` with memory API v1: 328 to 551 MiB by driver and card.
@@ -33,11 +35,16 @@ MEMORY_V1_EXTRA_BYTES = 600 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One recorded series. help: what it is and when it is absent, for people who write queries of their own."""
+    """One recorded series.
+
+    help: what it is and when it is absent, for people who write queries of their own. slow: of the group that is
+    evaluated less often.
+    """
 
     record: str
     expr: str
     help: str
+    slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class Dcgm:
 def recordings(dcgm: Dcgm | None = None) -> tuple[Recording, ...]:
     """All recording rules, in the order in which they must be evaluated."""
     return (
+        *_seen(),
         *_identity(dcgm or Dcgm()),
         *_gpu_memory(),
         *_plans(),
@@ -86,11 +94,47 @@ def _only_one(rows: str) -> str:
     return f"({rows} and on ({ON}) count by ({ON}) ({rows}) == 1)"
 
 
+def _seen() -> tuple[Recording, ...]:
+    gpu_up, nvml = family("gpu_up"), family("nvml_up")
+    return (
+        Recording(
+            "exporter:seen:info",
+            f"max without (version, python) (max_over_time({family('build_info')}[1d]))",
+            "1 for each exporter that was read within the last day.",
+            slow=True,
+        ),
+        Recording(
+            "exporter:nvml_seen:info",
+            f"max_over_time({nvml}[1d]) == 1",
+            "1 for each exporter that could use NVML within the last day.",
+            slow=True,
+        ),
+        Recording(
+            "gpu:seen:info",
+            f"max_over_time({gpu_up}[1d]) == 1",
+            "1 for each GPU that could be read within the last day.",
+            slow=True,
+        ),
+        Recording(
+            "target:engine_seen:info",
+            f"max by ({ON}, engine) (last_over_time({family('target_info', _READ)}[1d]))",
+            "1 for each engine of a server within the last day.",
+            slow=True,
+        ),
+        Recording(
+            "target:model_seen:info",
+            f"max by ({ON}, model) (last_over_time({family('model_info')}[1d]))",
+            "1 for each model of a server within the last day.",
+            slow=True,
+        ),
+    )
+
+
 def _identity(dcgm: Dcgm) -> tuple[Recording, ...]:
     info = family("target_info")
     # As within the last day: these are not told while a server is down, and a restart must not make two series.
-    engines = _only_one(f"max by ({ON}, engine) (last_over_time({family('target_info', _READ)}[1d]))")
-    models = _only_one(f"max by ({ON}, model) (last_over_time({family('model_info')}[1d]))")
+    engines = _only_one(f"max by ({ON}, engine) ({family('target_info', _READ)} or target:engine_seen:info)")
+    models = _only_one(f"max by ({ON}, model) ({family('model_info')} or target:model_seen:info)")
     server = f"max without (engine, engine_version, simulated) ({info})"
     own_gpus = family("target_gpu_info")
     reads_gpus = f"({family('nvml_up')} == 1)"
@@ -383,7 +427,8 @@ def _kv_cache() -> tuple[Recording, ...]:
         Recording(
             f"target:kv_cache_{what}:{unit}",
             _named(_without_ranks("sum", family(f"kv_cache_{what}_{unit}"))),
-            f"{'Capacity' if what == 'capacity' else 'Use'} of the KV cache in {unit}, of all ranks together.",
+            f"{'Capacity' if what == 'capacity' else 'Use'} of the KV cache in {unit}, of all ranks together"
+            f"{', on one GPU of each rank' if unit == 'bytes' else ''}.",
         )
         for what in ("used", "capacity")
         for unit in ("tokens", "bytes")

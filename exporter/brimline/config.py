@@ -305,6 +305,10 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
                 thresholds.checked(alert, key, value)
             except ValueError as error:
                 raise source.error(("alerts", alert, key), f"alerts.{alert}.{key}: {error}") from None
+        try:
+            thresholds.check_order(alert, keys)
+        except ValueError as error:
+            raise source.error(("alerts", alert), f"alerts.{alert}: {error}") from None
         if alert not in thresholds.ALERTS:
             raise source.error(
                 ("alerts", alert), f"unknown alert {alert!r}; known: {', '.join(thresholds.ALERTS)}"

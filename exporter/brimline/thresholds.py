@@ -17,7 +17,7 @@ from typing import Literal
 
 from brimline import units
 
-Kind = Literal["duration", "bytes", "ratio", "number", "pattern"]
+Kind = Literal["duration", "bytes", "ratio", "number", "count", "pattern"]
 
 # The longest duration that a rule may look back or wait: history beyond it is not kept everywhere.
 MAX_SECONDS = 30 * 86400.0
@@ -48,6 +48,8 @@ class Threshold:
             return float(units.parse_bytes(str(value)))
         if isinstance(value, str) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{value!r} is not a {_NOUNS[self.kind]}; write {_EXAMPLES[self.kind]}")
+        if self.kind == "count" and (value < 1 or value != int(value)):
+            raise ValueError(f"{value!r} is not a {_NOUNS[self.kind]}; write {_EXAMPLES[self.kind]}")
         if self.kind == "ratio" and value > 1:
             raise ValueError(f"{value!r} is above 1, which is all of it; write {_EXAMPLES[self.kind]}")
         return float(value)
@@ -68,8 +70,13 @@ class Threshold:
         return f"{value:g}"
 
 
-_NOUNS = {"bytes": "size", "ratio": "ratio", "number": "number"}
-_EXAMPLES = {"bytes": "512MiB", "ratio": "a number from 0 to 1, such as 0.9", "number": "a number from 0 on"}
+_NOUNS = {"bytes": "size", "ratio": "ratio", "number": "number", "count": "whole number from 1 on"}
+_EXAMPLES = {
+    "bytes": "512MiB",
+    "ratio": "a number from 0 to 1, such as 0.9",
+    "number": "a number from 0 on",
+    "count": "3",
+}
 
 
 def _shown(value: object) -> str:
@@ -181,7 +188,7 @@ ALERTS: Mapping[str, Mapping[str, Threshold]] = {
     "BrimlineServerRestartedAfterLowHeadroom": {
         "headroom": Threshold("bytes", 512 * MIB, "headroom within the hour before the restart"),
         "host_ratio": Threshold("ratio", 0.95, "share of main memory in use within the hour before"),
-        "restarts": Threshold("number", 3.0, "restarts within an hour that make it critical"),
+        "restarts": Threshold("count", 3.0, "restarts within an hour that make it critical"),
     },
     "BrimlineThroughputRegression": {
         "ratio": Threshold("ratio", 0.7, "tokens per second under load, beside those of the day before"),
@@ -189,6 +196,35 @@ ALERTS: Mapping[str, Mapping[str, Threshold]] = {
     },
     "BrimlineVariantWorse": {"for": _for(0.0)},
 }
+
+
+# Keys of an alert of which the first must be below the second, or at most equal to it.
+_IN_ORDER: Mapping[str, tuple[str, str, bool]] = {
+    "BrimlineTargetDown": ("warning_for", "critical_for", True),
+    "BrimlineVramHeadroomLow": ("critical_headroom", "warning_headroom", True),
+    "BrimlineVramWillExhaust": ("critical_within", "warning_within", False),
+    "BrimlineHostMemoryLow": ("warning_ratio", "critical_ratio", True),
+}
+
+
+def check_order(alert: str, keys: Mapping[str, object]) -> None:
+    """Raises ValueError where the keys that a configuration sets, with the defaults of others, contradict."""
+    if alert not in _IN_ORDER:
+        return
+    first, second, may_be_equal = _IN_ORDER[alert]
+    low, high = (
+        ALERTS[alert][key].parse(keys[key]) if key in keys else ALERTS[alert][key].default
+        for key in (first, second)
+    )
+    if float(low) > float(high) or (low == high and not may_be_equal):
+        said = [
+            f"{key} of {ALERTS[alert][key].said(value)}{'' if key in keys else ' (the default)'}"
+            for key, value in ((first, low), (second, high))
+        ]
+        bound = "at most" if may_be_equal else "below"
+        raise ValueError(
+            f"{said[0]} is not {bound} {said[1]}: the critical alert would come first; change either"
+        )
 
 
 class Thresholds:
@@ -210,6 +246,7 @@ class Thresholds:
                         self._disabled.add(alert)
                 else:
                     self._values[alert, key] = parsed
+            check_order(alert, keys)
 
     def is_enabled(self, alert: str) -> bool:
         """True unless the configuration switches the alert off."""

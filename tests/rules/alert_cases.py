@@ -325,7 +325,9 @@ def _gpu_memory() -> list[Cause]:
         *_low_headroom(
             "critical", 64 * MIB, "64MiB", 15, "of GPU memory left: the next larger request may end it"
         ),
-        *_low_headroom("warning", 400 * MIB, "400MiB", 60, "of GPU memory left once its plan is used up"),
+        *_low_headroom(
+            "warning", 400 * MIB, "400MiB", 60, "of GPU memory left, at its peak or once its plan is used up"
+        ),
         Cause(
             alert="BrimlineVramHeadroomLow",
             severity="critical",
@@ -366,7 +368,7 @@ def _gpu_memory() -> list[Cause]:
             severity="warning",
             what="something holds more",
             page=memory(H, GPU_A, CHAT_A.total_high + 512 * MIB, since=BEGINS, until=ENDS),
-            summary="chat-a uses 512MiB more GPU memory than its plan's high bound",
+            summary="chat-a uses, or used at a peak, 512MiB more GPU memory than its plan's high bound",
         ),
         Cause(
             alert="BrimlineVramAbovePlan",
@@ -375,14 +377,14 @@ def _gpu_memory() -> list[Cause]:
             page=memory(H, GPU_A, CHAT_A.total_high + 512 * MIB, since=BEGINS, until=ENDS).added(
                 "model_info", during(1, BEGINS + 3), target=CHAT_A.name, model="lora"
             ),
-            summary="chat-a uses 512MiB more GPU memory than its plan's high bound",
+            summary="chat-a uses, or used at a peak, 512MiB more GPU memory than its plan's high bound",
         ),
         Cause(
             alert="BrimlineVramAbovePlan",
             severity="warning",
             what="something holds more than the driver's share, which API v1 counts as used",
             page=memory(v1, GPU_A, CHAT_A.total_high + 600 * MIB + 512 * MIB, since=BEGINS, until=ENDS),
-            summary="chat-a uses 512MiB more GPU memory than its plan's high bound",
+            summary="chat-a uses, or used at a peak, 512MiB more GPU memory than its plan's high bound",
         ),
         Cause(
             alert="BrimlineVramAbovePlan",
@@ -395,7 +397,7 @@ def _gpu_memory() -> list[Cause]:
             ),
             # The second one is within the quarter of an hour until this minute.
             over_at=BEGINS + 10 + 16,
-            summary="chat-a uses 1GiB more GPU memory than its plan's high bound",
+            summary="chat-a uses, or used at a peak, 1GiB more GPU memory than its plan's high bound",
         ),
         Cause(
             alert="BrimlineVramPlanExceedsGpu",

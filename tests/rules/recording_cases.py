@@ -127,11 +127,25 @@ def _healthy() -> Case:
         "gpu:memory_planned_high:bytes": (71 * GIB, False),
     }
     both = (GPU_A, GPU_B)
+    of_exporter = {name: SCRAPE[name] for name in ("job", "instance")}
     return _case(
         "two servers, memory from NVML",
         healthy(LAST),
         *(_of_target(record, value) for record, value in OF_CHAT_A.items()),
         *(_of_target(record, value, CHAT_B) for record, value in OF_CHAT_B.items()),
+        _gives("exporter:seen:info", (SCRAPE, 1)),
+        _gives("exporter:nvml_seen:info", (SCRAPE, 1)),
+        _gives("gpu:seen:info", *((of_gpu(uuid), 1) for uuid in both)),
+        *(
+            _gives(
+                f"target:{label}_seen:info",
+                *(
+                    ({**of_exporter, "target": one.name, label: named(one)[label]}, 1)
+                    for one in (CHAT_A, CHAT_B)
+                ),
+            )
+            for label in ("engine", "model")
+        ),
         _gives("gpu:dcgm:info"),
         *(
             _gives(record, *((of_gpu(uuid, whole=whole), value) for uuid in both))

@@ -18,7 +18,7 @@ EACH = pytest.mark.parametrize(
 def test_a_default_is_what_a_configuration_could_say(alert: str, key: str) -> None:
     threshold = ALERTS[alert][key]
     said: object = threshold.text
-    if threshold.kind in ("ratio", "number"):
+    if threshold.kind in ("ratio", "number", "count"):
         said = float(threshold.text)
 
     assert checked(alert, key, said) == threshold.default
@@ -66,6 +66,8 @@ def test_a_value_is_read_with_its_unit(kind: Kind, written: object, value: float
         ("duration", True, "True is not a duration; write it with a unit, such as 5m"),
         ("duration", "31d", "'31d' is not of whole seconds up to 30 days; write it as 90s or 5m"),
         ("duration", "2.5s", "'2.5s' is not of whole seconds up to 30 days; write it as 90s or 5m"),
+        ("count", 0, "0 is not a whole number from 1 on; write 3"),
+        ("count", 2.5, "2.5 is not a whole number from 1 on; write 3"),
         ("bytes", "a lot", "'a lot' is not a size in bytes; write it as 512MiB, 2GiB or a plain number"),
         ("bytes", None, "None is not a size; write 512MiB"),
         ("bytes", [1], "a list is not a size; write 512MiB"),
@@ -142,3 +144,48 @@ def test_a_critical_default_is_beyond_the_warning_one() -> None:
     assert float(host["critical_ratio"].default) > float(host["warning_ratio"].default)
     # A trend is told before it is over.
     assert float(will["critical_for"].default) < float(will["critical_within"].default)
+
+
+@pytest.mark.parametrize(
+    ("alert", "keys", "told"),
+    [
+        (
+            "BrimlineVramHeadroomLow",
+            {"warning_headroom": "64MiB"},
+            (
+                "critical_headroom of 128MiB (the default) is not at most warning_headroom of 64MiB: "
+                "the critical alert would come first; change either"
+            ),
+        ),
+        (
+            "BrimlineVramWillExhaust",
+            {"critical_within": "6h"},
+            (
+                "critical_within of 6h is not below warning_within of 6h (the default): "
+                "the critical alert would come first; change either"
+            ),
+        ),
+        (
+            "BrimlineTargetDown",
+            {"critical_for": "2m"},
+            (
+                "warning_for of 5m (the default) is not at most critical_for of 2m: "
+                "the critical alert would come first; change either"
+            ),
+        ),
+        (
+            "BrimlineHostMemoryLow",
+            {"warning_ratio": 0.9, "critical_ratio": 0.8},
+            (
+                "warning_ratio of 0.9 is not at most critical_ratio of 0.8: "
+                "the critical alert would come first; change either"
+            ),
+        ),
+    ],
+)
+def test_thresholds_that_contradict_each_other_are_refused(
+    alert: str, keys: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        Thresholds({alert: keys})
+    Thresholds({"BrimlineVramHeadroomLow": {"warning_headroom": "128MiB"}})
