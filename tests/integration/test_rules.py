@@ -179,11 +179,7 @@ def test_recorded_series_are_named_by_level_metric_and_operation() -> None:
 
     assert len(set(names)) == len(names)
     for name in names:
-<<<<<<< HEAD
-        assert re.fullmatch(r"(target|gpu|variant|ab):[a-z_]+:[a-z0-9]+", name)
-=======
-        assert re.fullmatch(r"(target|gpu|exporter):[a-z_]+:[a-z0-9]+", name)
->>>>>>> fixrules
+        assert re.fullmatch(r"(target|gpu|exporter|variant|ab):[a-z_]+:[a-z0-9]+", name)
 
 
 def _binary_operations(node: Any) -> Iterator[Any]:
