@@ -108,7 +108,7 @@ def _quick_rules() -> dict[str, str]:
         "BrimlineVramAbovePlan": {"for": "2s"},
     }
     return {
-        name: re.sub(r"interval: 30s", "interval: 1s", text)
+        name: re.sub(r"interval: \w+", "interval: 1s", text)
         for name, text in plain_files(Options(thresholds=Thresholds(short))).items()
     }
 
@@ -154,7 +154,7 @@ def test_a_full_card_wakes_the_one_on_call(woken: Receiver) -> None:
 
     assert alert["labels"]["severity"] == "critical"
     assert alert["labels"]["target"] == "chat"
-    assert alert["labels"]["model"] == "simulated-llama-3.1-8b"
+    assert "model" not in alert["labels"]  # which may change while it fires
     assert re.fullmatch(
         r"chat has [\d.]+[KMi]*B of GPU memory left: the next larger request may end it",
         alert["annotations"]["summary"],

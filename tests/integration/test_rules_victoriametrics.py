@@ -52,7 +52,7 @@ def test_vmalert_reads_the_rules(tmp_path: Path) -> None:
 
 def test_vmalert_would_refuse_a_bad_rule(tmp_path: Path) -> None:
     """The check above checks something."""
-    rules = plain_files()["brimline-alerts.yaml"].replace("group_left (engine", "group_up (engine", 1)
+    rules = plain_files()["brimline-alerts.yaml"].replace("group_left (", "group_up (", 1)
     (tmp_path / "bad.yaml").write_text(rules)
 
     done = subprocess.run(

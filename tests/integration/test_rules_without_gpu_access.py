@@ -64,7 +64,7 @@ def dcgm_port() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def prometheus(dcgm_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A sidecar without GPU access in the pod chat/chat-0, the node's dcgm-exporter, and the rules."""
-    rules = {name: re.sub("interval: 30s", "interval: 1s", text) for name, text in plain_files().items()}
+    rules = {name: re.sub(r"interval: \w+", "interval: 1s", text) for name, text in plain_files().items()}
     with simulated_vllm("short-context") as server:
         config = (
             "gpu: {backend: none}\n"
