@@ -15,7 +15,7 @@ from typing import Literal
 from brimline import verdicts
 from brimline.thresholds import ALERTS, Thresholds
 from brimline.units import write_duration
-from brimline_dashboards.queries import ON, ON_EXPORTER, ON_GPU, family, quoted
+from brimline_dashboards.queries import ON, ON_EXPORTER, ON_GPU, family, identified, quoted
 
 Severity = Literal["info", "warning", "critical"]
 Board = Literal["fleet", "server", "gpu", "ab", "exporter"]
@@ -57,7 +57,7 @@ def alerts(thresholds: Thresholds | None = None) -> tuple[Alert, ...]:
 
 def _named(expr: str) -> str:
     """With the labels of the server by which alerts are routed."""
-    return f"({expr})\n* on ({ON}) group_left ({ROUTING})\ntarget:identity:info"
+    return identified(expr, ROUTING)
 
 
 def _of_server(expr: str, operation: str = "max") -> str:

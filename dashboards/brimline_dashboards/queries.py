@@ -28,6 +28,11 @@ def family_count(name: str, selector: str = "") -> str:
     return f"{BY_NAME[name].full_name}_count" + (f"{{{selector}}}" if selector else "")
 
 
+def identified(expr: str, labels: str = IDENTITY) -> str:
+    """One series for each server, with labels of its identity."""
+    return f"({expr})\n* on ({ON}) group_left ({labels})\ntarget:identity:info"
+
+
 def ratio_of(numerator: str, denominator: str) -> str:
     """A quotient that is absent, not NaN, where nothing happens."""
     return f"({numerator}) / ({denominator} > 0)"

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from brimline_dashboards.queries import (
-    IDENTITY,
     ON,
     ON_EXPORTER,
     ON_GPU,
     family,
     family_count,
     family_sum,
+    identified,
     ratio_of,
 )
 
@@ -67,11 +67,6 @@ def recordings(dcgm: Dcgm | None = None) -> tuple[Recording, ...]:
         *_load(),
         *_variants(),
     )
-
-
-def _named(expr: str) -> str:
-    """One series for each server, with what identifies it."""
-    return f"({expr})\n* on ({ON}) group_left ({IDENTITY})\ntarget:identity:info"
 
 
 def _without_ranks(operation: str, expr: str) -> str:
@@ -259,13 +254,13 @@ def _plans() -> tuple[Recording, ...]:
     return (
         Recording(
             "target:memory_planned_high:bytes",
-            _named(f"{total_high} or ({parts_high} + on ({ON}) group_left () {pool})"),
+            identified(f"{total_high} or ({parts_high} + on ({ON}) group_left () {pool})"),
             "Most memory that the server may take on its fullest GPU, by its plan; without access to the GPU its "
             "parts and the KV cache that it states. Absent where nothing is predicted.",
         ),
         Recording(
             "target:memory_planned:bytes",
-            _named(
+            identified(
                 f"({total} and on ({ON}) {calibrated})\n"
                 f"or on ({ON}) {total_high}\n"
                 f"or on ({ON}) (({parts}) + on ({ON}) group_left () {pool})"
@@ -338,7 +333,7 @@ def _memory_of_servers() -> tuple[Recording, ...]:
         ),
         Recording(
             "target:uptime:seconds",
-            _named(
+            identified(
                 f"time() - ({start} > {was_down}\nor on ({ON}) {was_down}\nor on ({ON}) {start}\n"
                 f"or on ({ON}) {first_up})"
             ),
@@ -347,22 +342,22 @@ def _memory_of_servers() -> tuple[Recording, ...]:
         ),
         Recording(
             "target:memory_used:bytes",
-            _named(_of_gpus("max", "gpu:memory_used:bytes")),
+            identified(_of_gpus("max", "gpu:memory_used:bytes")),
             "Memory in use on the server's fullest GPU, by all that runs there.",
         ),
         Recording(
             "target:memory_free:bytes",
-            _named(_of_gpus("min", "gpu:memory_free:bytes")),
+            identified(_of_gpus("min", "gpu:memory_free:bytes")),
             "Memory left on the server's fullest GPU.",
         ),
         Recording(
             "target:memory_free_at_peak:bytes",
-            _named(_of_gpus("min", "gpu:memory_free_at_peak:bytes")),
+            identified(_of_gpus("min", "gpu:memory_free_at_peak:bytes")),
             "Memory that was left on the server's fullest GPU at its peak.",
         ),
         Recording(
             "target:memory_free:ratio",
-            _named(
+            identified(
                 _of_gpus(
                     "min",
                     f"gpu:memory_free_at_peak:bytes / on ({ON_GPU}) (gpu:memory_used:bytes + on ({ON_GPU}) "
@@ -373,24 +368,24 @@ def _memory_of_servers() -> tuple[Recording, ...]:
         ),
         Recording(
             "target:memory_headroom:bytes",
-            _named(headroom) + f"\nor on ({ON})\n" + _named(_of_gpus("min", by_dcgm)),
+            identified(headroom) + f"\nor on ({ON})\n" + identified(_of_gpus("min", by_dcgm)),
             "What stays free on the fullest GPU once all servers on it have taken what they are planned to. "
             "Absent where a prediction or the GPU is missing.",
         ),
         Recording(
             "target:memory_above_plan:bytes",
-            _named(_of_gpus("max", f"gpu:memory_used:bytes - on ({ON_GPU}) {planned_in_use}")),
+            identified(_of_gpus("max", f"gpu:memory_used:bytes - on ({ON_GPU}) {planned_in_use}")),
             "Memory in use beyond the plan's high bound on any GPU of the server; negative where it is below. "
             "Absent where nothing is predicted.",
         ),
         Recording(
             "target:memory_peak_above_plan:bytes",
-            _named(_of_gpus("max", f"gpu:memory_used_peak:bytes - on ({ON_GPU}) {planned_in_use}")),
+            identified(_of_gpus("max", f"gpu:memory_used_peak:bytes - on ({ON_GPU}) {planned_in_use}")),
             "The same at the highest use within the peak window: spikes between two scrapes.",
         ),
         Recording(
             "target:memory_beyond_gpu:bytes",
-            _named(
+            identified(
                 _of_gpus(
                     "max",
                     f"gpu:memory_planned_high:bytes - on ({ON_GPU}) (gpu:memory_used:bytes + on ({ON_GPU}) "
@@ -410,7 +405,7 @@ def _memory_of_servers() -> tuple[Recording, ...]:
         ),
         Recording(
             "target:host_memory:ratio",
-            _named(f"{used} / {limit}"),
+            identified(f"{used} / {limit}"),
             "Share of its own limit of main memory that the server uses. Absent without a limit.",
         ),
     )
@@ -426,7 +421,7 @@ def _kv_cache() -> tuple[Recording, ...]:
     sums = tuple(
         Recording(
             f"target:kv_cache_{what}:{unit}",
-            _named(_without_ranks("sum", family(f"kv_cache_{what}_{unit}"))),
+            identified(_without_ranks("sum", family(f"kv_cache_{what}_{unit}"))),
             f"{'Capacity' if what == 'capacity' else 'Use'} of the KV cache in {unit}, of all ranks together"
             f"{', on one GPU of each rank' if unit == 'bytes' else ''}.",
         )
@@ -436,7 +431,7 @@ def _kv_cache() -> tuple[Recording, ...]:
     return (
         Recording(
             "target:kv_cache_usage:ratio",
-            _named(_without_ranks("max", usage)),
+            identified(_without_ranks("max", usage)),
             "Share of the KV cache that requests hold, of the fullest rank.",
         ),
         Recording(
@@ -447,7 +442,7 @@ def _kv_cache() -> tuple[Recording, ...]:
         *sums,
         Recording(
             "target:kv_cache_full_requests_left:count",
-            _named(_without_ranks("sum", f"{fits} * (1 - {usage})")),
+            identified(_without_ranks("sum", f"{fits} * (1 - {usage})")),
             "How many more requests of the whole context window fit now, over all ranks.",
         ),
     )
@@ -472,27 +467,27 @@ def _load() -> tuple[Recording, ...]:
     return (
         Recording(
             "target:requests_running:sum",
-            _named(_without_ranks("sum", running)),
+            identified(_without_ranks("sum", running)),
             "Requests that are being computed, over all ranks.",
         ),
         Recording(
             "target:requests_waiting:sum",
-            _named(_without_ranks("sum", waiting)),
+            identified(_without_ranks("sum", waiting)),
             "Requests that wait, over all ranks.",
         ),
         Recording(
             "target:preemptions:rate5m",
-            _named(_rate("preemptions_total")),
+            identified(_rate("preemptions_total")),
             "Requests thrown out of the KV cache, per second.",
         ),
         Recording(
             "target:generation_tokens:rate5m",
-            _named(_rate("generation_tokens_total")),
+            identified(_rate("generation_tokens_total")),
             "Tokens generated per second.",
         ),
         Recording(
             "target:prompt_tokens:rate5m",
-            _named(_rate("prompt_tokens_total")),
+            identified(_rate("prompt_tokens_total")),
             "Prompt tokens per second.",
         ),
         Recording(
@@ -507,24 +502,24 @@ def _load() -> tuple[Recording, ...]:
         ),
         Recording(
             "target:time_to_first_token:mean5m",
-            _named(_mean("time_to_first_token_seconds")),
+            identified(_mean("time_to_first_token_seconds")),
             "Mean time to the first token, in seconds. Absent without traffic.",
         ),
         Recording(
             "target:inter_token_latency:mean5m",
-            _named(_mean("inter_token_latency_seconds")),
+            identified(_mean("inter_token_latency_seconds")),
             "Mean time between two tokens, in seconds. Absent without traffic.",
         ),
         Recording(
             "target:prefix_cache_hits:ratio5m",
-            _named(
+            identified(
                 ratio_of(_rate("prefix_cache_hits_tokens_total"), _rate("prefix_cache_queries_tokens_total"))
             ),
             "Share of prompt tokens found in the prefix cache. Absent without traffic.",
         ),
         Recording(
             "target:spec_decode_acceptance:ratio5m",
-            _named(
+            identified(
                 ratio_of(_rate("spec_decode_accepted_tokens_total"), _rate("spec_decode_draft_tokens_total"))
             ),
             "Share of proposed tokens that the model accepted. Absent without speculative decoding.",

@@ -292,3 +292,9 @@ def kept_with_architecture(
         return result
 
     return kept
+
+
+@kept_with_architecture
+def has_latents(architecture: Architecture) -> bool:
+    """True where any layer keeps latents in place of K and V (MLA)."""
+    return any(isinstance(mixer, LatentAttention) for layer in architecture.layers for mixer in layer.mixers)

@@ -9,8 +9,7 @@ from brimline.footprint.architecture import (
     Architecture,
     Attention,
     FeedForward,
-    LatentAttention,
-    kept_with_architecture,
+    has_latents,
 )
 from brimline.footprint.constants import parse_version
 from brimline.footprint.gpus import Gpu
@@ -47,16 +46,11 @@ def _attention(architecture: Architecture) -> Iterator[Attention]:
                 yield mixer
 
 
-@kept_with_architecture
-def _is_latent(architecture: Architecture) -> bool:
-    return any(isinstance(mixer, LatentAttention) for layer in architecture.layers for mixer in layer.mixers)
-
-
 def _check_context_parallel(architecture: Architecture, launch: VllmLaunch) -> None:
     """vLLM 0.33, config/model.py verify_with_parallel_config."""
     parts, tensor = launch.decode_context_parallel_size, launch.tensor_parallel_size
     mixers = list(_attention(architecture)) if parts > 1 else []
-    if not mixers or _is_latent(architecture):
+    if not mixers or has_latents(architecture):
         return
     heads = max(mixer.kv_heads for mixer in mixers)
     if tensor <= heads:
@@ -73,7 +67,7 @@ def _check_context_parallel(architecture: Architecture, launch: VllmLaunch) -> N
 
 def _check_block_size(architecture: Architecture, launch: VllmLaunch, version: str | None) -> None:
     size = launch.block_size
-    if size is None or size % _BLOCK_TOKENS == 0 or _is_latent(architecture):
+    if size is None or size % _BLOCK_TOKENS == 0 or has_latents(architecture):
         return
     if next(_attention(architecture), None) is None:
         return

@@ -13,8 +13,8 @@ from dataclasses import replace
 from brimline.estimate import Estimate, exact
 from brimline.footprint.architecture import (
     Architecture,
-    LatentAttention,
     RotaryTable,
+    has_latents,
     kept_with_architecture,
 )
 from brimline.footprint.constants import MIB, parse_version
@@ -170,13 +170,8 @@ def rotary_bytes(architecture: Architecture, element_bytes: int) -> tuple[int, .
     )
 
 
-@kept_with_architecture
-def _has_latents(architecture: Architecture) -> bool:
-    return any(isinstance(mixer, LatentAttention) for layer in architecture.layers for mixer in layer.mixers)
-
-
 def _mla_workspace_bytes(architecture: Architecture, version: tuple[int, ...], gpu: str) -> int:
-    if not _has_latents(architecture) or _NOT_NVIDIA.search(gpu):
+    if not has_latents(architecture) or _NOT_NVIDIA.search(gpu):
         return 0
     if _BLACKWELL.search(gpu):  # CUTLASS's, too (cutlass_mla.py g_sm100_workspace)
         return 2 * _MLA_WORKSPACE_BYTES
