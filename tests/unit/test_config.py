@@ -176,7 +176,7 @@ MISTAKES = {
     "missing-name": "2: targets[0]: the key 'name' is missing; add it",
     "missing-url": "3: targets[0]: the key 'url' is missing; add it",
     "missing-username": "4: targets[0].basic_auth: the key 'username' is missing; add it",
-    "name-is-a-number": "2: targets[0].name: found the number 5; write text",
+    "name-is-a-number": "2: targets[0].name: found the number 7; write text",
     "name-is-no-label": f"2: target name 'my server' {NO_LABEL}",
     "name-is-empty": f"2: target name '' {NO_LABEL}",
     "duplicate-target-name": "4: the target name 'a' stands twice (first on line 2); rename one",
@@ -254,7 +254,7 @@ MISTAKES = {
     "header-cookie": f"4: 'cookie' {HOLDS_SECRET}",
     "header-name-with-blank": "4: 'X Team' is not a valid HTTP header; use printable characters",
     "header-with-line-break": "4: 'X-Team' is not a valid HTTP header; use printable characters",
-    "header-value-is-a-number": "6: targets[0].headers.X-Shard: found the number 5; write text",
+    "header-value-is-a-number": "6: targets[0].headers.X-Shard: found a number; write text",
 }
 
 
