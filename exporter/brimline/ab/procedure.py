@@ -655,6 +655,12 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     verdicts: list[Verdict] = [row.verdict for row in metrics if row.gate]
     verdicts += [row.verdict for row in static if row.gate]
     verdict = "not_comparable" if failed else inference.overall(verdicts)
+    is_early = bool(waiting) or (
+        missing and any(one.gate for one in experiment.metrics if one.kind != "static")
+    )
+    if is_early and verdict in ("better", "pass"):
+        # Gates of which nothing was sampled yet are left out: what a boot settled would decide alone.
+        verdict = "inconclusive"
     reasons = [f"{guard.name}: {guard.detail}" for guard in failed]
     if not failed:
         if waiting:
