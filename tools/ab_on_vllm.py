@@ -1,9 +1,9 @@
 """A comparison of full length on real vLLM servers, whose report stands in docs/ab.md.
 
-tools/ab_on_vllm.py FOLDER [--hours 2] starts three vLLM servers on the CPU (engines of `make test-engines`), two
-alike and one changed, under one demand that wanders; an exporter and a Prometheus that scrape them every 15 s;
-and a watch of three experiments. At the end it judges them with the default blocks, and leaves the reports, the
-experiment files and the Prometheus's data in FOLDER. --write puts the reports into docs/ab.md.
+tools/ab_on_vllm.py FOLDER [--hours 2] starts three vLLM servers on the CPU (engines of `make test-engines`),
+two alike and one changed, under one demand that wanders; an exporter and a Prometheus that scrape them every
+15 s; and a watch of three experiments. At the end it judges them with the default blocks, and leaves the
+reports, the experiment files and the Prometheus's data in FOLDER. --write puts the reports into docs/ab.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from engines.conftest import VLLM_ENVIRONMENT, Server, engine_python, served  # noqa: E402 (it lies among the tests)
+from engines.conftest import VLLM_ENVIRONMENT, Server, engine_python, served  # noqa: E402
 from exporter_process import running_exporter  # noqa: E402
 from prometheus_server import free_port, running_prometheus  # noqa: E402
 
@@ -55,7 +55,9 @@ EXPERIMENTS: dict[str, tuple[tuple[str, str], str, str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hours", type=float, default=2.0, help="after the servers' warm-up")
     parser.add_argument("--write", action="store_true", help="put the reports into docs/ab.md")
@@ -79,13 +81,22 @@ def measured(folder: Path, seconds: float) -> dict[str, str]:
         for name, settings in SERVERS.items():
             port = free_port()
             python = engine_python("vllm")
-            command: list[str | Path] = [python, python.parent / "vllm", "serve", model, "--load-format", "dummy"]
+            command: list[str | Path] = [
+                python,
+                python.parent / "vllm",
+                "serve",
+                model,
+                "--load-format",
+                "dummy",
+            ]
             command += ["--dtype", "bfloat16", "--enforce-eager", "--max-num-seqs", "8"]
             command += ["--host", "127.0.0.1", "--port", str(port), *settings]
             (folder / name).mkdir(exist_ok=True)
             # No core of its own: what else the machine does then takes from all servers alike.
             environ = {**VLLM_ENVIRONMENT, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            servers[name] = stack.enter_context(served(command, port, model, "/health", folder / name, environ))
+            servers[name] = stack.enter_context(
+                served(command, port, model, "/health", folder / name, environ)
+            )
         targets = [
             {"name": name, "url": server.url, "launch_command": {"from_pid": True}}
             for name, server in servers.items()
@@ -101,10 +112,21 @@ def measured(folder: Path, seconds: float) -> dict[str, str]:
         asking = [threading.Thread(target=ask, args=(server, done)) for server in servers.values()]
         for thread in asking:
             thread.start()
-        watch = [sys.executable, "-m", "brimline", "ab", "watch", *files, "--listen", f"127.0.0.1:{watch_port}"]
+        watch = [
+            sys.executable,
+            "-m",
+            "brimline",
+            "ab",
+            "watch",
+            *files,
+            "--listen",
+            f"127.0.0.1:{watch_port}",
+        ]
         with open(folder / "watch.log", "wb") as log:
             watching = subprocess.Popen(watch, stdout=log, stderr=log)
-        print(f"Prometheus {prometheus.url}, watch http://127.0.0.1:{watch_port}, ends {iso(start + seconds)}")
+        print(
+            f"Prometheus {prometheus.url}, watch http://127.0.0.1:{watch_port}, ends {iso(start + seconds)}"
+        )
         sys.stdout.flush()
         try:
             time.sleep(max(start + seconds + 60 - time.time(), 0))
@@ -159,7 +181,9 @@ def judged(folder: Path, file: Path) -> str:
     written = {form: folder / f"{file.stem}.{form}" for form in ("md", "html", "json", "txt")}
     command = [sys.executable, "-m", "brimline", "ab", "run", str(file)]
     outputs = ["--markdown", written["md"], "--html", written["html"]]
-    done = subprocess.run([*command, *outputs], capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"})
+    done = subprocess.run(
+        [*command, *outputs], capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"}
+    )
     written["txt"].write_text(f"{done.stdout}{done.stderr}\nexit status {done.returncode}\n")
     done = subprocess.run([*command, "--json"], capture_output=True, text=True)
     written["json"].write_text(done.stdout)

@@ -296,8 +296,8 @@ class Experiment:
 
     @property
     def block_edges(self) -> tuple[float, ...]:
-        """Where blocks begin and end, from the start on; only whole blocks."""
-        count = int((self.end - self.start) / self.block_length + 1e-9)
+        """Where blocks begin and end, from the start on; only whole blocks, none before the start."""
+        count = max(int((self.end - self.start) / self.block_length + 1e-9), 0)
         return tuple(self.start + place * self.block_length for place in range(count + 1))
 
     def selector(self, variant: Variant) -> str:
@@ -398,9 +398,10 @@ def _times(window: Window, source: Source, now: float) -> tuple[float, float]:
         raise source.error(("window",), "window needs one of `last: 6h` and `start: 2026-11-30T08:00:00Z`")
     end = now if window.end == "now" else _instant(window.end, source, "end")
     start = end - window.last if window.last is not None else _instant(window.start or "", source, "start")
-    if start >= end:
+    if start >= end and window.end != "now":
         raise source.error(("window",), "the window ends before it starts; swap its times")
-    return start, min(end, now)
+    # One that begins later holds nothing yet.
+    return start, max(min(end, now), start)
 
 
 def _instant(text: str, source: Source, key: str) -> float:

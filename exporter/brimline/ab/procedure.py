@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,7 @@ def judge(
                     baseline=blocks[experiment.baseline.name],
                     candidate=blocks[variant.name],
                     pairing=pairing,
+                    shared=[text for arms_, text in observations.shared if variant.name in arms_],
                 ),
                 mode,
                 noise_floor or {},
@@ -260,10 +262,29 @@ def _draft(two: Pair, mode: Mode, noise_floor: Mapping[str, float]) -> _Draft:
     return _Draft(
         pair=two,
         mode=mode,
-        guards=guards(two),
+        guards=tuple(_patient(guard, two.experiment, mode) for guard in guards(two)),
         measured=tuple(measured(metric, two, mode) for metric in metrics),
         noise_floor=noise_floor,
     )
+
+
+def _patient(guard: Guard, experiment: Experiment, mode: Mode) -> Guard:
+    """The guard, without refusing for servers that may still come.
+
+    A rollout begins before its first server answers: that is no reason to take it back. Looked at again and
+    again, a variant without servers is refused once as many blocks are over as it takes to say anything.
+    """
+    over = len(experiment.block_edges) - 1
+    if guard.name != "servers" or over >= (experiment.min_blocks if mode == "sequential" else 1):
+        return guard
+    if over == 0:
+        first = datetime.fromtimestamp(experiment.start + experiment.block_length, UTC)
+        waiting = f"no block of the window is over; the first ends at {first:%Y-%m-%d %H:%M:%S} UTC"
+    elif guard.passed is False:
+        waiting = f"{guard.detail} yet"
+    else:
+        return guard
+    return dataclasses.replace(guard, passed=None, detail=waiting)
 
 
 def _boot_error(two: Pair) -> float:
@@ -614,8 +635,11 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     if draft.mode == "sequential" and not experiment.is_short:
         least = max(least, LEAST_LOOKS)
     missing = max(least - count, 0)
+    waiting = [guard.detail for guard in draft.guards if guard.name == "servers" and guard.passed is None]
     stops: dict[Verdict, str] = {}
-    if not two.pairing.concurrent:
+    if waiting:
+        stops = dict.fromkeys(("worse", "pass", "better"), waiting[0])
+    elif not two.pairing.concurrent:
         stops = dict.fromkeys(("worse", "pass", "better"), "not_concurrent")
     elif missing:
         stops = dict.fromkeys(("worse", "pass", "better"), f"{count} blocks; at least {least} are needed")
@@ -625,15 +649,23 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     ]
     wanted = {metric.name: metric for metric in experiment.metrics if metric.kind == "static"}
     static = static_results(*two.arms, wanted)
-    unlike = {guard.name for guard in failed} & {"hardware", "model", "servers", "settings"}
+    unlike = {guard.name for guard in failed} & {"hardware", "model", "servers", "settings", "shared_servers"}
     if unlike:
         static = tuple(dataclasses.replace(row, verdict="not_comparable") for row in static)
     verdicts: list[Verdict] = [row.verdict for row in metrics if row.gate]
     verdicts += [row.verdict for row in static if row.gate]
     verdict = "not_comparable" if failed else inference.overall(verdicts)
+    is_early = bool(waiting) or (
+        missing and any(one.gate for one in experiment.metrics if one.kind != "static")
+    )
+    if is_early and verdict in ("better", "pass"):
+        # Gates of which nothing was sampled yet are left out: what a boot settled would decide alone.
+        verdict = "inconclusive"
     reasons = [f"{guard.name}: {guard.detail}" for guard in failed]
     if not failed:
-        if not two.pairing.concurrent:
+        if waiting:
+            reasons += waiting
+        elif not two.pairing.concurrent:
             reasons.append(
                 f"not_concurrent: the variants did not run at the same time. {swap_plan(experiment)}"
             )

@@ -12,9 +12,9 @@ import pytest
 
 from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, with_replica
 from brimline.ab.experiment import Experiment, parse
-from brimline.ab.observations import ArmObservations, Boot, Observations, wanted
+from brimline.ab.observations import Boot, Observations, wanted
 from brimline.ab.procedure import against_itself, judge, noise_floor_of, swap_plan
-from brimline.ab.result import Comparison, MetricResult, Report
+from brimline.ab.result import Comparison, MetricResult, Mode, Report
 from brimline.ab.series import EMPTY, Series
 
 HOUR = 3600.0
@@ -271,11 +271,46 @@ def test_nothing_read_is_no_verdict() -> None:
     assert "no server of a and b" in only(report).reasons[0]
 
 
-def test_a_window_shorter_than_a_block_is_no_verdict() -> None:
-    planned = experiment(hours=0.1)
-    observations = Observations(arms={name: ArmObservations(variant=name, replicas=()) for name in "ab"})
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+@pytest.mark.parametrize("hours", [-2.0, 0.0, 0.1])
+def test_a_window_that_has_not_begun_or_holds_no_block_yet_is_waited_for(hours: float, mode: Mode) -> None:
+    planned = experiment(hours=hours)
 
-    assert judge(planned, observations).blocks_used == 0
+    report = judge(planned, Observations(arms={}), mode=mode)
+
+    assert (report.verdict, report.blocks_used) == ("inconclusive", 0)
+    assert (
+        only(report).reasons[0] == "no block of the window is over; the first ends at 2023-11-14 22:28:20 UTC"
+    )
+
+
+@pytest.mark.parametrize(("hours", "verdict"), [(1.0, "inconclusive"), (1.5, "not_comparable")])
+def test_a_rollout_whose_server_is_still_to_come_is_not_taken_back_while_watched(
+    hours: float, verdict: str
+) -> None:
+    planned = experiment(hours=hours)
+    observations = observed(planned)
+    alone = replace(observations, arms={"a": observations.arms["a"]})
+
+    report = judge(planned, alone, mode="sequential")
+
+    assert report.verdict == verdict
+    assert "no server of b in the window" in only(report).reasons[0]
+    assert judge(planned, alone).verdict == "not_comparable"
+
+
+def test_what_a_boot_settled_does_not_pass_alone_before_there_are_blocks() -> None:
+    more = "metrics: [{name: kv_cache_capacity_bytes, gate: true, margin: 0.02}]\n"
+    planned = experiment(hours=0.5, more=more)
+    observations = observed(planned)
+    for name in "ab":
+        series = observations.arms[name].replicas[0].series
+        observations = with_replica(observations, name, 0, series=replace(series, counters={}, gauges={}))
+
+    report = judge(planned, observations, mode="sequential")
+
+    assert only(report).verdict == "inconclusive"
+    assert [one.verdict for one in only(report).static if one.gate] == ["pass"]
 
 
 def test_servers_of_which_no_sample_came_are_no_verdict() -> None:
