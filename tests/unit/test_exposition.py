@@ -119,6 +119,7 @@ def everything() -> Snapshot:
             requests_waiting_by_reason={"capacity": 1},
             requests_finished_total={"stop": 2},
             measured_memory_bytes={"weights": 3},
+            model_memory_bytes={"gpu": 4},
         ),
         **numbers,  # type: ignore[arg-type]
         **histograms,  # type: ignore[arg-type]
@@ -143,6 +144,7 @@ def everything() -> Snapshot:
         age_seconds=0.0,
         last_success=999.0,
         settings={"max_model_len": "4096"},
+        settings_complete=True,
         mismatches={"max_model_len": False},
         fingerprint="abc",
         config_changed=950.0,
