@@ -325,6 +325,14 @@ METRICS: tuple[Family, ...] = (
         lambda target: (((name, value), 1.0) for name, value in target.settings.items()),
         group="identity",
     ),
+    _target(
+        "target_settings_complete",
+        "1 where every launch flag that target_setting_info does not have is at the engine's default, "
+        "because the whole launch command is known or the server states all its settings; 0 where flags "
+        f"may be set that nobody sees. {_NOT_UP}",
+        lambda target: target.settings_complete,
+        group="identity",
+    ),
     _target_rows(
         "target_config_fingerprint_info",
         "1, with a digest of engine, version, models and settings; another digest is another "

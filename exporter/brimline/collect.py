@@ -109,6 +109,7 @@ class _Detected:
     token_count: float | None = None
     launch: Mapping[str, str] = field(default_factory=dict)
     launch_known: bool = False
+    unread_config: bool = False
     is_outdated: bool = False
 
 
@@ -473,7 +474,7 @@ class TargetReader:
         patience = in_daemon_thread(lambda: self._launch(adapter, problems), "launch")
         await asyncio.wait([patience], timeout=MODEL_PATIENCE)
         if patience.done():
-            detected.launch, detected.launch_known = patience.result()
+            detected.launch, detected.launch_known, detected.unread_config = patience.result()
         else:
             problems = [
                 Problem("launch_command", "the process list is slow to read; the launch command is not known")
@@ -516,14 +517,14 @@ class TargetReader:
         cure = "set metrics_path" if self.target.metrics_path is None else "correct or remove metrics_path"
         raise SourceError("not_found", f"{self.target.url} has no page at {tried}; {cure}")
 
-    def _launch(self, adapter: Adapter, problems: list[Problem]) -> tuple[dict[str, str], bool]:
-        """Declared launch settings, and whether the whole command line is known."""
+    def _launch(self, adapter: Adapter, problems: list[Problem]) -> tuple[dict[str, str], bool, bool]:
+        """Declared launch settings, whether the command line is known, and names a file that is not read."""
         target = self.target
         words: list[str] = []
         if target.launch is not None:
             settings = {name: normalize(name, value) for name, value in target.launch.items()}
             problems += [Problem("launch_command", doubt) for doubt in misspelt(settings, adapter)]
-            return settings, True
+            return settings, True, False
         if isinstance(target.launch_command, str):
             try:
                 words = split_command(target.launch_command)
@@ -542,10 +543,11 @@ class TargetReader:
                 why = f"no visible process that listens on port {target.port} was started as {adapter.title}"
                 problems.append(Problem("launch_command", f"{why}; write the command down instead"))
         settings = parse_launch(words, adapter) if words else {}
-        if words and config_file(words, adapter) is not None:  # of another file system, as a rule
+        unread_config = bool(words) and config_file(words, adapter) is not None
+        if unread_config:  # of another file system, as a rule
             why = "the file of settings that the launch command names is not read; write them in launch"
             problems.append(Problem("launch_command", why))
-        return settings, bool(words)
+        return settings, bool(words), unread_config
 
     # --- understanding ---
 
@@ -576,6 +578,8 @@ class TargetReader:
             reading=reading,
             problems=tuple(problems),
             settings=settings,
+            settings_complete=adapter.states_launch(reading.settings)
+            or (detected.launch_known and not detected.unread_config),
             mismatches=mismatches(declared, live),
             declared=declared,
             fingerprint=fingerprint,

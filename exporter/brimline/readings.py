@@ -446,6 +446,7 @@ class TargetSnapshot:
     up: the metrics page was read and understood in this round (or within min_interval). Where it is False,
     reading is None: nothing old is ever handed on.
     settings: declared and live settings together, the live ones winning.
+    settings_complete: every flag that settings do not have is at its engine's default; None while it is down.
     mismatches: for each setting that is both declared and live, whether the two differ.
     gpus: the GPUs that belong to it, with their rank.
     footprint: what it should use; None where its model or settings are not known. memory_notes: why not, and
@@ -466,6 +467,7 @@ class TargetSnapshot:
     age_seconds: float | None = None
     last_success: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    settings_complete: bool | None = None
     mismatches: Mapping[str, bool] = field(default_factory=dict)
     declared: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None

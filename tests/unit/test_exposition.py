@@ -146,6 +146,7 @@ def everything() -> Snapshot:
         age_seconds=0.0,
         last_success=999.0,
         settings={"max_model_len": "4096"},
+        settings_complete=True,
         mismatches={"max_model_len": False},
         fingerprint="abc",
         config_changed=950.0,
