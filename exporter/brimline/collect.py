@@ -27,11 +27,14 @@ from brimline.engines import (
     METRICS_PATHS,
     Adapter,
     Endpoint,
-    Evidence,
+    adapter_of,
     describe_foreign_page,
     engine_of_models,
+    engine_of_queue,
     engines_on,
+    evidence_of,
     identify,
+    page_paths,
 )
 from brimline.engines.families import clean_label
 from brimline.engines.launch import (
@@ -44,7 +47,7 @@ from brimline.engines.launch import (
     starts,
 )
 from brimline.errors import EngineError, FootprintError, SourceError
-from brimline.exposition_text import Page, scan
+from brimline.exposition_text import Page
 from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
 from brimline.listeners import Listeners
@@ -190,6 +193,7 @@ class TargetReader:
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
+        self._queue_owner: tuple[str, Mapping[str, Any]] | None = None
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
         self._ranks: tuple[str, ...] = ()
@@ -269,6 +273,8 @@ class TargetReader:
         if reason in ("not_found", "not_an_engine", "wrong_engine", "metrics_disabled", "connection", "dns"):
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
+        if reason in ("connection", "dns"):
+            self._queue_owner = None
         self._log_change(False, reason, detail)
         snapshot = self._snapshot(
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
@@ -355,11 +361,10 @@ class TargetReader:
         }
         if self.keep_raw:
             self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
-        page = scan(answer.body, detected.adapter.wanted)
-        if self._is_foreign(page, answer.body, detected.adapter):
+        evidence = evidence_of(detected.adapter, answer.body, documents, answer.headers, detected.launch)
+        if self._is_foreign(evidence.page, answer.body, detected.adapter):
             self._detected = None
             return await self._read()  # says what answers there now
-        evidence = Evidence(page, documents, answer.headers, detected.launch)
         reading = detected.adapter.read(evidence)
         if self._has_restarted(detected, reading):
             self._detected = None
@@ -451,12 +456,12 @@ class TargetReader:
             if wanted == "auto" and not documents:
                 await self._read_documents(known, ASKED_FIRST)
                 self._found = (dict(known.documents), None)
-            hint = engine_of_models(known.documents.get("/v1/models")) if wanted == "auto" else wanted
+            hint = self._hint(known.documents) if wanted == "auto" else wanted
             if self.target.metrics_path is not None:
                 paths: Sequence[str] = (self.target.metrics_path,)
             else:
-                paths = ENGINES[hint].metrics_paths if hint is not None else METRICS_PATHS
-            adapter, answer = await self._find_page(paths, hint)
+                paths = ENGINES[hint].metrics_paths if hint is not None else page_paths()
+            adapter, answer = await self._find_page(paths, hint, known.documents)
             self._found = (dict(known.documents), (adapter, answer.path))
         else:
             adapter, path = found
@@ -485,7 +490,16 @@ class TargetReader:
         self._found = ({}, None)
         return detected, answer
 
-    async def _find_page(self, paths: Sequence[str], hint: str | None) -> tuple[Adapter, Answer]:
+    def _hint(self, documents: Mapping[str, Any]) -> str | None:
+        """The engine that the server names, or whose queue was read here before; None where nothing tells."""
+        named = engine_of_models(documents.get("/v1/models"))
+        if named is None and self._queue_owner is not None and self._queue_owner[1] == documents:
+            return self._queue_owner[0]
+        return named
+
+    async def _find_page(
+        self, paths: Sequence[str], hint: str | None, documents: Mapping[str, Any]
+    ) -> tuple[Adapter, Answer]:
         refusal: SourceError | None = None
         for path in paths:
             try:
@@ -498,24 +512,32 @@ class TargetReader:
                 continue
             if self.keep_raw:
                 self.raw = Raw(self._clock(), path, answer.headers, answer.body, {})
+            if (owner := engine_of_queue(answer.body)) is not None and self.target.metrics_path is None:
+                # From now on only that engine's own page is asked for: no other reader must lose more.
+                self._queue_owner = (owner, dict(documents))
+                raise self._without_metrics(ENGINES[owner], f"{path} is a queue of its own, not its metrics")
             try:
-                return ENGINES[identify(answer.body, self.target.engine)], answer
+                engine = identify(answer.body, self.target.engine)
+                return adapter_of(engine, answer.body), answer
             except EngineError as error:
-                refusal = error
+                if not isinstance(refusal, EngineError) or path in METRICS_PATHS:
+                    refusal = error  # a path of one engine alone says nothing of what else it may be
                 if hint is not None and self.target.engine == "auto":
-                    title = ENGINES[hint].title
-                    raise EngineError(
-                        "metrics_disabled",
-                        f"/v1/models says this is {title}, but {path} has none of its metrics: "
-                        f"{describe_foreign_page(answer.body)}; start it with its statistics on",
-                    ) from None
+                    why = f"{path} has none of its metrics: {describe_foreign_page(answer.body)}"
+                    raise self._without_metrics(ENGINES[hint], why) from None
         if isinstance(refusal, EngineError):
             raise refusal
         tried = ", ".join(paths)
         if refusal is not None and refusal.reason != "not_found":
             raise refusal
+        if hint is not None and self.target.engine == "auto" and self.target.metrics_path is None:
+            raise self._without_metrics(ENGINES[hint], f"there is no page at {tried}")
         cure = "set metrics_path" if self.target.metrics_path is None else "correct or remove metrics_path"
         raise SourceError("not_found", f"{self.target.url} has no page at {tried}; {cure}")
+
+    def _without_metrics(self, adapter: Adapter, why: str) -> EngineError:
+        cure = f"; start it {adapter.metrics_switch}" if adapter.metrics_switch else ""
+        return EngineError("metrics_disabled", f"{self.target.url} is {adapter.title}, but {why}{cure}")
 
     def _launch(self, adapter: Adapter, problems: list[Problem]) -> tuple[dict[str, str], bool, bool]:
         """Declared launch settings, whether the command line is known, and names a file that is not read."""

@@ -122,6 +122,7 @@ def everything() -> Snapshot:
             requests_waiting_by_reason={"capacity": 1},
             requests_finished_total={"stop": 2},
             measured_memory_bytes={"weights": 3},
+            model_memory_bytes={"gpu": 4},
         ),
         **numbers,  # type: ignore[arg-type]
         **histograms,  # type: ignore[arg-type]
