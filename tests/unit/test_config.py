@@ -175,7 +175,7 @@ MISTAKES = {
     "missing-name": "2: targets[0]: the key 'name' is missing; add it",
     "missing-url": "3: targets[0]: the key 'url' is missing; add it",
     "missing-username": "4: targets[0].basic_auth: the key 'username' is missing; add it",
-    "name-is-a-number": "2: targets[0].name: found the number 7; write text",
+    "name-is-a-number": "2: targets[0].name: found the number 5; write text",
     "name-is-no-label": f"2: target name 'my server' {NO_LABEL}",
     "name-is-empty": f"2: target name '' {NO_LABEL}",
     "duplicate-target-name": "4: the target name 'a' stands twice (first on line 2); rename one",
