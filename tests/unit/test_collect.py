@@ -847,6 +847,28 @@ def test_a_command_line_shows_known_flags_only() -> None:
     assert secret not in mask_command(command.replace(f"--unheard-of {secret}", ""))
 
 
+@pytest.mark.parametrize(
+    ("settings", "complete"),
+    [
+        ({}, False),
+        ({"launch_command": "vllm serve m -tp 2"}, True),
+        ({"launch": {"tensor_parallel_size": 2}}, True),
+        ({"launch_command": "vllm serve m --config /etc/vllm.yaml"}, False),
+    ],
+)
+def test_flags_that_are_not_shown_are_at_their_defaults_where_the_whole_command_is_known(
+    settings: dict[str, Any], complete: bool
+) -> None:
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("t", server, **settings)) as collector:
+            return await collector.snapshot()
+
+    with FakeServer(FakeVllm().routes()) as server:
+        snapshot = asyncio.run(scenario(server))
+
+    assert one_of(snapshot, "t").settings_complete is complete
+
+
 def test_a_reload_during_a_round_asks_the_server_once() -> None:
     gate, vllm = threading.Event(), FakeVllm(generation_tokens=6)
 
