@@ -93,6 +93,9 @@ DOCUMENT_TIMEOUT = 2.0
 # Several replicas behind one address look like a restart in each scrape: no more than so many in so long.
 REDETECT_AFTER = 30.0
 MAX_RESTARTS = 3
+# A server that takes longer for its page is busy with it, which its users may notice: worth a word, and an
+# alert (BrimlineTargetSlow), but never a reason to look less often unasked.
+SLOW_SECONDS = 1.0
 # How long the GPUs that a file or the listening process names are taken as known.
 GPU_SOURCE_MAX_AGE = 10.0
 
@@ -172,6 +175,7 @@ class TargetReader:
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
         self._defect: str | None = None
+        self._is_slow = False
         self._troubles: frozenset[str] = frozenset()
         self._last_success: float | None = None
         self._fingerprint: str | None = None
@@ -245,6 +249,7 @@ class TargetReader:
             at, kept = self._kept
             return dataclasses.replace(kept, age_seconds=started - at) if kept.up else kept
         self._client.trace.clear()
+        is_known = self._detected is not None
         try:
             async with asyncio.timeout(self.timeout):
                 snapshot = await self._read()
@@ -262,6 +267,8 @@ class TargetReader:
         )
         self._kept = (started, snapshot)
         self._log_change(True, "")
+        if is_known:  # else it was asked for more than its page
+            self._log_slowness(snapshot.duration_seconds)
         return snapshot
 
     def failed(self, reason: str, detail: str, started: float, *, keep: bool = True) -> TargetSnapshot:
@@ -323,6 +330,17 @@ class TargetReader:
             logger.info("target=%s state=up", self.target.name)
         else:
             logger.warning("target=%s state=down reason=%s detail=%r", self.target.name, reason, detail)
+
+    def _log_slowness(self, seconds: float | None) -> None:
+        is_slow = seconds is not None and seconds > SLOW_SECONDS
+        if self._quiet or self._is_slow == is_slow:
+            return
+        self._is_slow = is_slow
+        if is_slow:
+            why = "its page takes longer than a second; min_interval asks for it less often"
+            logger.warning("target=%s slow=true seconds=%.2f detail=%r", self.target.name, seconds, why)
+        else:
+            logger.info("target=%s slow=false seconds=%.2f", self.target.name, seconds)
 
     def _log_troubles(self, snapshot: TargetSnapshot) -> None:
         """A line for each problem that a target has newly while it is up."""

@@ -19,6 +19,7 @@ from brimline import __version__
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512
+MAX_UNFETCHED_BYTES = 64 << 20
 
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -33,11 +34,14 @@ class ConnectionLimits:
     """What clients may take of the port.
 
     header_seconds: until a header is complete, from its first byte or from the connection's opening.
-    idle_seconds: between two requests. connections: open at once.
+    idle_seconds: between two requests. fetch_seconds: until an answer is fetched that is more than the
+    sockets take. unfetched_bytes: of all such answers together. connections: open at once.
     """
 
     header_seconds: float = 10.0
     idle_seconds: float = 75.0
+    fetch_seconds: float = 30.0
+    unfetched_bytes: int = MAX_UNFETCHED_BYTES
     connections: int = MAX_CONNECTIONS
 
     @classmethod
@@ -92,9 +96,10 @@ def _is_our_fault(record: logging.LogRecord) -> bool:
 class _Connections:
     """The open connections, none of which is held for nothing.
 
-    aiohttp has a time limit for a connection between two requests, but none for the header of a request, and
-    no limit on how many there are. At the limit the one that has waited longest gives way; a connection whose
-    request is being handled never does, but one whose answer is not being fetched does.
+    aiohttp has a time limit for a connection between two requests, but none for the header of a request or
+    for fetching an answer, and no limit on how many there are. At the limit the one that has waited longest
+    gives way; a connection whose request is being handled never does, but one whose answer is not being
+    fetched does.
     """
 
     def __init__(self, limits: ConnectionLimits, guard: Guard | None = None) -> None:
@@ -102,6 +107,7 @@ class _Connections:
         self.guard = guard
         self.waiting: dict[_Connection, None] = {}  # an ordered set: who has waited longest comes first
         self._open: dict[web.RequestHandler, _Connection] = {}
+        self._unfetched: dict[_Connection, int] = {}  # bytes; who began to fetch first comes first
         self._full = False
 
     @web.middleware
@@ -138,6 +144,15 @@ class _Connections:
         longest_waiting.abort()
         return True
 
+    def unfetched(self, connection: _Connection, size_bytes: int) -> None:
+        """An answer waits for its client. Beyond the limit those that have waited longest are given up."""
+        self._unfetched[connection] = size_bytes
+        while sum(self._unfetched.values()) > self.limits.unfetched_bytes and len(self._unfetched) > 1:
+            next(iter(self._unfetched)).abort()
+
+    def fetched(self, connection: _Connection) -> None:
+        self._unfetched.pop(connection, None)
+
     def add(self, handler: web.RequestHandler, connection: _Connection) -> None:
         self._open[handler] = connection
         self.waiting[connection] = None
@@ -147,6 +162,7 @@ class _Connections:
 
     def remove(self, handler: web.RequestHandler, connection: _Connection) -> None:
         self._open.pop(handler, None)
+        self._unfetched.pop(connection, None)
         self.waiting.pop(connection, None)
         if self._full and len(self._open) < self.limits.connections / 2:
             self._full = False
@@ -170,6 +186,7 @@ class _Connection(asyncio.Protocol):
         self._handler: web.RequestHandler | None = None
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._fetch_timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._received_while_busy = False
         self._opening: asyncio.Task[None] | None = None
@@ -260,10 +277,16 @@ class _Connection(asyncio.Protocol):
             self._handler.eof_received()
 
     def pause_writing(self) -> None:
-        if self._handler is not None:
-            self._handler.pause_writing()
+        if self._handler is None or self._transport is None:
+            return
+        self._handler.pause_writing()
+        loop = asyncio.get_running_loop()
+        self._fetch_timer = loop.call_later(self._connections.limits.fetch_seconds, self.abort)
+        self._connections.unfetched(self, self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
+        self._stop_fetch_timer()
+        self._connections.fetched(self)
         if self._handler is not None:
             self._handler.resume_writing()
 
@@ -302,8 +325,14 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _stop_fetch_timer(self) -> None:
+        if self._fetch_timer is not None:
+            self._fetch_timer.cancel()
+            self._fetch_timer = None
+
     def _forget(self) -> None:
         self._stop_timer()
+        self._stop_fetch_timer()
         if self._handler is not None:
             self._connections.remove(self._handler, self)
 
