@@ -325,6 +325,14 @@ METRICS: tuple[Family, ...] = (
         lambda target: (((name, value), 1.0) for name, value in target.settings.items()),
         group="identity",
     ),
+    _target(
+        "target_settings_complete",
+        "1 where every launch flag that target_setting_info does not have is at the engine's default, "
+        "because the whole launch command is known or the server states all its settings; 0 where flags "
+        f"may be set that nobody sees. {_NOT_UP}",
+        lambda target: target.settings_complete,
+        group="identity",
+    ),
     _target_rows(
         "target_config_fingerprint_info",
         "1, with a digest of engine, version, models and settings; another digest is another "
@@ -586,6 +594,14 @@ METRICS: tuple[Family, ...] = (
         "measured_memory_bytes",
         f"Memory of a component on each GPU of this rank, as the engine itself measured it. {_NOT_SAID}",
         label="component",
+        group="reconciliation",
+    ),
+    _rank_by(
+        "model_memory_bytes",
+        "Memory that the engine counts for a loaded model: weights, KV cache and buffers together (Ollama). "
+        "place: gpu, all GPUs together, or host, main memory, where the CPU works on it. "
+        f"{_NOT_SAID}",
+        label="place",
         group="reconciliation",
     ),
     # prediction

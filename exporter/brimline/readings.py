@@ -75,6 +75,7 @@ class RankReading:
     """What one engine core (one data-parallel rank) of one model says of itself.
 
     measured_memory_bytes: by component, on each GPU of the rank, where the engine itself measures it.
+    model_memory_bytes: of all that the model takes together, by place: `gpu`, on all of them, and `host`.
     kv_cache_bytes_computed: the cache's bytes are tokens times the bytes that are predicted for one. No
     measurement; blocks that the server counted, times the bytes of one, pass for one.
     """
@@ -104,6 +105,7 @@ class RankReading:
     kv_cache_max_concurrency_requests: float | None = None
     max_model_len_tokens: float | None = None
     measured_memory_bytes: Mapping[str, float] | None = None
+    model_memory_bytes: Mapping[str, float] | None = None
     time_to_first_token_seconds: Histogram | None = None
     inter_token_latency_seconds: Histogram | None = None
     request_e2e_latency_seconds: Histogram | None = None
@@ -446,6 +448,7 @@ class TargetSnapshot:
     up: the metrics page was read and understood in this round (or within min_interval). Where it is False,
     reading is None: nothing old is ever handed on.
     settings: declared and live settings together, the live ones winning.
+    settings_complete: every flag that settings do not have is at its engine's default; None while it is down.
     mismatches: for each setting that is both declared and live, whether the two differ.
     gpus: the GPUs that belong to it, with their rank.
     footprint: what it should use; None where its model or settings are not known. memory_notes: why not, and
@@ -466,6 +469,7 @@ class TargetSnapshot:
     age_seconds: float | None = None
     last_success: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    settings_complete: bool | None = None
     mismatches: Mapping[str, bool] = field(default_factory=dict)
     declared: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None

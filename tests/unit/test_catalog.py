@@ -33,6 +33,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     ),
     "model_info": ("target", "model"),
     "target_setting_info": ("target", "setting", "value"),
+    "target_settings_complete": ("target",),
     "target_config_fingerprint_info": ("target", "fingerprint"),
     "target_gpu_info": ("target", "gpu", "rank"),
     "gpu_info": ("gpu", "index", "name", "driver", "memory_api"),

@@ -22,7 +22,7 @@ from brimline.ab.observations import ArmObservations, Observations, wanted
 from brimline.ab.replicas import Tables, named, read_the_same, replica_of, without_second_exporters
 from brimline.ab.rows import PREFIX, Key, Table, label, quantity_of
 from brimline.ab.saved_series import load
-from brimline.ab.series import Series, scrape_interval
+from brimline.ab.series import Floats, Series, largest, scrape_interval
 from brimline.errors import ConfigError, DataSourceError
 from brimline.prometheus_api import (
     MAX_CHUNK_SECONDS,
@@ -54,7 +54,7 @@ PARTS_GUESSED = 16
 USUAL_INTERVAL = 15.0
 
 _BY_BOOT = ("target_config_fingerprint_info", "target_start_time_seconds")
-_LAST_OF_TARGETS = ("model_info", "target_setting_info")
+_LAST_OF_TARGETS = ("model_info", "target_setting_info", "target_settings_complete")
 _LAST_OF_EXPORTERS = ("gpu_info", "gpu_memory_total_bytes", "target_gpu_info")
 
 # done, total, what
@@ -143,7 +143,7 @@ async def observe(
         for arm in arms
     )
     infos = {arm.name: Table(rows.rows) for arm, rows in zip(arms, answers, strict=True)}
-    members = _members(experiment, arms, infos, ask)
+    members, shared = _members(experiment, arms, infos, ask)
     interval = scrape_interval(
         series.times
         for arm, keys in members.items()
@@ -159,11 +159,10 @@ async def observe(
     for one, other in combinations(arms, 2):
         for key in members[one.name]:
             for second in members[other.name]:
-                if read_the_same(key, second, tables):
-                    ask.note(
-                        f"{key.target} is in both arms: for {one.name} as {key.instance} reads it, "
-                        f"for {other.name} as {second.instance} does; it cannot be compared with itself"
-                    )
+                if key != second and read_the_same(key, second, tables):
+                    first = f"{key.target} is in {one.name} as {key.instance} reads it"
+                    said = f"{first}, and in {other.name} as {second.instance} does"
+                    shared.append((frozenset({one.name, other.name}), said))
     observed = {}
     for arm, metrics in zip(arms, own_metrics, strict=True):
         replicas = {}
@@ -182,6 +181,7 @@ async def observe(
         scrape_interval=interval if np.isfinite(interval) else None,
         queries=tuple(ask.queries),
         gaps=tuple(ask.gaps),
+        shared=tuple(shared),
         simulated=any(
             label(part, "simulated") == "true"
             for keys in members.values()
@@ -249,30 +249,48 @@ class _Questions:
 
 def _members(
     experiment: Experiment, arms: Sequence[Variant], infos: Mapping[str, Table], ask: _Questions
-) -> dict[str, list[Key]]:
-    """The servers of each arm. Who changes arms stays in the first: labels move when a rollout ends."""
-    belongs: dict[Key, list[tuple[float, str]]] = {}
+) -> tuple[dict[str, list[Key]], list[tuple[frozenset[str], str]]]:
+    """The servers of each arm, and those that two of them have at one time.
+
+    Who changes arms stays in the first: labels move when a rollout ends.
+    """
+    belongs: dict[Key, list[tuple[float, str, Floats]]] = {}
     for arm in arms:
         keys = infos[arm.name].keys("target_info")
         for key in keys:
-            parts = infos[arm.name].parts("target_info", key)
-            belongs.setdefault(key, []).append((min(float(s.times[0]) for s in parts.values()), arm.name))
+            times = largest(list(infos[arm.name].parts("target_info", key).values())).times
+            belongs.setdefault(key, []).append((float(times[0]), arm.name, times))
         if not keys:
             ask.note(
                 f"{arm.name}: no brimline_target_info{{{experiment.selector(arm)}}} within the window; "
                 "check the selector, and experiment and variant in the exporter's configuration"
             )
     members: dict[str, list[Key]] = {arm.name: [] for arm in arms}
+    shared = []
     for key, since in sorted(belongs.items()):
-        first = min(since)[1]
+        since.sort(key=lambda one: one[:2])
+        at_once = [
+            (one, other)
+            for (_, one, seen), (_, other, too) in combinations(since, 2)
+            if len(np.intersect1d(seen, too))
+        ]
+        if at_once:
+            for name in dict.fromkeys(name for pair in at_once for name in pair):
+                members[name].append(key)
+            shared += [
+                (frozenset(pair), f"{key.target} ({key.instance}) is in {pair[0]} and in {pair[1]}")
+                for pair in at_once
+            ]
+            continue
+        first = since[0][1]
         members[first].append(key)
         if len(since) > 1:
-            others = ", ".join(name for _, name in sorted(since) if name != first)
+            others = ", ".join(name for _, name, _ in since if name != first)
             ask.note(
                 f"{key.target} ({key.instance}) is labelled {first} and {others} within the window; "
                 f"it is counted for {first}, where it was first"
             )
-    return members
+    return members, shared
 
 
 def _note_missing(experiment: Experiment, arm: ArmObservations, ask: _Questions) -> None:

@@ -35,6 +35,10 @@ MOSTLY_WAITING, SELDOM_WAITING = 0.5, 0.1
 COLD_POOL_SHORTFALL = 0.03
 OTHER_PROCESSES_BYTES = 512 << 20
 
+# A flag that nobody set.
+DEFAULT = "its default"
+# Of settings that are not known, so many are named in a sentence.
+MOST_NAMES = 6
 # What a server makes of its settings, and names that change nothing in it: no part of what is held fixed.
 NOT_HELD_FIXED = frozenset(
     {
@@ -69,12 +73,16 @@ OFFERED_LOAD = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """What the guards look at: two arms over the cells in which they are held against each other."""
+    """What the guards look at: two arms over the cells in which they are held against each other.
+
+    shared: for each server that the candidate has in common with another arm, which.
+    """
 
     experiment: Experiment
     baseline: ArmBlocks
     candidate: ArmBlocks
     pairing: Pairing
+    shared: Sequence[str] = ()
 
     @property
     def arms(self) -> tuple[ArmObservations, ArmObservations]:
@@ -142,6 +150,19 @@ def _servers(pair: Pair) -> Guard:
         passed=True,
         detail=", ".join(f"{arm.variant}: {len(arm.replicas)}" for arm in pair.arms),
     )
+
+
+def _shared_servers(pair: Pair) -> Guard:
+    """A server that two selectors choose would be compared with itself."""
+    if pair.shared:
+        return Guard(
+            name="shared_servers",
+            passed=False,
+            detail="; ".join(pair.shared),
+            cure='give the variants selectors that no server meets twice, such as `variant="…"` or '
+            '`target="…"`',
+        )
+    return Guard(name="shared_servers", passed=True, detail="no server is in two variants")
 
 
 def _hardware(pair: Pair) -> Guard:
@@ -215,18 +236,28 @@ def _model(pair: Pair) -> Guard:
     return Guard(name="model", passed=True, detail="; ".join([", ".join(models[0]), *engines[0]]))
 
 
-def settings_of(arm: ArmObservations) -> dict[str, set[str]]:
-    """Every value that each setting has in an arm."""
-    values: dict[str, set[str]] = {}
-    for replica in arm.replicas:
-        for name, value in replica.settings.items():
-            values.setdefault(name, set()).add(value)
-    return values
+def _settings_of(*arms: ArmObservations) -> list[dict[str, set[str]]]:
+    """For each arm every value that each setting is known to have.
+
+    Where all of them run one version of one engine, a flag that is not set has its default in each of them;
+    what that is may have changed from one version to the next.
+    """
+    versions = {(replica.engine, replica.engine_version) for arm in arms for replica in arm.replicas}
+    of_arms = []
+    for arm in arms:
+        values: dict[str, set[str]] = {}
+        for replica in arm.replicas:
+            for name, value in replica.settings.items():
+                values.setdefault(name, set()).add(value)
+            for name in replica.default_settings if len(versions) == 1 else ():
+                values.setdefault(name, set()).add(DEFAULT)
+        of_arms.append(values)
+    return of_arms
 
 
 def differing_settings(baseline: ArmObservations, candidate: ArmObservations) -> list[tuple[str, str, str]]:
-    """Settings that both arms say and that differ: name, the baseline's, the candidate's."""
-    first, second = settings_of(baseline), settings_of(candidate)
+    """Settings that are known of both arms and that differ: name, the baseline's, the candidate's."""
+    first, second = _settings_of(baseline, candidate)
     return [
         (name, ", ".join(sorted(first[name])), ", ".join(sorted(second[name])))
         for name in sorted(first.keys() & second.keys())
@@ -237,7 +268,7 @@ def differing_settings(baseline: ArmObservations, candidate: ArmObservations) ->
 def _settings(pair: Pair) -> Guard:
     """Undeclared differences, or none where one was declared."""
     treatment = set(pair.experiment.treatment)
-    first, second = (settings_of(arm) for arm in pair.arms)
+    first, second = _settings_of(*pair.arms)
     uneven = [
         f"{name} in {arm.variant} ({', '.join(sorted(values[name]))})"
         for arm, values in zip(pair.arms, (first, second), strict=True)
@@ -273,20 +304,40 @@ def _settings(pair: Pair) -> Guard:
             detail=f"the treatment is the same in both: {', '.join(sorted(known))}",
             cure="look at which servers the selectors choose, and at the servers' command lines",
         )
-    unverified = sorted(
-        ((first.keys() ^ second.keys()) - NOT_HELD_FIXED)
-        | (treatment - known - _OF_THE_MODEL - {"engine", "engine_version"})
-        | {name for _, replica in _replicas(pair) for name in replica.unpublished_settings}
+    # What was to be tested first, then what one of them states, then what neither does.
+    unverified = dict.fromkeys(
+        (
+            *sorted(treatment - known - _OF_THE_MODEL - {"engine", "engine_version"}),
+            *sorted((first.keys() ^ second.keys()) - NOT_HELD_FIXED),
+            *sorted({name for _, replica in _replicas(pair) for name in replica.unpublished_settings}),
+        )
     )
     if unverified or not (first and second):
-        what = ", ".join(unverified) if unverified else "no settings are known"
         return Guard(
             name="settings",
             passed=None,
-            detail=f"not verified, since the engine does not publish them in both: {what}",
-            cure="write how the servers were launched into the sidecars' targets (`launch:`)",
+            detail=_unverified(tuple(unverified)) if unverified else "no settings are known",
+            cure="write how the servers were launched into the sidecars' targets: `launch_command:`, or "
+            "`{from_pid: true}` where the process is visible",
+            names=tuple(unverified),
         )
-    return Guard(name="settings", passed=True, detail=f"{len(first)} settings; only the treatment differs")
+    stated = sum(values != {DEFAULT} for values in first.values())
+    return Guard(
+        name="settings",
+        passed=True,
+        detail=f"{stated} settings"
+        + (", all others at their defaults" if stated < len(first) else "")
+        # Without a treatment nothing is meant to differ.
+        + ("; only the treatment differs" if treatment else "; none differs"),
+    )
+
+
+def _unverified(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        listed += f" and {len(names) - MOST_NAMES} more (--json has all)"
+    what = "1 setting is" if len(names) == 1 else f"{len(names)} settings are"
+    return f"{what} not known of both: {listed}"
 
 
 def is_cold(replica: ReplicaObservations) -> bool | None:
@@ -543,6 +594,7 @@ def _neighbours(pair: Pair) -> Guard:
 
 _CHECKS: Sequence[Callable[[Pair], Guard]] = (
     _servers,
+    _shared_servers,
     _hardware,
     _model,
     _settings,

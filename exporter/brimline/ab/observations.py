@@ -54,7 +54,8 @@ class ReplicaObservations:
     value that its start time took, seconds since the epoch, also one before the window; empty where it does
     not say. changes: times at which its configuration fingerprint became another. settings: by name, only
     what the engine publishes or the sidecar was told. unpublished_settings: names that the engine has but
-    does not say. other_processes_bytes: memory of processes that are no target's, on its GPUs together.
+    does not say, and that nobody declared. default_settings: those that are at its default, because all that
+    was set is known. other_processes_bytes: memory of processes that are no target's, on its GPUs together.
     """
 
     series: Replica
@@ -64,6 +65,7 @@ class ReplicaObservations:
     fingerprint: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     unpublished_settings: Sequence[str] = ()
+    default_settings: Sequence[str] = ()
     engine: str | None = None
     engine_version: str | None = None
     models: Sequence[str] = ()
@@ -90,7 +92,8 @@ class Observations:
     """All arms by the variant's name.
 
     scrape_interval: seconds; None where it is to be taken from the samples. gaps: what could not be
-    fetched, for the report. queries: what was asked of Prometheus.
+    fetched, for the report. queries: what was asked of Prometheus. shared: for each server that two arms
+    have, these and a sentence.
     """
 
     arms: Mapping[str, ArmObservations]
@@ -98,6 +101,7 @@ class Observations:
     queries: Sequence[str] = ()
     gaps: Sequence[str] = ()
     simulated: bool = False
+    shared: Sequence[tuple[frozenset[str], str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,7 @@ def judge(
                     baseline=blocks[experiment.baseline.name],
                     candidate=blocks[variant.name],
                     pairing=pairing,
+                    shared=[text for arms_, text in observations.shared if variant.name in arms_],
                 ),
                 mode,
                 noise_floor or {},
@@ -648,12 +649,18 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     ]
     wanted = {metric.name: metric for metric in experiment.metrics if metric.kind == "static"}
     static = static_results(*two.arms, wanted)
-    unlike = {guard.name for guard in failed} & {"hardware", "model", "servers", "settings"}
+    unlike = {guard.name for guard in failed} & {"hardware", "model", "servers", "settings", "shared_servers"}
     if unlike:
         static = tuple(dataclasses.replace(row, verdict="not_comparable") for row in static)
     verdicts: list[Verdict] = [row.verdict for row in metrics if row.gate]
     verdicts += [row.verdict for row in static if row.gate]
     verdict = "not_comparable" if failed else inference.overall(verdicts)
+    is_early = bool(waiting) or (
+        missing and any(one.gate for one in experiment.metrics if one.kind != "static")
+    )
+    if is_early and verdict in ("better", "pass"):
+        # Gates of which nothing was sampled yet are left out: what a boot settled would decide alone.
+        verdict = "inconclusive"
     reasons = [f"{guard.name}: {guard.detail}" for guard in failed]
     if not failed:
         if waiting:

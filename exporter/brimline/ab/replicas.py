@@ -77,6 +77,7 @@ def replica_of(
         )
     )
 
+    absent, complete = _absent(engine, settings, last, key)
     own = sorted({label(part, "gpu") for part in newest(last.parts("target_gpu_info", key))})
     shared = {
         label(part, "gpu"): other.target
@@ -107,7 +108,8 @@ def replica_of(
         changes=np.array(changes),
         fingerprint=said[-1] if said else None,
         settings=settings,
-        unpublished_settings=_unpublished(engine, settings),
+        unpublished_settings=() if complete else absent,
+        default_settings=absent if complete else (),
         engine=engine,
         engine_version=version,
         models=sorted({label(part, "model") for part in newest(last.parts("model_info", key))}),
@@ -178,11 +180,14 @@ def _last_said(parts: Parts, name: str) -> str | None:
     return next((value for value in reversed(said) if value), None)
 
 
-def _unpublished(engine: str | None, settings: Mapping[str, str]) -> list[str]:
+def _absent(engine: str | None, settings: Mapping[str, str], last: Table, key: Key) -> tuple[list[str], bool]:
+    """The engine's flags that no setting is of, and whether they are known to be at its defaults."""
     adapter = ENGINES.get(engine or "")
-    if adapter is None or adapter.states_launch(settings):
-        return []
-    return sorted(adapter.flags - set(settings))
+    if adapter is None:
+        return [], False
+    stated = largest(list(last.parts("target_settings_complete", key).values()))
+    complete = bool(len(stated.values)) and bool(stated.values[-1] == 1)
+    return sorted(adapter.flags - set(settings)), complete or adapter.states_launch(settings)
 
 
 def _gpu(last: Table, of_gpus: Key, uuid: str) -> Gpu:

@@ -13,12 +13,16 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """One condition of comparability. passed: None where the series do not tell. cure: what to do."""
+    """One condition of comparability. passed: None where the series do not tell. cure: what to do.
+
+    names: all that is not known, where detail has but a few of them.
+    """
 
     name: str
     passed: bool | None
     detail: str
     cure: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

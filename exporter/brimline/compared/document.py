@@ -54,7 +54,13 @@ def _comparison(comparison: Comparison) -> Json:
             for setting, before, after in comparison.differing_settings
         ],
         "guards": [
-            {"name": guard.name, "passed": guard.passed, "detail": guard.detail, "cure": guard.cure}
+            {
+                "name": guard.name,
+                "passed": guard.passed,
+                "detail": guard.detail,
+                "cure": guard.cure,
+                "names": list(guard.names),
+            }
             for guard in comparison.guards
         ],
         "metrics": [_metric(one) for one in comparison.metrics],

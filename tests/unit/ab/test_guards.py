@@ -127,7 +127,79 @@ def test_settings_that_the_engine_does_not_publish_are_listed_and_not_taken_as_e
     found = guard("settings", observations, experiment("treatment: [async_scheduling]\n"))
 
     assert found.passed is None
-    assert found.detail.endswith("async_scheduling, max_num_seqs")
+    assert found.detail == "2 settings are not known of both: async_scheduling, max_num_seqs"
+
+
+def test_of_many_settings_that_are_not_known_a_few_are_named_what_was_to_be_tested_first() -> None:
+    names = tuple(f"flag_{place:02}" for place in range(60))
+    observations = with_replica(observed(), "a", 0, unpublished_settings=names)
+
+    found = guard("settings", observations, experiment("treatment: [speculative_config]\n"))
+
+    assert found.detail == (
+        "61 settings are not known of both: speculative_config, flag_00, flag_01, flag_02, flag_03, flag_04 "
+        "and 55 more (--json has all)"
+    )
+    assert found.names == ("speculative_config", *names)
+
+
+def with_defaults(*names: str, of_b: tuple[str, ...] | None = None, **more: object) -> Observations:
+    both = with_replica(observed(), "a", 0, default_settings=names)
+    return with_replica(both, "b", 0, default_settings=names if of_b is None else of_b, **more)
+
+
+def test_flags_that_neither_command_line_has_are_equal() -> None:
+    found = guard("settings", with_defaults("enforce_eager", "max_num_seqs"))
+
+    assert found.passed is True
+    assert found.detail == "2 settings, all others at their defaults; none differs"
+
+
+def test_a_flag_that_one_command_line_has_and_the_other_has_not_is_a_difference() -> None:
+    settings = {"max_model_len": "32768", "kv_cache_dtype": "auto", "enforce_eager": "true"}
+    observations = with_defaults("enforce_eager", of_b=(), settings=settings)
+
+    found = guard("settings", observations)
+    declared = experiment("treatment: [enforce_eager]\n")
+
+    assert found.passed is False
+    assert found.detail == "differ beside the treatment: enforce_eager (its default against true)"
+    assert guard("settings", observations, declared).passed is True
+    assert judge(declared, observations).comparisons[0].differing_settings == (
+        ("enforce_eager", "its default", "true"),
+    )
+
+
+def test_a_treatment_that_neither_command_line_has_is_refused() -> None:
+    declared = experiment("treatment: [async_scheduling]\n")
+    found = guard("settings", with_defaults("async_scheduling"), declared)
+
+    assert found.passed is False
+    assert found.detail == "the treatment is the same in both: async_scheduling"
+
+
+def test_the_default_of_another_version_is_not_known() -> None:
+    settings = {"max_model_len": "32768", "kv_cache_dtype": "auto", "enforce_eager": "true"}
+    observations = with_defaults("enforce_eager", of_b=(), settings=settings, engine_version="0.32.0")
+
+    found = guard("settings", observations, experiment("treatment: [engine_version]\n"))
+
+    assert found.passed is None
+    assert found.names == ("enforce_eager",)
+
+
+# --- servers
+
+
+def test_a_server_of_two_arms_is_refused() -> None:
+    shared = ((frozenset({"a", "b"}), "t (i) is in a and in b"), (frozenset({"a", "c"}), "u is elsewhere"))
+
+    found = guard("shared_servers", replace(observed(), shared=shared))
+
+    assert found.passed is False
+    assert found.detail == "t (i) is in a and in b"
+    assert "selectors" in found.cure
+    assert guard("shared_servers", observed()).passed is True
 
 
 def test_servers_of_one_variant_must_be_alike() -> None:

@@ -151,7 +151,7 @@ def test_of_two_exporters_the_one_that_sees_gpus_stays() -> None:
     assert "t is read by two exporters, two and one; it is counted once, as two saw it" in found.gaps
 
 
-def test_one_server_in_both_arms_is_told() -> None:
+def test_a_server_that_two_exporters_read_for_two_arms_is_in_both() -> None:
     count = counted(100)
     rows = [
         *server("a", instance="one"),
@@ -160,10 +160,40 @@ def test_one_server_in_both_arms_is_told() -> None:
         *(row("target_start_time_seconds", 5.0, instance=name) for name in ("one", "two")),
     ]
 
-    assert (
-        "t is in both arms: for a as one reads it, for b as two does; it cannot be compared with itself"
-        in observed(rows).gaps
+    assert observed(rows).shared == (
+        (frozenset({"a", "b"}), "t is in a as one reads it, and in b as two does"),
     )
+
+
+def test_a_server_that_two_selectors_choose_is_in_both_arms() -> None:
+    text = EXPERIMENT.replace("role: baseline", "role: baseline, selector: 'target=~\"t|u\"'")
+    rows = [*server("b"), *server("c", target="u")]
+
+    found = observed(rows, text)
+
+    assert found.shared == ((frozenset({"a", "b"}), "t (i) is in a and in b"),)
+    assert [[each.name for each in arm.replicas] for arm in found.arms.values()] == [["t", "u"], ["t"]]
+    assert not [gap for gap in found.gaps if "labelled" in gap]
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("complete", "unpublished", "default"), [(1, False, True), (0, True, False), (None, True, False)]
+)
+def test_a_flag_that_is_not_set_is_at_its_default_where_all_that_was_set_is_known(
+    complete: float | None, unpublished: bool, default: bool
+) -> None:
+    rows = [*server(), row("target_setting_info", 1, setting="block_size", value="16")]
+    if complete is not None:
+        rows.append(row("target_settings_complete", complete))
+
+    found = only(observed(rows))
+
+    assert ("enforce_eager" in found.unpublished_settings) is unpublished
+    assert ("enforce_eager" in found.default_settings) is default
+    assert "block_size" not in (*found.unpublished_settings, *found.default_settings)
 
 
 # --- parts

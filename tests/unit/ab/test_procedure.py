@@ -299,6 +299,20 @@ def test_a_rollout_whose_server_is_still_to_come_is_not_taken_back_while_watched
     assert judge(planned, alone).verdict == "not_comparable"
 
 
+def test_what_a_boot_settled_does_not_pass_alone_before_there_are_blocks() -> None:
+    more = "metrics: [{name: kv_cache_capacity_bytes, gate: true, margin: 0.02}]\n"
+    planned = experiment(hours=0.5, more=more)
+    observations = observed(planned)
+    for name in "ab":
+        series = observations.arms[name].replicas[0].series
+        observations = with_replica(observations, name, 0, series=replace(series, counters={}, gauges={}))
+
+    report = judge(planned, observations, mode="sequential")
+
+    assert only(report).verdict == "inconclusive"
+    assert [one.verdict for one in only(report).static if one.gate] == ["pass"]
+
+
 def test_servers_of_which_no_sample_came_are_no_verdict() -> None:
     planned = experiment()
     observations = observed(planned)
