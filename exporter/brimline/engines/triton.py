@@ -16,6 +16,7 @@ from typing import Any
 from brimline.engines import vllm
 from brimline.engines.adapter import Adapter, Evidence
 from brimline.engines.families import (
+    HistogramOf,
     Quantity,
     Scalar,
     engine_reading,
@@ -44,6 +45,15 @@ TABLE: dict[str, Quantity] = {
     "kv_cache_block_tokens": _blocks("tokens_per"),
     # Not passed on: shows that the model is there, where its server batches in the old way.
     "old_batching": Scalar(("nv_trt_llm_v1_metrics",)),
+}
+ELSEWHERE = {
+    "kv_cache_usage_ratio": "used over all blocks, where both are there",
+    "kv_cache_capacity_tokens": "blocks times the tokens of one",
+    "kv_cache_used_tokens": "used blocks times the tokens of one",
+} | {
+    name: f"vLLM's backend: `{quantity.names[0]}`"
+    for name, quantity in vllm.TABLE.items()
+    if isinstance(quantity, HistogramOf) or quantity.names[0].endswith("_total")
 }
 WANTED = wanted_names(TABLE) | vllm.WANTED
 
@@ -82,9 +92,13 @@ def read(evidence: Evidence) -> EngineReading:
 
 ADAPTER = Adapter(
     name="triton",
+    versions="the backends of 2025",
+    prefixes=("nv_trt_llm_", "nv_inference_"),
+    table=TABLE,
+    elsewhere=ELSEWHERE,
+    besides="a backend for language models speaks there: `nv_trt_llm_` or `vllm:`",
     title="Triton",
     usual_ports=(8002,),
-    owns=lambda name: name.startswith(("nv_trt_llm_", "nv_inference_")),
     recognises=_recognises,
     wraps=frozenset({"vllm"}),
     wanted=WANTED,
