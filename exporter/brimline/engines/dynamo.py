@@ -66,7 +66,7 @@ TABLE: dict[str, Quantity] = {
 _TELLING = ("_model_total_kv_blocks", "_model_kv_cache_block_size", "_model_migration_limit")
 INNER = (vllm.ADAPTER, sglang.ADAPTER, trtllm.ADAPTER)
 ELSEWHERE = {
-    quantity: "on a worker's page, as its engine states it, which goes before Dynamo's own"
+    quantity: "a worker: as its engine says"
     for adapter in INNER
     for quantity in (*adapter.table, *adapter.elsewhere)
     if quantity in RankReading.__dataclass_fields__

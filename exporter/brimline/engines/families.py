@@ -6,6 +6,7 @@ differ only in labels nobody asked for (several `pid`s, say) combine: ratios by 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,7 +130,10 @@ def wanted_names(table: Mapping[str, Quantity], *more: str) -> frozenset[bytes]:
 
 
 def clean_label(text: str) -> str:
-    """A label value fit to pass on: without control and bidirectional characters, at most 128 characters."""
+    """A label value fit to pass on: without control and bidirectional characters, at most 128 characters.
+
+    A longer one is cut in its middle, and ends with a checksum: two paths that differ there stay two.
+    """
     if len(text) <= MAX_LABEL_CHARS and text.isascii() and text.isprintable():
         return text  # nearly all are, and a page has hundreds
     kept = "".join(
@@ -137,7 +141,11 @@ def clean_label(text: str) -> str:
         for c in text
         if c.isprintable() and not 0x202A <= ord(c) <= 0x202E and not 0x2066 <= ord(c) <= 0x2069
     )
-    return kept if len(kept) <= MAX_LABEL_CHARS else kept[: MAX_LABEL_CHARS - 1] + "…"
+    if len(kept) <= MAX_LABEL_CHARS:
+        return kept
+    checksum = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    tail = (MAX_LABEL_CHARS - len(checksum) - 2) // 3
+    return f"{kept[: MAX_LABEL_CHARS - len(checksum) - 2 - tail]}…{kept[-tail:]}~{checksum}"
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ TABLE: dict[str, Quantity] = {
 ELSEWHERE = {
     quantity: f"{source}; where the page holds one model and one pool"
     for quantity, source in vllm.ELSEWHERE.items()
-    if quantity.startswith("kv_cache_") and "max_concurrency" not in quantity
+    if quantity.startswith("kv_cache_")
 }
 _NAMES = sorted(name for name in map(bytes.decode, vllm.WANTED) if name.startswith("vllm:"))
 _SPELLINGS = {name: _rays(name) for name in _NAMES}

@@ -130,6 +130,7 @@ ELSEWHERE = {
     ),
     "kv_cache_blocks": "in 0.5.9 and 0.5.10 the label `num_pages` of `sglang:cache_config_info`",
     "kv_cache_block_tokens": "in 0.5.9 and 0.5.10 its label `page_size`; before, `page_size` of the settings",
+    "kv_cache_max_concurrency_requests": "capacity in tokens over context length",
     "max_model_len_tokens": "before 0.5.11 `max_model_len` of /v1/models",
     "prefix_cache_queries_tokens_total": "the prompt tokens, once there are cached ones",
     "measured_memory_bytes": (
@@ -289,6 +290,9 @@ def _complete(values: dict[str, Any], stated: Mapping[str, float | None], usage:
             values.setdefault(quantity, value)
     if (ratio := _usage(values, values.get("kv_cache_capacity_tokens"))) is not None:
         values["kv_cache_usage_ratio"] = ratio
+    capacity, length = values.get("kv_cache_capacity_tokens"), values.get("max_model_len_tokens")
+    if capacity is not None and length:
+        values["kv_cache_max_concurrency_requests"] = capacity / length
     if (size := gib["kvcache"]) is not None:
         values["kv_cache_capacity_bytes"] = _bytes(size)
         if ratio is not None:

@@ -72,7 +72,16 @@ def read(evidence: Evidence) -> EngineReading:
     # The router refuses requests whose prompt and answer together are longer.
     length = float(settings["max_total_tokens"]) if "max_total_tokens" in settings else None
     ranks = tuple(
-        dataclasses.replace(rank, model=settings.get("model_id", ""), max_model_len_tokens=length)
+        dataclasses.replace(
+            rank,
+            model=settings.get("model_id", ""),
+            max_model_len_tokens=length,
+            kv_cache_max_concurrency_requests=(
+                rank.kv_cache_capacity_tokens / length
+                if length and rank.kv_cache_capacity_tokens is not None
+                else None
+            ),
+        )
         for rank in reading.ranks
     )
     return dataclasses.replace(reading, ranks=ranks, settings=settings)
@@ -83,7 +92,10 @@ ADAPTER = Adapter(
     versions="to 3.3.7, its last release",
     prefixes=("tgi_",),
     table=TABLE,
-    elsewhere={"max_model_len_tokens": "`max_total_tokens` of /info"},
+    elsewhere={
+        "kv_cache_max_concurrency_requests": "capacity in tokens over context length",
+        "max_model_len_tokens": "`max_total_tokens` of /info",
+    },
     besides="no name of vLLM's stands beside them: adapters of vLLM send both",
     title="TGI",
     usual_ports=(3000, 8080),

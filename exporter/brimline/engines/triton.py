@@ -3,8 +3,8 @@
 Names: the README files of tensorrtllm_backend (0b9d7d5) and vllm_backend (8de0c14). The backends' families
 stand on Triton's page among its own `nv_inference_…`; a page of those alone serves models of other kinds and
 is no engine, and one of `vllm:` families alone is vLLM's. The TensorRT-LLM backend gives no total of tokens:
-its token numbers are gauges, of one iteration. The vLLM backend gives counters and histograms only, where the
-model's REPORT_CUSTOM_METRICS is on.
+its token numbers are gauges, of one iteration, and its memory is that of buffers alone. The vLLM backend
+gives counters and histograms only, where the model's REPORT_CUSTOM_METRICS is on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 from brimline.engines import vllm
 from brimline.engines.adapter import Adapter, Evidence
 from brimline.engines.families import (
-    HistogramOf,
     Quantity,
     Scalar,
     engine_reading,
@@ -51,9 +50,16 @@ ELSEWHERE = {
     "kv_cache_capacity_tokens": "blocks times the tokens of one",
     "kv_cache_used_tokens": "used blocks times the tokens of one",
 } | {
-    name: f"vLLM's backend: `{quantity.names[0]}`"
-    for name, quantity in vllm.TABLE.items()
-    if isinstance(quantity, HistogramOf) or quantity.names[0].endswith("_total")
+    name: f"vLLM's backend: `{vllm.TABLE[name].names[-1]}`"
+    for name in (
+        "prompt_tokens_total",
+        "generation_tokens_total",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "request_e2e_latency_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    )
 }
 WANTED = wanted_names(TABLE) | vllm.WANTED
 

@@ -7,6 +7,7 @@ load and the K/V cache are there with `enable_iter_perf_stats: true`, the rest w
 
 The Prometheus page is /prometheus/metrics. /metrics and /perf_metrics are queues that a reader empties, so
 neither is ever asked. `time_per_output_token_seconds` is a request's mean, not the time between two tokens.
+`gpu_memory_usage_bytes` is not read: whether it is the server's memory or the whole card's was not verified.
 """
 
 from __future__ import annotations
