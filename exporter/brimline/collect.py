@@ -50,6 +50,7 @@ from brimline.errors import EngineError, FootprintError, SourceError
 from brimline.exposition_text import Page
 from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
+from brimline.listeners import Listeners
 from brimline.prediction import (
     CalibrationError,
     ModelError,
@@ -59,14 +60,7 @@ from brimline.prediction import (
     is_same,
     smallest_card,
 )
-from brimline.processes import (
-    cgroup_memory,
-    command_line,
-    descendants,
-    listening_pid,
-    read_memory,
-    resident_bytes,
-)
+from brimline.processes import command_line, listening_pid, read_memory
 from brimline.readings import (
     TARGET_REASONS,
     EngineReading,
@@ -75,7 +69,6 @@ from brimline.readings import (
     HostReading,
     MemoryAccount,
     Problem,
-    ProcessReading,
     RankReading,
     Snapshot,
     TargetSnapshot,
@@ -100,6 +93,9 @@ DOCUMENT_TIMEOUT = 2.0
 # Several replicas behind one address look like a restart in each scrape: no more than so many in so long.
 REDETECT_AFTER = 30.0
 MAX_RESTARTS = 3
+# A server that takes longer for its page is busy with it, which its users may notice: worth a word, and an
+# alert (BrimlineTargetSlow), but never a reason to look less often unasked.
+SLOW_SECONDS = 1.0
 # How long the GPUs that a file or the listening process names are taken as known.
 GPU_SOURCE_MAX_AGE = 10.0
 
@@ -121,14 +117,6 @@ class _Detected:
     launch_known: bool = False
     unread_config: bool = False
     is_outdated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """The process that listens, and all that it started with itself."""
-
-    listener: int
-    pids: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -169,6 +157,7 @@ class TargetReader:
         histograms: str,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        listeners: Listeners | None = None,
         quiet_launch: bool = False,
         quiet: bool = False,
     ) -> None:
@@ -186,6 +175,7 @@ class TargetReader:
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
         self._defect: str | None = None
+        self._is_slow = False
         self._troubles: frozenset[str] = frozenset()
         self._last_success: float | None = None
         self._fingerprint: str | None = None
@@ -196,9 +186,10 @@ class TargetReader:
         self._prediction = Prediction(
             monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
         )
-        self._family_future: asyncio.Future[_Family | None] | None = None
-        self._family: _Family | None = None
-        self._family_read_at: float | None = None
+        self._listeners = listeners or Listeners(monotonic)
+        if target.is_loopback:
+            self._listeners.add(target.port)
+        self._round_began = 0.0
         self._readable_model: Path | None = None
         self._looked_at_model: tuple[Path | None, float] = (None, 0.0)
         self._model_look: asyncio.Future[tuple[Path, bool, bool]] | None = None
@@ -230,7 +221,7 @@ class TargetReader:
         return self._in_flight
 
     async def _run(self, finish: Finish) -> TargetSnapshot:
-        started = self._monotonic()
+        started = self._round_began = self._monotonic()
         kept = self._kept[1].problems if self._kept is not None else ()
         try:
             snapshot = await self.read()
@@ -258,6 +249,7 @@ class TargetReader:
             at, kept = self._kept
             return dataclasses.replace(kept, age_seconds=started - at) if kept.up else kept
         self._client.trace.clear()
+        is_known = self._detected is not None
         try:
             async with asyncio.timeout(self.timeout):
                 snapshot = await self._read()
@@ -275,6 +267,8 @@ class TargetReader:
         )
         self._kept = (started, snapshot)
         self._log_change(True, "")
+        if is_known:  # else it was asked for more than its page
+            self._log_slowness(snapshot.duration_seconds)
         return snapshot
 
     def failed(self, reason: str, detail: str, started: float, *, keep: bool = True) -> TargetSnapshot:
@@ -336,6 +330,17 @@ class TargetReader:
             logger.info("target=%s state=up", self.target.name)
         else:
             logger.warning("target=%s state=down reason=%s detail=%r", self.target.name, reason, detail)
+
+    def _log_slowness(self, seconds: float | None) -> None:
+        is_slow = seconds is not None and seconds > SLOW_SECONDS
+        if self._quiet or self._is_slow == is_slow:
+            return
+        self._is_slow = is_slow
+        if is_slow:
+            why = "its page takes longer than a second; min_interval asks for it less often"
+            logger.warning("target=%s slow=true seconds=%.2f detail=%r", self.target.name, seconds, why)
+        else:
+            logger.info("target=%s slow=false seconds=%.2f", self.target.name, seconds)
 
     def _log_troubles(self, snapshot: TargetSnapshot) -> None:
         """A line for each problem that a target has newly while it is up."""
@@ -680,34 +685,10 @@ class TargetReader:
         if snapshot.reading is None:
             return snapshot
         reading = snapshot.reading
-        snapshot = dataclasses.replace(snapshot, process=await self._process())
+        if self.target.is_loopback:
+            process = await self._listeners.read(self.target.port, since=self._round_began)
+            snapshot = dataclasses.replace(snapshot, process=process)
         return await self._predict(gpu, snapshot, reading)
-
-    async def _process(self) -> ProcessReading | None:
-        """The server's processes on this machine with their main memory; None where they are not visible."""
-        if not self.target.is_loopback:
-            return None
-        now = self._monotonic()
-        if self._family_read_at is None or now - self._family_read_at >= GPU_SOURCE_MAX_AGE:
-            self._family_read_at = now
-            if self._family_future is None or self._family_future.done():
-                port, known = self.target.port, self._family
-                self._family_future = in_daemon_thread(lambda: _family_of(port, known), "processes")
-        future = self._family_future
-        if future is not None:
-            if not future.done():
-                await asyncio.wait([future], timeout=MODEL_PATIENCE)
-            if future.done():
-                self._family_future = None
-                self._family = None if future.exception() is not None else future.result()
-        if self._family is None:
-            return None
-        pids = self._family.pids
-        counted = cgroup_memory(self._family.listener)
-        if counted is None:
-            return ProcessReading(pids=pids, host_memory_used_bytes=resident_bytes(pids))
-        used, limit = counted
-        return ProcessReading(pids=pids, host_memory_used_bytes=used, host_memory_limit_bytes=limit)
 
     @property
     def is_predicting(self) -> bool:
@@ -846,15 +827,6 @@ class TargetReader:
         return self._detected.adapter.world_size(snapshot.settings)
 
 
-def _family_of(port: int, known: _Family | None) -> _Family | None:
-    """The process that listens on the port and all that it started; None where none is visible."""
-    pid = None if known is None else known.listener
-    # Who listens is a look through the open files of all processes; whether it is still alive is one file.
-    if pid is None or not command_line(pid):
-        pid = listening_pid(port)
-    return None if pid is None else _Family(pid, descendants(pid))
-
-
 def _visible(settings: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
     """Those of declared settings that may be shown: of known flags only, so that no secret is among them."""
     shown = adapter.shown_flags
@@ -967,13 +939,13 @@ class Collector:
         self._quiet_launch = quiet_launch
         self._open_gpus = open_gpus
         self._session: aiohttp.ClientSession | None = None
+        self._listeners = Listeners(monotonic)
         self._config = config
         self._readers: tuple[TargetReader, ...] = ()
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
         self._rounds: list[_Round] = []
-        self.reload_successful = True
-        self.reload_problem: str | None = None
+        self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
 
     @property
@@ -1006,6 +978,7 @@ class Collector:
             known = old.get(target.name)
             readers.append(known if known is not None and known.is_like(fresh) else fresh)
         self._readers = tuple(readers)
+        self._listeners.keep({target.port for target in config.targets if target.is_loopback})
         gpu_key = (config.gpu, config.peak_window, wants_pids(config.targets))
         if gpu_key != self._gpu_key:
             if self._gpu is not None:
@@ -1014,8 +987,14 @@ class Collector:
             self._gpu.start()
             self._gpu_key = gpu_key
         self._config = config
-        self.reload_successful, self.reload_problem = True, None
         self.reload_success_time = self._clock()
+
+    def note_refusal(self, source: str, problem: str | None) -> None:
+        """Remember what is wrong with the newest form of a part of the configuration; None for nothing."""
+        if problem is None:
+            self._refusals.pop(source, None)
+        else:
+            self._refusals[source] = problem
 
     def _new_reader(self, config: Config, target: Target) -> TargetReader:
         if self._session is None:
@@ -1027,6 +1006,7 @@ class Collector:
             histograms=config.histograms_of(target),
             clock=self._clock,
             monotonic=self._monotonic,
+            listeners=self._listeners,
             quiet_launch=self._quiet_launch,
         )
 
@@ -1072,9 +1052,9 @@ class Collector:
             gpu=gpu,
             memory=memory,
             host=HostReading(total, available),
-            reload_successful=self.reload_successful,
+            reload_successful=not self._refusals,
             reload_success_time=self.reload_success_time,
-            reload_problem=self.reload_problem,
+            reload_problem="\n".join(self._refusals.values()) or None,
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:
