@@ -465,15 +465,18 @@ async def _watch(files: tuple[Path, ...], host: str, port: int, floor: Mapping[s
 
     from brimline import __version__
     from brimline.ab.fetch import open_source
+    from brimline.ab.kept import MAX_BYTES, Kept
     from brimline.ab.procedure import judge
     from brimline.port import serve_application
     from brimline.watch import Watch, application
 
     logger = logging.getLogger(__name__)
+    kept: dict[str, Kept] = {}
 
     async def judged(experiment: Experiment) -> Report:
+        known = kept.setdefault(experiment.name, Kept(most_bytes=MAX_BYTES // len(files)))
         async with open_source(experiment) as api:
-            seen = await _observe(experiment, api)
+            seen = await known.observe(experiment, api, now=time.monotonic())
         # Seconds of arithmetic: the port goes on answering meanwhile.
         return await asyncio.to_thread(judge, experiment, seen, mode="sequential", noise_floor=floor)
 
