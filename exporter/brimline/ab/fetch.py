@@ -399,7 +399,7 @@ async def _tables(
 
 
 def _step(seconds: float, interval: float) -> float:
-    """Between looks at a window from its start on: doubled as it grows, so that earlier ones stay the same."""
+    """Between looks at a window from its start on: doubled as it grows, so that old looks stay the same."""
     return interval * 2.0 ** max(math.ceil(math.log2(max(seconds, 1.0) / (WINDOW_POINTS * interval))), 0)
 
 

@@ -60,11 +60,14 @@ class Kept:
         if self._source != experiment.prometheus or not 0 <= now - self._since < MAX_AGE_SECONDS:
             self._forget(experiment, now)
         look = _Look(api, self, experiment)
-        seen = await observe(experiment, look)
-        if look.past_changed:
-            self._forget(experiment, now)
-            look = _Look(api, self, experiment)
+        try:
             seen = await observe(experiment, look)
+        finally:
+            # Also where a question failed: the next look would not see it any more.
+            if look.past_changed:
+                self._forget(experiment, now)
+        if look.past_changed:
+            seen = await observe(experiment, _Look(api, self, experiment))
         self._end_look(experiment, now)
         return seen
 

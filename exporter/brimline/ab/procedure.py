@@ -231,7 +231,8 @@ def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> li
 class Measured:
     """A metric's difference before any verdict. bounded: None where there is none, with the reason in notes.
 
-    undecided: what forbids a word, by the word it forbids.
+    undecided: what forbids a word, by the word it forbids. unsaid: at least one arm does not have it at all;
+    absent: neither does.
     """
 
     metric: Metric
@@ -244,6 +245,7 @@ class Measured:
     notes: tuple[str, ...] = ()
     undecided: Mapping[Verdict, str] = dataclasses.field(default_factory=dict)
     absent: bool = False
+    unsaid: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +336,7 @@ def _absent(metric: Metric, two: Pair) -> Measured | None:
         metric=metric,
         notes=(f"not said by {' and '.join(lacking)}",),
         absent=not any(said) and metric.query is None,
+        unsaid=True,
     )
 
 
@@ -732,11 +735,12 @@ def _metric_result(
             verdict = said
         if verdict == "inconclusive":
             hours = _hours(one, draft.pair, missing)
-    elif missing:
+    elif missing and not one.unsaid:
         hours = missing * draft.pair.experiment.block_length / 3600
     if refused:
         verdict, hours = "not_comparable", None
     starts = draft.pair.baseline.edges
+    rates = one.bounded if isinstance(one.bounded, RateRatio) else None
     turned = -1.0 if metric.more_is_better else 1.0
     return MetricResult(
         name=metric.name,
@@ -760,6 +764,8 @@ def _metric_result(
         ),
         hours_needed=hours,
         noise_floor_ratio=draft.noise_floor.get(metric.name),
+        events_per_block=None if rates is None else (rates.baseline + rates.candidate) / len(one.places),
+        dispersion=None if rates is None else rates.dispersion,
         notes=tuple(notes),
     )
 
@@ -774,20 +780,41 @@ def _hours(one: Measured, two: Pair, missing: int) -> float | None:
     estimate = one.bounded
     if not two.pairing.concurrent or one.undecided:
         return None
-    if not isinstance(estimate, Estimate):
-        return missing * length if missing else None
-    blocks = len(estimate.blocks)
-    spread = estimate.standard_error * math.sqrt(blocks)
     margin = one.metric.harm_margin
-    needed = inference.blocks_needed(spread, margin, boot_error=estimate.boot_error)
-    if needed <= blocks:
-        # It ought to be decided by now, but the estimate is none of zero.
-        distance = margin - estimate.harm if estimate.harm < margin else estimate.harm
-        needed = inference.blocks_needed(spread, distance, boot_error=estimate.boot_error, power=0.5)
+    if isinstance(estimate, RateRatio):
+        blocks = len(one.places)
+        needed = _blocks_of_events(estimate, blocks, margin)
+    elif isinstance(estimate, Estimate):
+        blocks = len(estimate.blocks)
+        spread = estimate.standard_error * math.sqrt(blocks)
+        boots, looked_at = estimate.boot_error, estimate.sequential
+        needed = inference.blocks_needed(spread, margin, boot_error=boots, sequential=looked_at)
+        if needed <= blocks:
+            # It ought to be decided by now, but the estimate is none of zero.
+            distance = margin - estimate.harm if estimate.harm < margin else estimate.harm
+            needed = inference.blocks_needed(
+                spread, distance, boot_error=boots, power=0.5, sequential=looked_at
+            )
+    else:
+        return None
     more = max(needed - blocks, float(missing))
     if not math.isfinite(more):
         return None
     return max(more, 1.0) * length
+
+
+def _blocks_of_events(rates: RateRatio, blocks: int, margin: float) -> float:
+    events = rates.baseline + rates.candidate
+    if events == 0:
+        return 0.0  # none in either arm is no difference
+    needed = inference.rare_blocks_needed(
+        events / blocks,
+        margin,
+        exposure=rates.exposure,
+        dispersion=rates.dispersion,
+        sequential=rates.looks > 0,
+    )
+    return inference.rare_blocks_to_decide(rates, blocks, margin) if needed <= blocks else needed
 
 
 def _of_all(verdicts: Sequence[Verdict]) -> Verdict:

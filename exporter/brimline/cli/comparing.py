@@ -194,19 +194,26 @@ def plan(
 
     from brimline.ab import noise_floor
     from brimline.ab.experiment import load
-    from brimline.ab.needed import longest, needed
+    from brimline.ab.needed import Events, deviations, events_of, longest, needed
     from brimline.compared import hours
 
     with _ending_with_what_is_wrong():
         experiment = load(file, now=time.time())
         noise: Mapping[str, float]
+        events: Mapping[str, Events] = {}
         if declared:
             noise, source = _declared(declared, experiment), "--noise"
         elif noise_file is not None:
-            noise, source = noise_floor.read(noise_file).block_deviation, str(noise_file)
+            floor = noise_floor.read(noise_file)
+            noise, source = floor.block_deviation, str(noise_file)
+            events = {
+                name: Events(number, floor.dispersion.get(name, 1.0))
+                for name, number in floor.events_per_block.items()
+            }
         else:
-            noise, source = asyncio.run(_from_history(experiment, series))
-        rows = needed(experiment, noise, replicas=replicas)
+            report, source = asyncio.run(_from_history(experiment, series))
+            noise, events = deviations(report), events_of(report)
+        rows = needed(experiment, noise, events, replicas=replicas)
     whole = longest(rows)
     if as_json_:
         click.echo(json.dumps(hours.as_json(experiment, rows, whole, source), indent=2, allow_nan=False))
@@ -235,8 +242,8 @@ def _declared(texts: tuple[str, ...], experiment: Experiment) -> dict[str, float
     return noise
 
 
-async def _from_history(experiment: Experiment, series: Path | None) -> tuple[Mapping[str, float], str]:
-    """The noise of a block by metric, and whence."""
+async def _from_history(experiment: Experiment, series: Path | None) -> tuple[Report, str]:
+    """A report whose blocks show the noise, and of what."""
     from brimline.ab.estimators import NotEnough
     from brimline.ab.fetch import open_source
     from brimline.ab.needed import deviations
@@ -245,19 +252,19 @@ async def _from_history(experiment: Experiment, series: Path | None) -> tuple[Ma
     async with open_source(experiment, series) as api:
         with _progress() as progress:
             seen = await _observe(experiment, api, progress)
-            noise = deviations(judge(experiment, seen))
+            report = judge(experiment, seen)
             gates = {
                 one.name for one in experiment.metrics if one.gate and one.kind not in ("static", "rare")
             }
-            if noise.keys() & gates:
-                return noise, "both variants in this window"
+            if deviations(report).keys() & gates:
+                return report, "both variants in this window"
             try:
-                noise = deviations(judge(*against_itself(experiment, seen)))
-                if noise.keys() & gates:
-                    return noise, "servers of the baseline beside each other"
+                report = judge(*against_itself(experiment, seen))
+                if deviations(report).keys() & gates:
+                    return report, "servers of the baseline beside each other"
             except NotEnough:
                 pass
-            return deviations(await _days(experiment, api, progress)), "the baseline now and a day earlier"
+            return await _days(experiment, api, progress), "the baseline now and a day earlier"
 
 
 # --- run ---
@@ -360,7 +367,7 @@ def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: b
     _need_libraries()
     from brimline.ab import noise_floor
     from brimline.ab.experiment import load
-    from brimline.ab.needed import deviations
+    from brimline.ab.needed import deviations, events_of
     from brimline.ab.procedure import noise_floor_of
 
     if o is not None and not o.parent.is_dir():
@@ -368,6 +375,7 @@ def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: b
     with _ending_with_what_is_wrong():
         experiment = load(file, now=time.time())
         report, done = asyncio.run(_against_itself(experiment, series, method))
+    events = events_of(report)
     floor = noise_floor.NoiseFloor(
         experiment=experiment.name,
         baseline=experiment.baseline.name,
@@ -379,6 +387,8 @@ def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: b
         simulated=report.simulated,
         noise_floor_ratio=noise_floor_of(report),
         block_deviation=deviations(report),
+        events_per_block={name: one.per_block for name, one in events.items()},
+        dispersion={name: one.dispersion for name, one in events.items()},
     )
     if as_json_:
         click.echo(noise_floor.written(floor), nl=False)
