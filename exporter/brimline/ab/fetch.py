@@ -301,10 +301,14 @@ def _note_missing(experiment: Experiment, arm: ArmObservations, ask: _Questions)
     for names, had in (
         (asked.counters, {name for replica in arm.replicas for name in replica.series.counters}),
         (asked.gauges, {name for replica in arm.replicas for name in replica.series.gauges}),
-        (asked.histograms, {name for replica in arm.replicas for name in replica.series.buckets}),
     ):
         for name in sorted(names - had):
             ask.note(f"{arm.variant}: {PREFIX}{name} has no samples in the window")
+    for name in sorted(asked.histograms - {one for each in arm.replicas for one in each.series.buckets}):
+        ask.note(
+            f"{arm.variant}: {PREFIX}{name}_bucket has no samples in the window; "
+            "with `histograms: full` for its targets the exporter gives them"
+        )
     for replica in arm.replicas:
         times = replica.up.times[replica.up.times > experiment.start]
         if not len(times):

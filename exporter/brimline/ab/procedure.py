@@ -37,10 +37,10 @@ from brimline.ab.estimators import (
     log_of,
     quantile_of_buckets,
 )
-from brimline.ab.experiment import Experiment, Metric, Variant
-from brimline.ab.guards import Pair, differing_settings, guards, load_ratio
+from brimline.ab.experiment import SECONDS, Experiment, Metric, Variant
+from brimline.ab.guards import Pair, differing_settings, guards, load_ratio, shares_above_zero
 from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
-from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations
+from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations, is_counter
 from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report
 from brimline.ab.static import static_results
 
@@ -52,6 +52,8 @@ LEAST_LOOKS = 10
 LEAST_REPLICAS = 3
 # With fewer requests in a block its load is known to less than 7 %, and adjusted for too little.
 FEW_REQUESTS = 200
+# A server whose samples are mostly zero is seen by a few of them only, which say too little of a mean.
+LEAST_BUSY = 0.5
 # Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
 LIKE_LOADS = (0.9, 1.1)
 
@@ -363,6 +365,7 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
         )
         same_concurrency = _at_equal_concurrency(metric, two, values)
         _mind_few_requests(two, quantity, undecided)
+        _mind_idle_samples(metric, two, undecided)
     else:
         compared = intensity(
             Arm(values[0], unknown),
@@ -468,7 +471,7 @@ def _tails(
 
 def _at_equal_concurrency(metric: Metric, two: Pair, values: tuple[Floats, Floats]) -> float | None:
     """The difference at equal running requests: of the kernel, without what users feel of longer queues."""
-    if not two.has("requests_running"):
+    if not two.has("requests_running") or min(shares_above_zero(two, "requests_running")) < LEAST_BUSY:
         return None
     running = two.loads("requests_running")
     try:
@@ -492,6 +495,18 @@ def _mind_few_requests(two: Pair, quantity: str, undecided: dict[Verdict, str]) 
         return
     text = f"only {requests:.0f} requests in a block: too few to adjust for {ratio:.2f} times the load"
     undecided.update(dict.fromkeys(("worse", "pass", "better"), text))
+
+
+def _mind_idle_samples(metric: Metric, two: Pair, undecided: dict[Verdict, str]) -> None:
+    """Forbid all words where a gauge stands beside what is counted all the time, and was mostly zero."""
+    names = {metric.numerator, metric.denominator} - {"", SECONDS}
+    gauges = [name for name in names if not is_counter(name)]
+    if metric.query is not None or metric.kind == "tail" or len(gauges) != 1:
+        return
+    least = min(shares_above_zero(two, gauges[0]))
+    if least < LEAST_BUSY:
+        text = f"a server was idle in {1 - least:.0%} of the samples: too few of them say anything"
+        undecided.update(dict.fromkeys(("worse", "pass", "better"), text))
 
 
 def _with_replicas(
