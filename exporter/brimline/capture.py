@@ -12,6 +12,7 @@ from typing import Any
 from brimline import __version__
 from brimline.collect import TargetReader
 from brimline.config import SECRET_MASK, is_secret_setting
+from brimline.engines import state_of
 from brimline.errors import BrimlineError, ConfigError
 from brimline.readings import TargetSnapshot
 from brimline.saved_page import CAPTURE_FILE, PAGE_FILE, file_of
@@ -63,7 +64,11 @@ def write_capture(folder: Path, snapshot: TargetSnapshot, reader: TargetReader) 
         "problems": [f"{problem.reason}: {problem.detail}" for problem in snapshot.problems],
         "headers": {name: raw.headers[name] for name in _KEPT_HEADERS if name in raw.headers},
     }
-    files = {PAGE_FILE: strip_page(raw.body), CAPTURE_FILE: _json(about)}
+    files = {CAPTURE_FILE: _json(about)}
+    if reading is not None and (state := state_of(raw.body)) is not None:
+        files[file_of(raw.path)] = _json(strip_document(state))
+    else:
+        files[PAGE_FILE] = strip_page(raw.body)
     for path, document in raw.documents.items():
         files[file_of(path)] = _json(strip_document(document))
     written = []

@@ -596,6 +596,14 @@ METRICS: tuple[Family, ...] = (
         label="component",
         group="reconciliation",
     ),
+    _rank_by(
+        "model_memory_bytes",
+        "Memory that the engine counts for a loaded model: weights, KV cache and buffers together (Ollama). "
+        "place: gpu, all GPUs together, or host, main memory, where the CPU works on it. "
+        f"{_NOT_SAID}",
+        label="place",
+        group="reconciliation",
+    ),
     # prediction
     _predicted_parts(
         "predicted_memory_bytes",

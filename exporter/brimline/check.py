@@ -105,6 +105,10 @@ def _model_lines(target: TargetSnapshot) -> Iterator[tuple[str, str]]:
                 per_token = f", {units.format_count(bytes_per_token)} B/token"
             text = _pair(per_gpu.kv_cache_used_bytes, per_gpu.kv_cache_capacity_bytes, "bytes")
             yield "", f"{text}{per_token} (from {target.kv_bytes_source})"
+        if (memory := ranks[0].model_memory_bytes) is not None:
+            host = memory.get("host")
+            rest = f", {units.format_bytes(host)} in main memory, where the CPU works on it" if host else ""
+            yield "memory", f"{units.format_bytes(memory.get('gpu'))} on its GPUs{rest}"
         running, waiting = whole.requests_running, whole.requests_waiting
         yield "requests", f"{units.format_count(running)} running, {units.format_count(waiting)} waiting"
         generated = units.format_count(whole.generation_tokens_total)

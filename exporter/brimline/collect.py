@@ -27,11 +27,14 @@ from brimline.engines import (
     METRICS_PATHS,
     Adapter,
     Endpoint,
-    Evidence,
+    adapter_of,
     describe_foreign_page,
     engine_of_models,
+    engine_of_queue,
     engines_on,
+    evidence_of,
     identify,
+    page_paths,
 )
 from brimline.engines.families import clean_label
 from brimline.engines.launch import (
@@ -44,9 +47,10 @@ from brimline.engines.launch import (
     starts,
 )
 from brimline.errors import EngineError, FootprintError, SourceError
-from brimline.exposition_text import Page, scan
+from brimline.exposition_text import Page
 from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
+from brimline.listeners import Listeners
 from brimline.prediction import (
     CalibrationError,
     ModelError,
@@ -56,14 +60,7 @@ from brimline.prediction import (
     is_same,
     smallest_card,
 )
-from brimline.processes import (
-    cgroup_memory,
-    command_line,
-    descendants,
-    listening_pid,
-    read_memory,
-    resident_bytes,
-)
+from brimline.processes import command_line, listening_pid, read_memory
 from brimline.readings import (
     TARGET_REASONS,
     EngineReading,
@@ -72,7 +69,6 @@ from brimline.readings import (
     HostReading,
     MemoryAccount,
     Problem,
-    ProcessReading,
     RankReading,
     Snapshot,
     TargetSnapshot,
@@ -97,6 +93,9 @@ DOCUMENT_TIMEOUT = 2.0
 # Several replicas behind one address look like a restart in each scrape: no more than so many in so long.
 REDETECT_AFTER = 30.0
 MAX_RESTARTS = 3
+# A server that takes longer for its page is busy with it, which its users may notice: worth a word, and an
+# alert (BrimlineTargetSlow), but never a reason to look less often unasked.
+SLOW_SECONDS = 1.0
 # How long the GPUs that a file or the listening process names are taken as known.
 GPU_SOURCE_MAX_AGE = 10.0
 
@@ -118,14 +117,6 @@ class _Detected:
     launch_known: bool = False
     unread_config: bool = False
     is_outdated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """The process that listens, and all that it started with itself."""
-
-    listener: int
-    pids: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -166,6 +157,7 @@ class TargetReader:
         histograms: str,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        listeners: Listeners | None = None,
         quiet_launch: bool = False,
         quiet: bool = False,
     ) -> None:
@@ -183,6 +175,7 @@ class TargetReader:
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
         self._defect: str | None = None
+        self._is_slow = False
         self._troubles: frozenset[str] = frozenset()
         self._last_success: float | None = None
         self._fingerprint: str | None = None
@@ -193,9 +186,10 @@ class TargetReader:
         self._prediction = Prediction(
             monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
         )
-        self._family_future: asyncio.Future[_Family | None] | None = None
-        self._family: _Family | None = None
-        self._family_read_at: float | None = None
+        self._listeners = listeners or Listeners(monotonic)
+        if target.is_loopback:
+            self._listeners.add(target.port)
+        self._round_began = 0.0
         self._readable_model: Path | None = None
         self._looked_at_model: tuple[Path | None, float] = (None, 0.0)
         self._model_look: asyncio.Future[tuple[Path, bool, bool]] | None = None
@@ -203,6 +197,7 @@ class TargetReader:
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
+        self._queue_owner: tuple[str, Mapping[str, Any]] | None = None
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
         self._ranks: tuple[str, ...] = ()
@@ -226,7 +221,7 @@ class TargetReader:
         return self._in_flight
 
     async def _run(self, finish: Finish) -> TargetSnapshot:
-        started = self._monotonic()
+        started = self._round_began = self._monotonic()
         kept = self._kept[1].problems if self._kept is not None else ()
         try:
             snapshot = await self.read()
@@ -254,6 +249,7 @@ class TargetReader:
             at, kept = self._kept
             return dataclasses.replace(kept, age_seconds=started - at) if kept.up else kept
         self._client.trace.clear()
+        is_known = self._detected is not None
         try:
             async with asyncio.timeout(self.timeout):
                 snapshot = await self._read()
@@ -271,6 +267,8 @@ class TargetReader:
         )
         self._kept = (started, snapshot)
         self._log_change(True, "")
+        if is_known:  # else it was asked for more than its page
+            self._log_slowness(snapshot.duration_seconds)
         return snapshot
 
     def failed(self, reason: str, detail: str, started: float, *, keep: bool = True) -> TargetSnapshot:
@@ -282,6 +280,8 @@ class TargetReader:
         if reason in ("not_found", "not_an_engine", "wrong_engine", "metrics_disabled", "connection", "dns"):
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
+        if reason in ("connection", "dns"):
+            self._queue_owner = None
         self._log_change(False, reason, detail)
         snapshot = self._snapshot(
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
@@ -331,6 +331,17 @@ class TargetReader:
         else:
             logger.warning("target=%s state=down reason=%s detail=%r", self.target.name, reason, detail)
 
+    def _log_slowness(self, seconds: float | None) -> None:
+        is_slow = seconds is not None and seconds > SLOW_SECONDS
+        if self._quiet or self._is_slow == is_slow:
+            return
+        self._is_slow = is_slow
+        if is_slow:
+            why = "its page takes longer than a second; min_interval asks for it less often"
+            logger.warning("target=%s slow=true seconds=%.2f detail=%r", self.target.name, seconds, why)
+        else:
+            logger.info("target=%s slow=false seconds=%.2f", self.target.name, seconds)
+
     def _log_troubles(self, snapshot: TargetSnapshot) -> None:
         """A line for each problem that a target has newly while it is up."""
         if self._quiet or not snapshot.up:
@@ -368,11 +379,10 @@ class TargetReader:
         }
         if self.keep_raw:
             self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
-        page = scan(answer.body, detected.adapter.wanted)
-        if self._is_foreign(page, answer.body, detected.adapter):
+        evidence = evidence_of(detected.adapter, answer.body, documents, answer.headers, detected.launch)
+        if self._is_foreign(evidence.page, answer.body, detected.adapter):
             self._detected = None
             return await self._read()  # says what answers there now
-        evidence = Evidence(page, documents, answer.headers, detected.launch)
         reading = detected.adapter.read(evidence)
         if self._has_restarted(detected, reading):
             self._detected = None
@@ -464,12 +474,12 @@ class TargetReader:
             if wanted == "auto" and not documents:
                 await self._read_documents(known, ASKED_FIRST)
                 self._found = (dict(known.documents), None)
-            hint = engine_of_models(known.documents.get("/v1/models")) if wanted == "auto" else wanted
+            hint = self._hint(known.documents) if wanted == "auto" else wanted
             if self.target.metrics_path is not None:
                 paths: Sequence[str] = (self.target.metrics_path,)
             else:
-                paths = ENGINES[hint].metrics_paths if hint is not None else METRICS_PATHS
-            adapter, answer = await self._find_page(paths, hint)
+                paths = ENGINES[hint].metrics_paths if hint is not None else page_paths()
+            adapter, answer = await self._find_page(paths, hint, known.documents)
             self._found = (dict(known.documents), (adapter, answer.path))
         else:
             adapter, path = found
@@ -498,7 +508,16 @@ class TargetReader:
         self._found = ({}, None)
         return detected, answer
 
-    async def _find_page(self, paths: Sequence[str], hint: str | None) -> tuple[Adapter, Answer]:
+    def _hint(self, documents: Mapping[str, Any]) -> str | None:
+        """The engine that the server names, or whose queue was read here before; None where nothing tells."""
+        named = engine_of_models(documents.get("/v1/models"))
+        if named is None and self._queue_owner is not None and self._queue_owner[1] == documents:
+            return self._queue_owner[0]
+        return named
+
+    async def _find_page(
+        self, paths: Sequence[str], hint: str | None, documents: Mapping[str, Any]
+    ) -> tuple[Adapter, Answer]:
         refusal: SourceError | None = None
         for path in paths:
             try:
@@ -511,24 +530,32 @@ class TargetReader:
                 continue
             if self.keep_raw:
                 self.raw = Raw(self._clock(), path, answer.headers, answer.body, {})
+            if (owner := engine_of_queue(answer.body)) is not None and self.target.metrics_path is None:
+                # From now on only that engine's own page is asked for: no other reader must lose more.
+                self._queue_owner = (owner, dict(documents))
+                raise self._without_metrics(ENGINES[owner], f"{path} is a queue of its own, not its metrics")
             try:
-                return ENGINES[identify(answer.body, self.target.engine)], answer
+                engine = identify(answer.body, self.target.engine)
+                return adapter_of(engine, answer.body), answer
             except EngineError as error:
-                refusal = error
+                if not isinstance(refusal, EngineError) or path in METRICS_PATHS:
+                    refusal = error  # a path of one engine alone says nothing of what else it may be
                 if hint is not None and self.target.engine == "auto":
-                    title = ENGINES[hint].title
-                    raise EngineError(
-                        "metrics_disabled",
-                        f"/v1/models says this is {title}, but {path} has none of its metrics: "
-                        f"{describe_foreign_page(answer.body)}; start it with its statistics on",
-                    ) from None
+                    why = f"{path} has none of its metrics: {describe_foreign_page(answer.body)}"
+                    raise self._without_metrics(ENGINES[hint], why) from None
         if isinstance(refusal, EngineError):
             raise refusal
         tried = ", ".join(paths)
         if refusal is not None and refusal.reason != "not_found":
             raise refusal
+        if hint is not None and self.target.engine == "auto" and self.target.metrics_path is None:
+            raise self._without_metrics(ENGINES[hint], f"there is no page at {tried}")
         cure = "set metrics_path" if self.target.metrics_path is None else "correct or remove metrics_path"
         raise SourceError("not_found", f"{self.target.url} has no page at {tried}; {cure}")
+
+    def _without_metrics(self, adapter: Adapter, why: str) -> EngineError:
+        cure = f"; start it {adapter.metrics_switch}" if adapter.metrics_switch else ""
+        return EngineError("metrics_disabled", f"{self.target.url} is {adapter.title}, but {why}{cure}")
 
     def _launch(self, adapter: Adapter, problems: list[Problem]) -> tuple[dict[str, str], bool, bool]:
         """Declared launch settings, whether the command line is known, and names a file that is not read."""
@@ -658,34 +685,10 @@ class TargetReader:
         if snapshot.reading is None:
             return snapshot
         reading = snapshot.reading
-        snapshot = dataclasses.replace(snapshot, process=await self._process())
+        if self.target.is_loopback:
+            process = await self._listeners.read(self.target.port, since=self._round_began)
+            snapshot = dataclasses.replace(snapshot, process=process)
         return await self._predict(gpu, snapshot, reading)
-
-    async def _process(self) -> ProcessReading | None:
-        """The server's processes on this machine with their main memory; None where they are not visible."""
-        if not self.target.is_loopback:
-            return None
-        now = self._monotonic()
-        if self._family_read_at is None or now - self._family_read_at >= GPU_SOURCE_MAX_AGE:
-            self._family_read_at = now
-            if self._family_future is None or self._family_future.done():
-                port, known = self.target.port, self._family
-                self._family_future = in_daemon_thread(lambda: _family_of(port, known), "processes")
-        future = self._family_future
-        if future is not None:
-            if not future.done():
-                await asyncio.wait([future], timeout=MODEL_PATIENCE)
-            if future.done():
-                self._family_future = None
-                self._family = None if future.exception() is not None else future.result()
-        if self._family is None:
-            return None
-        pids = self._family.pids
-        counted = cgroup_memory(self._family.listener)
-        if counted is None:
-            return ProcessReading(pids=pids, host_memory_used_bytes=resident_bytes(pids))
-        used, limit = counted
-        return ProcessReading(pids=pids, host_memory_used_bytes=used, host_memory_limit_bytes=limit)
 
     @property
     def is_predicting(self) -> bool:
@@ -824,15 +827,6 @@ class TargetReader:
         return self._detected.adapter.world_size(snapshot.settings)
 
 
-def _family_of(port: int, known: _Family | None) -> _Family | None:
-    """The process that listens on the port and all that it started; None where none is visible."""
-    pid = None if known is None else known.listener
-    # Who listens is a look through the open files of all processes; whether it is still alive is one file.
-    if pid is None or not command_line(pid):
-        pid = listening_pid(port)
-    return None if pid is None else _Family(pid, descendants(pid))
-
-
 def _visible(settings: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
     """Those of declared settings that may be shown: of known flags only, so that no secret is among them."""
     shown = adapter.shown_flags
@@ -945,13 +939,13 @@ class Collector:
         self._quiet_launch = quiet_launch
         self._open_gpus = open_gpus
         self._session: aiohttp.ClientSession | None = None
+        self._listeners = Listeners(monotonic)
         self._config = config
         self._readers: tuple[TargetReader, ...] = ()
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
         self._rounds: list[_Round] = []
-        self.reload_successful = True
-        self.reload_problem: str | None = None
+        self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
 
     @property
@@ -984,6 +978,7 @@ class Collector:
             known = old.get(target.name)
             readers.append(known if known is not None and known.is_like(fresh) else fresh)
         self._readers = tuple(readers)
+        self._listeners.keep({target.port for target in config.targets if target.is_loopback})
         gpu_key = (config.gpu, config.peak_window, wants_pids(config.targets))
         if gpu_key != self._gpu_key:
             if self._gpu is not None:
@@ -992,8 +987,14 @@ class Collector:
             self._gpu.start()
             self._gpu_key = gpu_key
         self._config = config
-        self.reload_successful, self.reload_problem = True, None
         self.reload_success_time = self._clock()
+
+    def note_refusal(self, source: str, problem: str | None) -> None:
+        """Remember what is wrong with the newest form of a part of the configuration; None for nothing."""
+        if problem is None:
+            self._refusals.pop(source, None)
+        else:
+            self._refusals[source] = problem
 
     def _new_reader(self, config: Config, target: Target) -> TargetReader:
         if self._session is None:
@@ -1005,6 +1006,7 @@ class Collector:
             histograms=config.histograms_of(target),
             clock=self._clock,
             monotonic=self._monotonic,
+            listeners=self._listeners,
             quiet_launch=self._quiet_launch,
         )
 
@@ -1050,9 +1052,9 @@ class Collector:
             gpu=gpu,
             memory=memory,
             host=HostReading(total, available),
-            reload_successful=self.reload_successful,
+            reload_successful=not self._refusals,
             reload_success_time=self.reload_success_time,
-            reload_problem=self.reload_problem,
+            reload_problem="\n".join(self._refusals.values()) or None,
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:

@@ -15,6 +15,7 @@ import msgspec
 import yaml
 
 from brimline import thresholds
+from brimline.engines import ENGINES
 from brimline.errors import ConfigError
 from brimline.strict_yaml import Place, Schema, Source, dotted, read_struct, read_text
 from brimline.strict_yaml import Seconds as Seconds  # of the configuration's types, and so read from here
@@ -29,9 +30,6 @@ NOT_YET = {
     "targets_files": "targets from further files",
 }
 
-Engine = Literal[
-    "auto", "dynamo", "llamacpp", "lmdeploy", "nim", "ray", "sglang", "tgi", "triton", "trtllm", "vllm"
-]
 Role = Literal["", "baseline", "candidate"]
 
 
@@ -94,7 +92,7 @@ class Target(_Struct, frozen=True):
     name: str
     url: str
     metrics_path: str | None = None
-    engine: Engine = "auto"
+    engine: str = "auto"
     model: str | None = None
     gpus: list[str | int] | GpuSource | None = None
     experiment: str = ""
@@ -216,6 +214,10 @@ def _check_target(source: Source, target: Target, index: int) -> None:
         raise refuse("metrics_path", "the metrics_path holds a query, a fragment or a blank; write /metrics")
     if target.metrics_path is not None and not target.metrics_path.startswith("/"):
         raise refuse("metrics_path", f"{target.metrics_path!r} does not start with a slash; write /metrics")
+    if target.engine not in ("auto", *ENGINES):
+        raise refuse(
+            "engine", f"unknown engine {target.engine!r}; known: {', '.join(('auto', *sorted(ENGINES)))}"
+        )
     for key in ("experiment", "variant"):
         value = getattr(target, key)
         if value and not _NAME.fullmatch(value):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -23,9 +24,9 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(packed))
 
 
-def listening_inodes(port: int, proc: Path = PROC) -> set[str]:
-    """Socket inodes that listen on the port at a loopback or unspecified address."""
-    inodes = set()
+def _listening_ports(ports: Collection[int], proc: Path) -> dict[str, int]:
+    """Inodes of the sockets that listen on one of the ports at a loopback or unspecified address."""
+    found = {}
     for table in ("net/tcp", "net/tcp6"):
         try:
             lines = (proc / table).read_text().splitlines()[1:]
@@ -36,14 +37,20 @@ def listening_inodes(port: int, proc: Path = PROC) -> set[str]:
             if len(fields) < 10 or fields[3] != _LISTEN:
                 continue
             host, _, number = fields[1].rpartition(":")
-            if int(number, 16) != port:
+            port = int(number, 16)
+            if port not in ports:
                 continue
             address = ipaddress.ip_address(_address(host))
             if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
                 address = address.ipv4_mapped
             if address.is_loopback or address.is_unspecified:
-                inodes.add(fields[9])
-    return inodes
+                found[fields[9]] = port
+    return found
+
+
+def listening_inodes(port: int, proc: Path = PROC) -> set[str]:
+    """Socket inodes that listen on the port at a loopback or unspecified address."""
+    return set(_listening_ports({port}, proc))
 
 
 def _pids(proc: Path) -> Iterator[int]:
@@ -54,19 +61,32 @@ def _pids(proc: Path) -> Iterator[int]:
     yield from sorted(int(entry.name) for entry in entries if entry.name.isdigit())
 
 
+def listening_pids(ports: Collection[int], proc: Path = PROC) -> dict[int, int]:
+    """The process that listens on each port, as far as one is seen; the oldest where children share the
+    socket.
+
+    One look through the open files of all processes, for however many ports.
+    """
+    wanted = {f"socket:[{inode}]": port for inode, port in _listening_ports(ports, proc).items()}
+    if not wanted:
+        return {}
+    owners: dict[int, list[int]] = {}
+    for pid in _pids(proc):
+        for port in {wanted[file] for file in _open_files(pid, proc) if file in wanted}:
+            owners.setdefault(port, []).append(pid)
+    found = {}
+    for port, pids in owners.items():
+        oldest = next((pid for pid in pids if parent_of(pid, proc) not in pids), None)
+        if oldest is not None:
+            found[port] = oldest
+    return found
+
+
 def listening_pid(port: int, proc: Path = PROC) -> int | None:
     """The process that listens on the port; the oldest where children share the socket. None where none is
     seen.
     """
-    wanted = {f"socket:[{inode}]" for inode in listening_inodes(port, proc)}
-    if not wanted:
-        return None
-    owners = []
-    for pid in _pids(proc):
-        if not wanted.isdisjoint(_open_files(pid, proc)):
-            owners.append(pid)
-    parents = {pid: parent_of(pid, proc) for pid in owners}
-    return next((pid for pid in owners if parents[pid] not in owners), None)
+    return listening_pids({port}, proc).get(port)
 
 
 def _open_files(pid: int, proc: Path) -> Iterator[str]:
@@ -100,13 +120,17 @@ def command_line(pid: int, proc: Path = PROC) -> list[str]:
     return [word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")] if raw else []
 
 
-def descendants(pid: int, proc: Path = PROC) -> frozenset[int]:
-    """The process and all that it started, as they are now."""
+def _children(proc: Path) -> dict[int, list[int]]:
+    """What each process started, as far as it runs still."""
     children: dict[int, list[int]] = {}
-    for other in _pids(proc):
-        parent = parent_of(other, proc)
+    for pid in _pids(proc):
+        parent = parent_of(pid, proc)
         if parent is not None:
-            children.setdefault(parent, []).append(other)
+            children.setdefault(parent, []).append(pid)
+    return children
+
+
+def _with_descendants(pid: int, children: Mapping[int, list[int]]) -> frozenset[int]:
     found = {pid}
     open_ends = [pid]
     while open_ends:
@@ -115,6 +139,34 @@ def descendants(pid: int, proc: Path = PROC) -> frozenset[int]:
                 found.add(child)
                 open_ends.append(child)
     return frozenset(found)
+
+
+def descendants(pid: int, proc: Path = PROC) -> frozenset[int]:
+    """The process and all that it started, as they are now."""
+    return _with_descendants(pid, _children(proc))
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFamily:
+    """The process that listens, and all that it started with itself."""
+
+    listener: int
+    pids: frozenset[int]
+
+
+def families_on(
+    ports: Collection[int], known: Mapping[int, int], proc: Path = PROC
+) -> dict[int, ProcessFamily]:
+    """The processes behind each port, as far as they are seen; one look for all ports.
+
+    known: who listened before. Who listens is a look through the open files of all processes; whether it is
+    still alive is one file.
+    """
+    listeners = {port: known[port] for port in ports if port in known and command_line(known[port], proc)}
+    listeners |= listening_pids([port for port in ports if port not in listeners], proc)
+    children = _children(proc) if listeners else {}
+    families = {pid: ProcessFamily(pid, _with_descendants(pid, children)) for pid in set(listeners.values())}
+    return {port: families[pid] for port, pid in listeners.items()}
 
 
 # --- the memory of processes ---

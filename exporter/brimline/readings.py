@@ -75,6 +75,7 @@ class RankReading:
     """What one engine core (one data-parallel rank) of one model says of itself.
 
     measured_memory_bytes: by component, on each GPU of the rank, where the engine itself measures it.
+    model_memory_bytes: of all that the model takes together, by place: `gpu`, on all of them, and `host`.
     kv_cache_bytes_computed: the cache's bytes are tokens times the bytes that are predicted for one. No
     measurement; blocks that the server counted, times the bytes of one, pass for one.
     """
@@ -104,6 +105,7 @@ class RankReading:
     kv_cache_max_concurrency_requests: float | None = None
     max_model_len_tokens: float | None = None
     measured_memory_bytes: Mapping[str, float] | None = None
+    model_memory_bytes: Mapping[str, float] | None = None
     time_to_first_token_seconds: Histogram | None = None
     inter_token_latency_seconds: Histogram | None = None
     request_e2e_latency_seconds: Histogram | None = None

@@ -9,9 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brimline.engines import ENGINES, Evidence, describe_foreign_page, engines_on
+from brimline.engines import (
+    ENGINES,
+    adapter_of,
+    describe_foreign_page,
+    engines_on,
+    evidence_of,
+    page_paths,
+)
 from brimline.errors import BrimlineError, EngineError
-from brimline.exposition_text import scan
 from brimline.readings import EngineReading, Histogram, RankReading, combine_ranks
 
 SCHEMA_VERSION = 1
@@ -41,7 +47,12 @@ QUANTITIES = (
     "spec_decode_accepted_tokens_total",
     "max_model_len_tokens",
 )
-_MAPPINGS = ("requests_waiting_by_reason", "requests_finished_total")
+_MAPPINGS = (
+    "requests_waiting_by_reason",
+    "requests_finished_total",
+    "measured_memory_bytes",
+    "model_memory_bytes",
+)
 _HISTOGRAMS = (
     "time_to_first_token_seconds",
     "inter_token_latency_seconds",
@@ -95,7 +106,9 @@ def open_saved(source: str) -> SavedPage:
     path = Path(source)
     if not path.is_dir():
         return SavedPage(_read(path))
-    body = _read(path / PAGE_FILE)
+    # An engine without a page of metrics answers JSON in its place.
+    pages = [PAGE_FILE, *(file_of(page) for page in page_paths())]
+    body = _read(path / next((name for name in pages if (path / name).exists()), PAGE_FILE))
     paths = {endpoint.path for adapter in ENGINES.values() for endpoint in adapter.endpoints}
     documents = {p: _read_json(path / file_of(p)) for p in sorted(paths) if (path / file_of(p)).exists()}
     about = _read_json(path / CAPTURE_FILE) if (path / CAPTURE_FILE).exists() else {}
@@ -118,11 +131,10 @@ def read_saved(page: SavedPage, engine: str | None = None) -> list[EngineReading
         raise EngineError("not_an_engine", describe_foreign_page(page.body))
     readings = []
     for name in found:
-        adapter = ENGINES[name]
+        adapter = adapter_of(name, page.body)
         wanted = {endpoint.path: endpoint for endpoint in adapter.endpoints}
         documents = {p: wanted[p].keep(document) for p, document in page.documents.items() if p in wanted}
-        evidence = Evidence(scan(page.body, adapter.wanted), documents, page.headers)
-        readings.append(adapter.read(evidence))
+        readings.append(adapter.read(evidence_of(adapter, page.body, documents, page.headers)))
     return readings
 
 

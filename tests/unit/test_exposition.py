@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.exposition import generate_latest as classic_text
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
-from brimline.catalog import METRICS, Family, Kind, Row
+from brimline.catalog import METRICS, Family, Kind, Row, Sums, is_exposable
 from brimline.estimate import Estimate
 from brimline.exposition import render
 from brimline.readings import (
@@ -119,6 +122,7 @@ def everything() -> Snapshot:
             requests_waiting_by_reason={"capacity": 1},
             requests_finished_total={"stop": 2},
             measured_memory_bytes={"weights": 3},
+            model_memory_bytes={"gpu": 4},
         ),
         **numbers,  # type: ignore[arg-type]
         **histograms,  # type: ignore[arg-type]
@@ -217,6 +221,113 @@ def test_an_empty_snapshot_is_a_page_too(accept: str) -> None:
 @FORMATS
 def test_the_exporters_own_process_is_on_the_page(accept: str) -> None:
     assert "python_info" in parsed(snapshot(), accept)
+
+
+# --- against the client library
+
+
+class _Families:
+    """Families as a collector of the client library."""
+
+    def __init__(self, snapshot: Snapshot, families: Iterable[Family]) -> None:
+        self._metrics = [self._metric(family, snapshot) for family in families]
+
+    def collect(self) -> list[Metric]:
+        return [metric for metric in self._metrics if metric is not None]
+
+    @staticmethod
+    def _metric(family: Family, snapshot: Snapshot) -> Metric | None:
+        name = family.full_name
+        rows: dict[tuple[str, ...], Row] = {}
+        for row, value in family.rows(snapshot):
+            if is_exposable(value):
+                encodable = tuple(label.encode("utf-8", "replace").decode() for label in row)
+                rows.setdefault(encodable, (encodable, value))
+        metric = Metric(name.removesuffix("_total"), family.help, family.kind)
+        is_full = any(target.histograms == "full" for target in snapshot.targets)
+        if family.kind == "histogram" and not is_full:
+            metric.type = "summary"
+        for texts, value in rows.values():
+            labels = dict(zip(family.labels, texts, strict=True))
+            if isinstance(value, float | int):
+                metric.add_sample(name, labels, value)
+                continue
+            buckets = value.buckets if isinstance(value, Histogram) else ((math.inf, value.count),)
+            for bound, count in buckets if is_full else ():
+                le = "+Inf" if math.isinf(bound) else repr(bound)
+                metric.add_sample(f"{name}_bucket", {**labels, "le": le}, count)
+            metric.add_sample(f"{name}_count", labels, value.count)
+            metric.add_sample(f"{name}_sum", labels, value.sum)
+        return metric if rows else None
+
+
+def by_the_library(snapshot: Snapshot, accept: str, families: Iterable[Family] = METRICS) -> bytes:
+    """Brimline's families as the client library writes them."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(snapshot, families))
+    encode: Callable[[CollectorRegistry], bytes] = openmetrics_text if accept == OPENMETRICS else classic_text
+    return encode(registry)
+
+
+def written(snapshot: Snapshot, accept: str, families: Iterable[Family] = METRICS) -> bytes:
+    """Brimline's families as it writes them itself, without those of its own process behind them."""
+    body, _ = render(snapshot, accept, families=families)
+    own, _ = render(snapshot, accept, families=())
+    ours, separator, _ = body.partition(own[: own.index(b"\n")])
+    assert separator
+    return ours + (b"# EOF\n" if accept == OPENMETRICS else b"")
+
+
+@FORMATS
+def test_every_family_is_written_as_the_client_library_writes_it(accept: str) -> None:
+    shown = everything()
+
+    assert written(shown, accept) == by_the_library(shown, accept)
+
+
+LABELS = ("target", "le_first", "zone", "a", "model")
+ANY_TEXT = st.text(st.characters(), max_size=12) | st.sampled_from(["", "%s", "%", "\ud800", '"', "\\n"])
+NUMBERS = st.floats(allow_nan=True).map(lambda value: value + 0.0)  # no negative zero
+COUNTS = st.floats(0, 1e15) | st.sampled_from([0.0, 1.0, 2e6, 1e21, 12345678.25])
+HISTOGRAMS = st.builds(
+    lambda buckets, total, count: Histogram((*buckets, (math.inf, count)), total, count),
+    st.lists(st.tuples(NUMBERS.filter(math.isfinite), COUNTS), max_size=4).map(tuple),
+    NUMBERS,
+    COUNTS,
+)
+SUMS = st.builds(Sums, NUMBERS, COUNTS)
+
+
+def _rows(rows: list[Row], _snapshot: Snapshot) -> list[Row]:
+    return rows
+
+
+@st.composite
+def families_of_rows(draw: st.DrawFn) -> list[Family]:
+    """Families with any labels and values."""
+    families = []
+    for index in range(draw(st.integers(1, 3))):
+        kind: Kind = draw(st.sampled_from(["gauge", "counter", "histogram"]))
+        labels = tuple(draw(st.permutations(LABELS))[: draw(st.integers(0, len(LABELS)))])
+        values = NUMBERS if kind != "histogram" else HISTOGRAMS | SUMS
+        rows: list[Row] = draw(
+            st.lists(st.tuples(st.tuples(*(ANY_TEXT for _ in labels)), values), max_size=6)
+        )
+        name = f"family_{index}" + ("_total" if kind == "counter" else "")
+        help_ = draw(st.text(st.characters(codec="utf-8"), max_size=12))
+        families.append(Family(name, kind, help_, labels, functools.partial(_rows, rows), "load"))
+    return families
+
+
+@FORMATS
+@settings(max_examples=60, deadline=None)
+@given(families_of_rows())
+def test_any_family_is_written_as_the_client_library_writes_it(accept: str, families: list[Family]) -> None:
+    shown = snapshot(target("a", "full"))
+
+    page = written(shown, accept, families)
+
+    assert page == by_the_library(shown, accept, families)
 
 
 # --- histograms

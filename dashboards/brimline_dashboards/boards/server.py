@@ -76,6 +76,12 @@ def _one(name: str) -> str:
     return by_server(name, OF_SERVER)
 
 
+def _counted(place: str) -> str:
+    """What the engine itself counts for each loaded model there."""
+    selector = f'{OF_SERVER},place="{place}"'
+    return f"sum by (model) ({m('model_memory_bytes', selector)})"
+
+
 def _at_a_glance() -> Row:
     low = (Threshold(None, RED), Threshold(0, ORANGE), Threshold(2 << 30, GREEN))
     up = m("target_up", OF_SERVER)
@@ -290,7 +296,7 @@ def _memory() -> Row:
                 "Fullest GPU beside its plan",
                 "Memory in use on this server's fullest GPU and, dashed, what all servers on it are predicted to "
                 "take, expected and by their high bounds. Use above the upper dashed line is out of plan. Works "
-                "with memory from dcgm-exporter, too.",
+                "with memory from dcgm-exporter, too. Ollama counts each loaded model itself, on all GPUs together.",
                 [
                     Query(_one("target:memory_used:bytes"), "in use"),
                     Query(planned("gpu:memory_planned:bytes"), "predicted, all servers"),
@@ -299,6 +305,7 @@ def _memory() -> Row:
                         f"{_one('target:memory_used:bytes')} + on ({ON}) {_one('target:memory_free:bytes')}",
                         "card",
                     ),
+                    Query(_counted("gpu"), "{{model}}, as the engine counts it"),
                 ],
                 "bytes",
                 styles=plan_styles(),
@@ -333,11 +340,13 @@ def _memory() -> Row:
                 "Main memory of the server",
                 "Main memory of the server's own cgroup (or processes) beside its limit. A server that reaches "
                 "its limit is killed by the kernel, without any word in its log. Dashed: what is predicted to be "
-                "offloaded there.",
+                "offloaded there. A model of which Ollama keeps a part here is computed by the CPU, many times "
+                "slower.",
                 [
                     Query(m("server_host_memory_used_bytes", OF_SERVER), "in use"),
                     Query(m("server_host_memory_limit_bytes", OF_SERVER), "limit"),
                     Query(f"sum({m('predicted_host_memory_bytes', OF_SERVER)})", "predicted, offloaded"),
+                    Query(_counted("host"), "{{model}}, as the engine counts it"),
                 ],
                 "bytes",
                 styles=plan_styles(),

@@ -5,10 +5,15 @@ Adding an engine: one file beside this one that defines an `Adapter`, one line i
 
 from __future__ import annotations
 
-from brimline.engines import dynamo, llamacpp, lmdeploy, nim, ray, sglang, tgi, triton, trtllm, vllm
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from brimline.engines import dynamo, llamacpp, lmdeploy, nim, ollama, ray, sglang, tgi, triton, trtllm, vllm
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
+from brimline.engines.foreign import describe
 from brimline.errors import EngineError
-from brimline.exposition_text import families
+from brimline.exposition_text import Page, families, scan
 
 __all__ = [
     "ASKED_FIRST",
@@ -17,10 +22,15 @@ __all__ = [
     "Adapter",
     "Endpoint",
     "Evidence",
+    "adapter_of",
     "describe_foreign_page",
     "engine_of_models",
+    "engine_of_queue",
     "engines_on",
+    "evidence_of",
     "identify",
+    "page_paths",
+    "state_of",
 ]
 
 ENGINES: dict[str, Adapter] = {
@@ -28,6 +38,7 @@ ENGINES: dict[str, Adapter] = {
     "llamacpp": llamacpp.ADAPTER,
     "lmdeploy": lmdeploy.ADAPTER,
     "nim": nim.ADAPTER,
+    "ollama": ollama.ADAPTER,
     "ray": ray.ADAPTER,
     "sglang": sglang.ADAPTER,
     "tgi": tgi.ADAPTER,
@@ -43,8 +54,33 @@ ASKED_FIRST = (Endpoint("/version"), Endpoint("/v1/models"))
 METRICS_PATHS = ("/prometheus/metrics", "/metrics", "/v1/metrics")
 
 
+def page_paths() -> tuple[str, ...]:
+    """Where an unknown server's page is looked for: the usual paths, then those of single engines."""
+    own = (path for adapter in ENGINES.values() for path in adapter.metrics_paths)
+    return tuple(dict.fromkeys((*METRICS_PATHS, *own)))
+
+
+def state_of(body: bytes) -> Any:
+    """The decoded JSON object that a body is; None for every other body, such as a page of metrics."""
+    if body[:512].lstrip()[:1] != b"{":
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
 def engines_on(body: bytes) -> list[str]:
-    """Names of the known engines whose families stand on the page, the one with most families first."""
+    """Names of the known engines whose families stand on the page, the one with most families first.
+
+    Of an engine without a page of metrics: whose JSON the body is.
+    """
+    if (state := state_of(body)) is not None:
+        return [
+            name
+            for name, adapter in ENGINES.items()
+            if adapter.is_state is not None and adapter.is_state(state)
+        ]
     names = families(body)
     counts = {
         engine: sum(map(adapter.owns, names))
@@ -54,6 +90,35 @@ def engines_on(body: bytes) -> list[str]:
     found = {engine for engine, count in counts.items() if count}
     wrapped = {inner for engine in found for inner in ENGINES[engine].wraps}
     return sorted(found - wrapped, key=lambda engine: (-counts[engine], engine))
+
+
+def adapter_of(engine: str, body: bytes) -> Adapter:
+    """The adapter of that engine, fitted to the names on this page where an operator chose them."""
+    adapter = ENGINES[engine]
+    return adapter if adapter.fit is None else adapter.fit(body)
+
+
+def evidence_of(
+    adapter: Adapter,
+    body: bytes,
+    documents: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    launch: Mapping[str, str] | None = None,
+) -> Evidence:
+    """What an adapter reads of a server's answers."""
+    has_page = adapter.is_state is None
+    return Evidence(
+        page=scan(body, adapter.wanted) if has_page else Page({}),
+        documents=documents or {},
+        headers=headers or {},
+        launch=launch or {},
+        state=None if has_page else state_of(body),
+    )
+
+
+def engine_of_queue(body: bytes) -> str | None:
+    """The engine whose queue has just been emptied by reading this; None where it is none."""
+    return next((name for name, adapter in ENGINES.items() if adapter.drains(body)), None)
 
 
 def engine_of_models(models: object) -> str | None:
@@ -82,18 +147,4 @@ def identify(body: bytes, wanted: str = "auto") -> str:
 
 def describe_foreign_page(body: bytes) -> str:
     """Why a page is not one of a known engine, with what it seems to be instead."""
-    start = body[:512].lstrip()
-    if not start:
-        return "the page is empty"
-    if start[:1] == b"<":
-        return "this is an HTML page, not metrics"
-    if start[:1] in (b"{", b"["):
-        return "this is JSON, not metrics"
-    prefixes: dict[str, int] = {}
-    for name in families(body):
-        prefix = name.partition("_")[0].partition(":")[0]
-        prefixes[prefix] = prefixes.get(prefix, 0) + 1
-    top = sorted(prefixes, key=lambda prefix: -prefixes[prefix])[:3]
-    seen = ", ".join(f"{prefix}_… ({prefixes[prefix]})" for prefix in top) or "no metric at all"
-    known = ", ".join(sorted(ENGINES))
-    return f"no metric of a known inference engine ({known}) stands on this page; it has {seen}"
+    return describe(body, sorted(ENGINES))

@@ -38,15 +38,18 @@ class Endpoint:
 class Evidence:
     """All that was read from one server in one round.
 
+    page: what stands on its metrics page; empty where the engine answers JSON in its place.
     documents: decoded JSON by path, of those endpoints that answered.
     headers: of the metrics page, lower case.
     launch: the settings that the server was started with, as far as they are declared; else empty.
+    state: the decoded JSON that stands in place of a metrics page; None for all engines that have one.
     """
 
     page: Page
     documents: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     launch: Mapping[str, str] = field(default_factory=dict)
+    state: Any = None
 
 
 def _no_program(_words: Sequence[str]) -> bool:
@@ -55,6 +58,10 @@ def _no_program(_words: Sequence[str]) -> bool:
 
 def _any_page(_names: Set[str], _body: bytes) -> bool:
     return True
+
+
+def _no_bytes(_body: bytes) -> bool:
+    return False
 
 
 def _unknown_size(_settings: Mapping[str, str]) -> int | None:
@@ -75,8 +82,13 @@ class Adapter:
     not tell.
     wraps: engines whose families stand on this engine's pages too, and then belong to it.
     metrics_paths: where its page is, in the order to try; never a path whose reading disturbs the server.
+    is_state: whether decoded JSON is what this engine answers there in place of a page of metrics; None for
+    an engine that has one.
+    drains: whether an answer at another engine's path is a queue of this one's, which the reading emptied.
+    metrics_switch: what turns its metrics on, as words behind "start it"; empty where they always are.
     owned_by: what its /v1/models says in `owned_by`.
     wanted: sample names that `read` looks at.
+    fit: the adapter for this very page, where an operator may choose how its names begin; None elsewhere.
     launch_program: whether a command line starts this engine.
     launch_images: parts of the names of container images whose arguments are this engine's.
     launch_flags: short or other spellings of flags, to the engine's own long name with underscores.
@@ -98,8 +110,12 @@ class Adapter:
     recognises: Callable[[Set[str], bytes], bool] = _any_page
     wraps: frozenset[str] = frozenset()
     metrics_paths: tuple[str, ...] = ("/metrics",)
+    is_state: Callable[[Any], bool] | None = None
+    drains: Callable[[bytes], bool] = _no_bytes
+    metrics_switch: str = ""
     owned_by: str | None = None
     usual_ports: tuple[int, ...] = ()
+    fit: Callable[[bytes], Adapter] | None = None
     endpoints: tuple[Endpoint, ...] = ()
     launch_program: Callable[[Sequence[str]], bool] = _no_program
     launch_images: tuple[str, ...] = ()

@@ -261,6 +261,7 @@ ADAPTER = Adapter(
     usual_ports=(8080, 8081),
     owns=lambda name: name.startswith("llamacpp:"),
     owned_by="llamacpp",
+    metrics_switch="with --metrics",
     wanted=WANTED,
     endpoints=(
         Endpoint("/props", fields=_PROPS),

@@ -82,6 +82,7 @@ ADAPTER = Adapter(
     usual_ports=(23333,),
     owns=lambda name: name.startswith("lmdeploy:"),
     owned_by="lmdeploy",
+    metrics_switch="without --disable-metrics",
     wanted=WANTED,
     endpoints=(Endpoint("/v1/models"),),
     read=read,

@@ -290,6 +290,7 @@ ADAPTER = Adapter(
     usual_ports=(30000,),
     owns=lambda name: name.startswith(("sglang:", "sglang_")),
     owned_by="sglang",
+    metrics_switch="with --enable-metrics",
     wanted=WANTED,
     endpoints=(
         Endpoint("/server_info", fields=_SERVER_INFO),  # since 0.5.6

@@ -76,6 +76,12 @@ def _recognises(names: Set[str], body: bytes) -> bool:
     return prefixed or (names >= _BARE and b'engine_type="' in body)
 
 
+def _drains(body: bytes) -> bool:
+    """True for a list of iterations or requests, empty where nothing has run since the last reader."""
+    start = body[:512].lstrip()
+    return start.startswith(b"[") and (b'"iter' in start or not start[1:].lstrip().strip(b"] \r\n"))
+
+
 def read(evidence: Evidence) -> EngineReading:
     """What a trtllm-serve server says of itself."""
     table = read_table(evidence.page, TABLE, _key)
@@ -134,6 +140,8 @@ ADAPTER = Adapter(
     owns=lambda name: name.startswith(("trtllm_", "trtllm:")) or name.encode() in _OWN,
     recognises=_recognises,
     metrics_paths=("/prometheus/metrics",),
+    drains=_drains,
+    metrics_switch="with return_perf_metrics: true and enable_iter_perf_stats: true in its options",
     wanted=WANTED,
     endpoints=(Endpoint("/version"),),
     read=read,

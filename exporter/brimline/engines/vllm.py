@@ -391,6 +391,7 @@ ADAPTER = Adapter(
     usual_ports=(8000, 8001, 8002, 8003),
     owns=lambda name: name.startswith("vllm:"),
     owned_by="vllm",
+    metrics_switch="without --disable-log-stats",
     wanted=WANTED,
     endpoints=(Endpoint("/version"), Endpoint("/v1/models")),
     read=read,

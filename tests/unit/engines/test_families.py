@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brimline.engines.families import (
@@ -355,6 +355,7 @@ def test_a_label_from_elsewhere_is_short_and_printable(text: str, label: str) ->
     assert clean_label(text) == label
 
 
+@settings(deadline=None)
 @given(st.text(st.characters()))
 def test_any_text_gives_a_label_that_can_be_written(text: str) -> None:
     label = clean_label(text)
