@@ -182,6 +182,7 @@ async def observe(
         scrape_interval=interval if np.isfinite(interval) else None,
         queries=tuple(ask.queries),
         gaps=tuple(ask.gaps),
+        warnings=tuple(ask.warnings),
         shared=tuple(shared),
         simulated=any(
             label(part, "simulated") == "true"
@@ -199,6 +200,7 @@ class _Questions:
         self.api = api
         self.queries: dict[str, None] = {}
         self.gaps: dict[str, None] = {}
+        self.warnings: dict[str, None] = {}
         self._progress = progress
         self._done = self._total = 0
 
@@ -217,6 +219,7 @@ class _Questions:
 
     def _taken(self, rows: Rows) -> Rows:
         self.note(*(f"the data source warns: {warning}" for warning in rows.warnings))
+        self.warnings.update(dict.fromkeys(rows.warnings))
         return rows
 
     async def raw(

@@ -133,6 +133,7 @@ def judge(
         ),
         queries=tuple(observations.queries),
         notes=tuple(_notes(experiment, observations, mode)),
+        warnings=tuple(observations.warnings),
         simulated=observations.simulated,
     )
 

@@ -111,7 +111,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A whole run. is_gate: False where blocks are too short or too few to decide a rollout by."""
+    """A whole run. is_gate: False where blocks are too short or too few to decide a rollout by.
+
+    warnings: of the data source: something may be missing.
+    """
 
     experiment: str
     baseline: str
@@ -127,6 +130,7 @@ class Report:
     fingerprints: tuple[tuple[str, str], ...] = ()
     queries: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     simulated: bool = False
     schema_version: int = field(default=SCHEMA_VERSION)
 
