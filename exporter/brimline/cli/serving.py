@@ -175,17 +175,27 @@ async def _discovered(config: Config, discover_ports: str | None) -> Config:
     show_default=True,
     help="leak: one server takes more and more memory beside its plan, dies after 30 minutes and restarts.",
 )
-def demo(scenario: Scenario) -> None:
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Where the exporter serves, instead of a free port on loopback: 0.0.0.0:10778 in a container.",
+)
+def demo(scenario: Scenario, listen: str | None) -> None:
     """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on any machine.
 
     Prometheus has the recording rules and alerts; an Alertmanager on PATH gets what fires.
     """
+    from brimline.config import parse_listen
     from brimline.demo.run import run
     from brimline.errors import BrimlineError
     from brimline_dashboards.rules import plain_files
 
     try:
-        run(click.echo, plain_files(), scenario)
+        address = None if listen is None else parse_listen(listen)
+    except ValueError as error:
+        fail(f"--listen {error}")
+    try:
+        run(click.echo, plain_files(), scenario, address)
     except BrimlineError as error:
         fail(str(error), EXIT_NEGATIVE)
 
