@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,11 @@ def _states_little(_settings: Mapping[str, str]) -> bool:
     return False
 
 
+@functools.cache
+def _without_buckets(names: frozenset[bytes]) -> frozenset[bytes]:
+    return frozenset(name for name in names if not name.endswith(b"_bucket"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """One inference engine.
@@ -129,6 +135,11 @@ class Adapter:
     world_size: Callable[[Mapping[str, str]], int | None] = _unknown_size
     predictor: str | None = None
     states_launch: Callable[[Mapping[str, str]], bool] = _states_little
+
+    @property
+    def wanted_without_buckets(self) -> frozenset[bytes]:
+        """Sample names that `read` looks at where nobody asks for whole histograms."""
+        return _without_buckets(self.wanted)
 
     @property
     def shown_flags(self) -> frozenset[str]:
