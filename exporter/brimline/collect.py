@@ -95,6 +95,9 @@ DOCUMENT_TIMEOUT = 2.0
 # Several replicas behind one address look like a restart in each scrape: no more than so many in so long.
 REDETECT_AFTER = 30.0
 MAX_RESTARTS = 3
+# A server that takes longer for its page is busy with it, which its users may notice: worth a word, and an
+# alert (BrimlineTargetSlow), but never a reason to look less often unasked.
+SLOW_SECONDS = 1.0
 # How long the GPUs that a file or the listening process names are taken as known.
 GPU_SOURCE_MAX_AGE = 10.0
 
@@ -211,6 +214,7 @@ class TargetReader:
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
         self._defect: str | None = None
+        self._is_slow = False
         self._troubles: frozenset[str] = frozenset()
         self._last_success: float | None = None
         self._fingerprint: str | None = None
@@ -287,6 +291,7 @@ class TargetReader:
             at, kept = self._kept
             return dataclasses.replace(kept, age_seconds=started - at) if kept.up else kept
         self._client.trace.clear()
+        is_known = self._detected is not None
         try:
             async with self._turns.one():
                 started = self._monotonic()
@@ -306,6 +311,8 @@ class TargetReader:
         )
         self._kept = (started, snapshot)
         self._log_change(True, "")
+        if is_known:  # else it was asked for more than its page
+            self._log_slowness(snapshot.duration_seconds)
         return snapshot
 
     def failed(self, reason: str, detail: str, started: float, *, keep: bool = True) -> TargetSnapshot:
@@ -367,6 +374,17 @@ class TargetReader:
             logger.info("target=%s state=up", self.target.name)
         else:
             logger.warning("target=%s state=down reason=%s detail=%r", self.target.name, reason, detail)
+
+    def _log_slowness(self, seconds: float | None) -> None:
+        is_slow = seconds is not None and seconds > SLOW_SECONDS
+        if self._quiet or self._is_slow == is_slow:
+            return
+        self._is_slow = is_slow
+        if is_slow:
+            why = "its page takes longer than a second; min_interval asks for it less often"
+            logger.warning("target=%s slow=true seconds=%.2f detail=%r", self.target.name, seconds, why)
+        else:
+            logger.info("target=%s slow=false seconds=%.2f", self.target.name, seconds)
 
     def _log_troubles(self, snapshot: TargetSnapshot) -> None:
         """A line for each problem that a target has newly while it is up."""
@@ -976,8 +994,7 @@ class Collector:
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
         self._rounds: list[_Round] = []
-        self.reload_successful = True
-        self.reload_problem: str | None = None
+        self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
 
     @property
@@ -1019,8 +1036,14 @@ class Collector:
             self._gpu.start()
             self._gpu_key = gpu_key
         self._config = config
-        self.reload_successful, self.reload_problem = True, None
         self.reload_success_time = self._clock()
+
+    def note_refusal(self, source: str, problem: str | None) -> None:
+        """Remember what is wrong with the newest form of a part of the configuration; None for nothing."""
+        if problem is None:
+            self._refusals.pop(source, None)
+        else:
+            self._refusals[source] = problem
 
     def _new_reader(self, config: Config, target: Target) -> TargetReader:
         if self._session is None:
@@ -1065,6 +1088,10 @@ class Collector:
         targets = await current.snapshots(deadline)
         total, available = read_memory()
         gpu = self.gpu_reading()
+        if self._config.gpu.devices == "targets":
+            # What others on this machine tell, too, must not be told twice.
+            own = {uuid for target in targets for uuid, _ in target.gpus}
+            gpu = dataclasses.replace(gpu, devices=tuple(each for each in gpu.devices if each.uuid in own))
         memory = self._account(targets, current.readers, gpu)
         for index, reader in enumerate(current.readers):
             detail = memory.defects.get(reader.target.name)
@@ -1078,9 +1105,9 @@ class Collector:
             gpu=gpu,
             memory=memory,
             host=HostReading(total, available),
-            reload_successful=self.reload_successful,
+            reload_successful=not self._refusals,
             reload_success_time=self.reload_success_time,
-            reload_problem=self.reload_problem,
+            reload_problem="\n".join(self._refusals.values()) or None,
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:

@@ -42,6 +42,10 @@ class State:
         """Add or change keys, all of them at the same moment."""
         self._write({**self._values, **values})
 
+    def replace(self, values: dict[str, int | str]) -> None:
+        """These keys and no others."""
+        self._write(values)
+
     def remove(self, *keys: str) -> None:
         """Take keys away; those that are not there are passed over."""
         self._write({key: value for key, value in self._values.items() if key not in keys})

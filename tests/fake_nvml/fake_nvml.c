@@ -1,6 +1,6 @@
 /* A libnvidia-ml.so.1 for tests: the few functions that Brimline calls, answering from a file.
  *
- * FAKE_NVML_STATE names a file of KEY=VALUE lines, read anew by every call:
+ * FAKE_NVML_STATE names a file of KEY=VALUE lines, read anew by every call (replace the file, do not write into it):
  *   count=2  driver=570.1  total=  used=  reserved=  name=  uuid=      any of the last five also with .DEVICE
  *   mig.0=2               MIG is on for GPU 0, with two instances
  *   pids.DEVICE=12,34     compute processes; graphics_pids.DEVICE= likewise; pid_memory.12=  its bytes
@@ -13,10 +13,12 @@
  * -DINIT_RESULT=18      a build whose nvmlInit always fails so
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -34,21 +36,43 @@ typedef struct { unsigned int pid; unsigned long long used; unsigned int gpu_ins
 static int references, initialisations;
 static int lost_at[64]; /* the initialisation during which a GPU got lost, with lost_until_init */
 
+static pthread_mutex_t reading = PTHREAD_MUTEX_INITIALIZER;
+
+static char content[32768];
+
+/* Read the state file again where it was replaced. */
+static void look(void) {
+    static struct stat known;
+    struct stat now;
+    const char *path = getenv("FAKE_NVML_STATE");
+    if (!path || stat(path, &now)) return;
+    pthread_mutex_lock(&reading);
+    if (now.st_ino != known.st_ino || now.st_mtim.tv_sec != known.st_mtim.tv_sec ||
+        now.st_mtim.tv_nsec != known.st_mtim.tv_nsec || now.st_size != known.st_size) {
+        FILE *file = fopen(path, "r");
+        if (file) {
+            content[fread(content, 1, sizeof content - 1, file)] = 0;
+            /* Of the file that was read, should it have been replaced meanwhile. */
+            if (fstat(fileno(file), &known)) abort();
+            fclose(file);
+        }
+    }
+    pthread_mutex_unlock(&reading);
+}
+
 /* The value of KEY in the state file; 0 where it has none. */
 static int value_of(const char *key, char *value, size_t size) {
-    char line[512];
     size_t length = strlen(key);
-    const char *path = getenv("FAKE_NVML_STATE");
-    FILE *file = path ? fopen(path, "r") : NULL;
     int found = 0;
-    while (file && !found && fgets(line, sizeof line, file)) {
-        line[strcspn(line, "\r\n")] = 0;
-        if (!strncmp(line, key, length) && line[length] == '=') {
-            snprintf(value, size, "%s", line + length + 1);
+    pthread_mutex_lock(&reading);
+    for (const char *line = content, *end; *line && !found; line = *end ? end + 1 : end) {
+        end = line + strcspn(line, "\n");
+        if ((size_t)(end - line) > length && !strncmp(line, key, length) && line[length] == '=') {
+            snprintf(value, size, "%.*s", (int)(end - line - (long)length - 1), line + length + 1);
             found = 1;
         }
     }
-    if (file) fclose(file);
+    pthread_mutex_unlock(&reading);
     return found;
 }
 
@@ -90,10 +114,12 @@ static int enter(const char *function, const char *device) {
         }
     }
     double waited = 0;
+    look();
     while (fault("hang", function, device, value, sizeof value) && waited < strtod(value, NULL)) {
         struct timespec pause = {0, 10000000};
         nanosleep(&pause, NULL);
         waited += 0.01;
+        look();
     }
     return fault("err", function, device, value, sizeof value) ? atoi(value) : OK;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import threading
@@ -33,6 +34,8 @@ from fake_servers import (
     FAULTS,
     FakeServer,
     FakeVllm,
+    Request,
+    Wire,
     answer,
     hang,
     json_answer,
@@ -917,3 +920,30 @@ def test_a_defect_in_one_targets_numbers_costs_neither_the_page_nor_others(
     assert snapshot.memory.ceiling_tokens_per_second == {"good": 100.0}
     assert good["brimline_target_errors_total", frozenset({("reason", "internal")})] == 0
     assert [record.levelname for record in caplog.records if "IndexError" in record.getMessage()] == ["ERROR"]
+
+
+def test_a_page_slower_than_a_second_is_told_once_and_asked_for_as_often_as_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "brimline.collect")
+    clock, vllm = Clock(), FakeVllm()
+    takes = iter([5.0, 0.2, 1.5, 3.0, 1.2, 0.3])
+
+    def page(wire: Wire, request: Request) -> bool:
+        clock.now += next(takes)
+        return answer(vllm.page())(wire, request)
+
+    async def scenario(server: FakeServer) -> list[float | None]:
+        async with collecting(target("slow", server), monotonic=clock) as collector:
+            return [one_of(await collector.snapshot(), "slow").duration_seconds for _ in range(6)]
+
+    with FakeServer({**vllm.routes(), "/metrics": page}) as server:
+        lasted = asyncio.run(scenario(server))
+
+    told = [record.getMessage() for record in caplog.records if "slow=" in record.getMessage()]
+    assert lasted == pytest.approx([5.0, 0.2, 1.5, 3.0, 1.2, 0.3])
+    assert server.count("/metrics") == 6
+    assert [line.partition(" detail")[0] for line in told] == [
+        "target=slow slow=true seconds=1.50",  # in the first round it was asked for more than its page
+        "target=slow slow=false seconds=0.30",
+    ]

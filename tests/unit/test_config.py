@@ -66,7 +66,7 @@ MISTAKES = {
     ),
     "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
     "unknown-gpu-key": (
-        "3: unknown key 'interval' in gpu; known: backend, path, processes, reserve_other, sample_interval"
+        "3: unknown key 'interval' in gpu; known: backend, devices, path, processes, reserve_other, sample_interval"
     ),
     "unknown-basic-auth-key": (
         "4: unknown key 'password' in targets[0].basic_auth; known: password_file, username"
@@ -253,7 +253,7 @@ MISTAKES = {
     "header-cookie": f"4: 'cookie' {HOLDS_SECRET}",
     "header-name-with-blank": "4: 'X Team' is not a valid HTTP header; use printable characters",
     "header-with-line-break": "4: 'X-Team' is not a valid HTTP header; use printable characters",
-    "header-value-is-a-number": "6: targets[0].headers.X-Shard: found the number 5; write text",
+    "header-value-is-a-number": "6: targets[0].headers.X-Shard: found a number; write text",
 }
 
 

@@ -15,7 +15,7 @@ from aiohttp import ClientSession, web
 
 from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Target
-from brimline.port import ConnectionLimits
+from brimline.port import ConnectionLimits, serve_application
 from brimline.server import Exporter, scrape_budget, serve
 from brimline.strict_yaml import Seconds
 from fake_servers import FakeServer, FakeVllm, answer, json_answer, when
@@ -311,6 +311,79 @@ def test_one_that_does_not_fetch_its_answer_gives_way() -> None:
 
                 assert head.startswith(b"HTTP/1.1 200 OK")
                 assert await (await port.connect(HEALTHY)).answer() == b"HTTP/1.1 200 OK"
+
+    run(scenario)
+
+
+LONG = b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def serving_long_answers(**limits: Any) -> AsyncIterator[Port]:
+    """A port whose /long is 16 MiB: more than the sockets take."""
+
+    async def long(_request: web.Request) -> web.Response:
+        return web.Response(body=bytes(16 << 20))
+
+    collector = Collector(Config(gpu=GpuConfig(backend="none")))
+    exporter = Exporter(collector, None)
+    application = exporter.application()
+    application.router.add_get("/long", long)
+    stop, opened = asyncio.Event(), asyncio.get_running_loop().create_future()
+    running = asyncio.ensure_future(
+        serve_application(
+            application, "127.0.0.1", 0, stop, started=opened.set_result, limits=ConnectionLimits(**limits)
+        )
+    )
+    port = Port(collector, await opened)
+    try:
+        yield port
+    finally:
+        for client in port.clients:
+            client.writer.transport.abort()
+        stop.set()
+        await running
+
+
+def test_an_answer_that_is_not_fetched_in_time_costs_the_connection() -> None:
+    async def scenario() -> None:
+        async with serving_long_answers(fetch_seconds=0.3) as port:
+            slow = await port.connect(LONG)
+            head = await slow.head()
+            await asyncio.sleep(0.6)
+            fetched = await slow.rest()
+
+            assert head.startswith(b"HTTP/1.1 200 OK")
+            assert len(fetched) < 16 << 20
+
+    run(scenario)
+
+
+def test_an_answer_that_is_fetched_costs_nothing() -> None:
+    async def scenario() -> None:
+        async with serving_long_answers(fetch_seconds=PATIENCE) as port:
+            client = await port.connect()
+            for _ in range(3):
+                client.writer.write(LONG)
+                assert await client.answer() == b"HTTP/1.1 200 OK"
+
+    run(scenario)
+
+
+def test_all_that_nobody_fetches_is_bounded_and_the_longest_waiting_gives_way() -> None:
+    async def scenario() -> None:
+        async with serving_long_answers(unfetched_bytes=32 << 20) as port:
+            slow = []
+            for _ in range(8):
+                slow.append(await port.connect(LONG[:-2] + b"Connection: close\r\n\r\n"))
+                await slow[-1].head()
+            healthy = await (await port.connect(HEALTHY)).answer()
+            fetched = [len(await client.rest()) for client in slow]
+
+            # What the sockets took is not counted: two to six of 16 MiB may wait.
+            assert fetched[0] < 16 << 20
+            assert fetched[-2:] == [16 << 20] * 2
+            assert healthy == b"HTTP/1.1 200 OK"
 
     run(scenario)
 

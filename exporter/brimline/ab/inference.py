@@ -358,23 +358,40 @@ def rate_ratio(
 
 
 _CERTAIN = 1e6  # degrees of freedom of what need not be estimated
+# Of fewer blocks with events, an arm does not show how its events come.
+LEAST_EVENT_BLOCKS = 6
 
 
 def _dispersion_of_shares(
     candidate: Floats, events: Floats, candidate_exposure: Floats, baseline_exposure: Floats
 ) -> tuple[float, float]:
-    """Pearson's chi-square of the blocks' shares over its degrees of freedom, and those; never below 1."""
+    """By how much the blocks' shares vary more than by chance, and from how many degrees; never below 1.
+
+    Where both arms had events in enough blocks: Pearson's chi-square over its degrees of freedom, about the
+    share that all blocks have in common. Where one had them in few, that share lies at its end, where it
+    takes a burst for an effect. Then the larger: how far the blocks lie from the share without any
+    difference, which makes a burst count once, however many events are in it. (That is the variance of all
+    ways to give each block's events to the other arm, so that it holds for few blocks, too.)
+    """
     counted = (events > 0) & (candidate_exposure > 0) & (baseline_exposure > 0)
     blocks = int(counted.sum())
-    if blocks < 2 or candidate.sum() in (0, events.sum()):
+    if blocks == 0:
         return 1.0, _CERTAIN
+    candidate, events = candidate[counted], events[counted]
     odds = candidate_exposure[counted] / baseline_exposure[counted]
-    ratio = _common_ratio(candidate[counted].sum(), events[counted], odds)
-    share = ratio * odds / (1 + ratio * odds)
-    chi_square = float(
-        ((candidate[counted] - events[counted] * share) ** 2 / (events[counted] * share * (1 - share))).sum()
-    )
-    return max(1.0, chi_square / (blocks - 1)), float(blocks - 1)
+    seen = min(int((candidate > 0).sum()), int((events > candidate).sum()))
+    dispersion, degrees = 1.0, _CERTAIN
+    if seen > 0 and blocks > 1:
+        ratio = _common_ratio(float(candidate.sum()), events, odds)
+        share = ratio * odds / (1 + ratio * odds)
+        chi_square = float(((candidate - events * share) ** 2 / (events * share * (1 - share))).sum())
+        dispersion, degrees = max(1.0, chi_square / (blocks - 1)), float(blocks - 1)
+    if seen < LEAST_EVENT_BLOCKS:
+        share = odds / (1 + odds)
+        apart = float(((candidate - events * share) ** 2).sum() / (events * share * (1 - share)).sum())
+        if apart >= dispersion:
+            dispersion, degrees = apart, _CERTAIN
+    return dispersion, degrees
 
 
 def _common_ratio(candidate: float, events: Floats, odds: Floats) -> float:

@@ -122,6 +122,25 @@ class Table:
         """The servers that have the quantity."""
         return [key for name, key in self._parts if name == quantity]
 
+    def during(self, key: Key, spans: Sequence[tuple[float, float]]) -> Table:
+        """What it holds of that server and of its exporter, in those spans of time."""
+        table = Table()
+        of_exporter = key._replace(target="")
+        table._parts = {
+            (quantity, whose): {part: within(series, spans) for part, series in parts.items()}
+            for (quantity, whose), parts in self._parts.items()
+            if whose in (key, of_exporter)
+        }
+        return table
+
+
+def within(series: Series, spans: Sequence[tuple[float, float]]) -> Series:
+    """The samples in any of the spans, both of their ends included."""
+    kept = np.zeros(len(series.times), dtype=bool)
+    for first, last in spans:
+        kept |= (series.times >= first) & (series.times <= last)
+    return Series(series.times[kept], series.values[kept])
+
 
 def label(part: Part, name: str) -> str:
     """A label of a part; empty where it has none."""

@@ -164,20 +164,28 @@ class _Backoff:
         return pause
 
 
+Peaks = tuple[tuple[float, int], ...]  # falling values, each with its time
+
+
 class _PeakWindow:
     """The highest value of the last seconds."""
 
     def __init__(self) -> None:
         self._falling: deque[tuple[float, int]] = deque()  # a value is out once a later one is as high
 
-    def add(self, now: float, value: int, seconds: float) -> int:
-        """Take in a value; the highest of the last `seconds`, itself included."""
+    def add(self, now: float, value: int, seconds: float) -> Peaks:
+        """Take in a value; what is highest in the last `seconds`, and in each shorter while up to now."""
         while self._falling and self._falling[-1][1] <= value:
             self._falling.pop()
         self._falling.append((now, value))
         while self._falling[0][0] < now - seconds:
             self._falling.popleft()
-        return self._falling[0][1]
+        return tuple(self._falling)
+
+
+def _highest_since(start: float, peaks: Peaks) -> int | None:
+    """The highest value since then, the newest at least: a sample grows older while it is shown."""
+    return next((value for time, value in peaks if time >= start), peaks[-1][1] if peaks else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +253,7 @@ class _Sample:
 
     time: float
     memory: _Memory | None = None
-    used_peak_bytes: int | None = None
+    peaks: Peaks = ()
     processes: Mapping[int, int | None] | None = None
     problem: str | None = None
     detail: str = ""
@@ -285,7 +293,7 @@ class _Device:
         self._sampler = sampler
         self._backoff = sampler.backoff()
         self._peak = _PeakWindow()
-        self._lacks_v2 = False
+        self._v2_lacking_since: float | None = None
         self._processes: dict[int, int | None] | None = None
         self._processes_time: float | None = None
 
@@ -329,17 +337,21 @@ class _Device:
         raise NotImplementedError
 
     def _read(self, handle: Any, started: float) -> float:
-        memory = _read_memory(handle, lacks_v2=self._lacks_v2)
+        since = self._v2_lacking_since
+        # Asked again now and then: the two versions count different bytes as used.
+        lacks_v2 = since is not None and started - since < self._sampler.recount_interval
+        memory = _read_memory(handle, lacks_v2=lacks_v2)
         self.api = memory.api
-        self._lacks_v2 = memory.api == "v1"
+        if not lacks_v2:
+            self._v2_lacking_since = started if memory.api == "v1" else None
         interval = self._sampler.process_interval
         if interval is None:
             self._processes, self._processes_time = None, None
         elif self._processes_time is None or started - self._processes_time >= interval:
             self._processes, self._processes_time = _read_processes(handle), started
         self._backoff.reset()
-        peak = self._peak.add(started, memory.used_bytes, self._sampler.peak_window)
-        self.sample = _Sample(started, memory, peak, self._processes)
+        peaks = self._peak.add(started, memory.used_bytes, self._sampler.peak_window)
+        self.sample = _Sample(started, memory, peaks, self._processes)
         interval = self._sampler.sample_interval
         return min(max(interval - (self._sampler.clock() - started), 0.0), interval)
 
@@ -350,7 +362,7 @@ class _Device:
             self._sampler.ask_restart(failure.code, library.generation)
         if failure.reason in _LASTING:
             self.api = "none"
-            self._lacks_v2 = False
+            self._v2_lacking_since = None
             return self._sampler.sample_interval
         return self._backoff.next()
 
@@ -434,7 +446,7 @@ class _Card(_Device):
             self.sample = None
             self.api = "none"
         identity = _Identity(uuid, str(self.number), self._name(handle))
-        self._lacks_v2 = False
+        self._v2_lacking_since = None
         self._mig_on = self._has_mig_on(handle)
         self._find_instances(handle, library.generation)
         self.identity = identity
@@ -844,7 +856,7 @@ class NvmlSampler:
                 used_bytes=memory.used_bytes,
                 free_bytes=memory.free_bytes,
                 reserved_bytes=memory.reserved_bytes,
-                used_peak_bytes=sample.used_peak_bytes,
+                used_peak_bytes=_highest_since(now - self.peak_window, sample.peaks),
                 processes=sample.processes,
             )
         if busy_since is not None and library.ready and now - busy_since > self._oldest_seconds:

@@ -267,12 +267,48 @@ def test_no_events_in_either_arm_are_no_difference() -> None:
 def test_events_of_one_arm_alone_have_one_bound() -> None:
     tokens = np.full(8, 1e6)
 
-    rates = rate_ratio(np.zeros(8), tokens, np.array([0, 1, 0, 0, 2, 0, 0, 1.0]), tokens)
+    rates = rate_ratio(np.zeros(8), tokens, np.array([0, 1, 0, 1, 1, 0, 0, 1.0]), tokens)
 
     assert rates.ratio == math.inf
     assert math.isfinite(rates.bound(0.975, upper=False))
     assert rates.p_worse == pytest.approx(0.5**4, rel=1e-4)
     assert rates.bound(0.95, upper=True) == math.inf
+
+
+@pytest.mark.parametrize("size", [1, 10, 300])
+@pytest.mark.parametrize("bursts", [2, 3, 5])
+def test_a_burst_counts_once_however_many_events_are_in_it(size: int, bursts: int) -> None:
+    tokens, events = np.full(16, 1e6), np.zeros(16)
+    events[:bursts] = size
+
+    rates = rate_ratio(np.zeros(16), tokens, events, tokens)
+
+    # Each block's burst might as well have been the other arm's: the chance that none was.
+    assert rates.p_worse == pytest.approx(0.5**bursts, rel=1e-4)
+
+
+def test_bursts_of_the_baseline_alone_prove_nothing_either() -> None:
+    tokens, events = np.full(16, 1e6), np.zeros(16)
+    events[[2, 9, 12]] = 40
+
+    assert rate_ratio(events, tokens, np.zeros(16), tokens).bound(0.95, upper=True) > math.log(1.5)
+
+
+def test_one_event_of_the_other_arm_makes_no_certainty_of_three_bursts() -> None:
+    tokens, few, bursts = np.full(16, 1e6), np.zeros(16), np.zeros(16)
+    bursts[[2, 9, 12]] = 10
+    few[2] = 1
+
+    assert rate_ratio(few, tokens, bursts, tokens).p_worse > 0.1
+
+
+def test_as_many_more_in_every_block_is_no_burst() -> None:
+    tokens = np.full(16, 1e6)
+
+    rates = rate_ratio(np.full(16, 10.0), tokens, np.full(16, 30.0), tokens)
+
+    assert rates.dispersion == 1.0
+    assert rates.bound(0.975, upper=False) > math.log(2.3)
 
 
 def test_what_moves_both_arms_at_once_is_no_dispersion() -> None:

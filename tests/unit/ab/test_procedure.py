@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, with_replica
+from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, unscraped, with_replica
 from brimline.ab.experiment import Experiment, parse
 from brimline.ab.observations import Boot, Observations, wanted
 from brimline.ab.procedure import against_itself, judge, noise_floor_of, swap_plan
@@ -249,6 +249,22 @@ def test_a_gap_of_more_than_a_fifth_drops_the_block(missing: int, dropped: int) 
     report = judge(planned, with_replica(observations, "a", 0, up=Series(up.times[kept], up.values[kept])))
 
     assert len(report.dropped) == dropped
+
+
+@pytest.mark.parametrize("minutes", [31, 86])
+def test_what_grew_while_nothing_was_scraped_is_no_load_of_the_block_after(minutes: float) -> None:
+    planned = experiment()
+    observations = unscraped(
+        observed(planned, PREEMPTING), "b", START + 3900, START + 3900 + minutes * 60 + 30
+    )
+
+    report = judge(planned, observations)
+    load = next(one for one in only(report).guards if one.name == "load")
+
+    assert only(report).verdict != "not_comparable"
+    assert float(load.detail.split()[6]) == pytest.approx(1.0, abs=0.06)
+    # All of the gap's tokens in one block would be its logarithm of 3 and more.
+    assert max(abs(value) for _, value in row(report, "tokens_per_running_request").blocks) < 0.1
 
 
 def test_too_few_blocks_are_inconclusive_and_say_how_long() -> None:

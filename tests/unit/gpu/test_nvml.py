@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import pynvml
 import pytest
 
 from brimline.config import GpuConfig
@@ -17,13 +14,10 @@ from brimline.gpu import nvml, open_gpu_reader
 from brimline.gpu.nvml import NvmlSampler
 from brimline.readings import GPU_REASONS, DeviceReading, GpuReading
 from brimline.strict_yaml import Seconds
-from fake_nvml import State, build
+from fake_nvml import State
 from waiting import eventually
 
 GIB = 1 << 30
-TWO_GPUS: dict[str, int | str] = {
-    "count": 2, "driver": "570.1", "total": 80 * GIB, "used.0": 10 * GIB, "used.1": 20 * GIB, "reserved": GIB,
-}  # fmt: skip
 NOT_AVAILABLE = 2**64 - 1  # nvml.h: NVML_VALUE_NOT_AVAILABLE as unsigned long long
 
 
@@ -33,23 +27,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = build(tmp_path_factory.mktemp("nvml"))
-    ctypes.CDLL(str(path))  # held, so that the sampler finds it by its soname after unloading it
-    return path
-
-
-@pytest.fixture
-def state(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> State:
-    state = State(tmp_path, TWO_GPUS)
-    for name, value in state.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(library)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    return state
 
 
 Sample = Callable[..., NvmlSampler]
