@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import brimline.demo
 from costs import Scraper, cpu_seconds, resident_bytes, series_of
-from exporter_process import Exporter, running_exporter
-from prometheus_server import free_port
+from eight_gpus import environment
 from scanning import client_seconds
-from steady_nvml import environment
 
-PAGE_SERVER = Path(__file__).with_name("page_server.py")
+import brimline.demo
+from exporter_process import Exporter, running_exporter
+from page_server import address, running_pages
+from prometheus_server import free_port
+
 MODEL = Path(brimline.demo.__file__).parent / "llama-3.1-8b"
 Row = tuple[str, ...]
 
@@ -52,28 +51,13 @@ class _Block:
     server: list[float] = field(default_factory=list)
 
 
-@contextmanager
-def running_pages() -> Iterator[tuple[int, int]]:
-    """Port and process id of a page server."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, str(PAGE_SERVER), str(port)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield port, process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
 def config(targets: int, port: int, histograms: str = "sums") -> str:
     """So many targets at addresses of their own, each with a model, so that its memory is predicted."""
     lines = [f"histograms: {histograms}", "scrape_timeout: 10s", "targets:"]
     for number in range(targets):
-        host = f"127.1.{number // 250}.{1 + number % 250}"
         gpus = ", gpus: [0]" if targets == 1 else ""
         lines.append(
-            f"  - {{name: chat-{number:04}, url: 'http://{host}:{port}', model: {MODEL}, "
+            f"  - {{name: chat-{number:04}, url: 'http://{address(number)}:{port}', model: {MODEL}, "
             f"launch: {{max_model_len: 2048}}{gpus}}}"
         )
     return "\n".join(lines) + "\n"
@@ -89,7 +73,7 @@ def exporter(targets: int, port: int, folder: Path, histograms: str = "sums") ->
 def measure(targets: int, *, blocks: int, scrapes: int, histograms: str = "sums") -> Measured:
     """Scrape an exporter of so many targets, in blocks."""
     with (
-        running_pages() as (port, server),
+        running_pages(port := free_port()) as server,
         tempfile.TemporaryDirectory() as folder,
         exporter(targets, port, Path(folder), histograms) as running,
     ):
@@ -197,7 +181,7 @@ def rows_by_histograms() -> Iterator[Row]:
 def rows_of_start() -> Iterator[Row]:
     """CPU until the first answer, and while nobody asks, with one target and eight GPUs."""
     yield "one target, eight GPUs", "measured", "bar"
-    with running_pages() as (port, _), tempfile.TemporaryDirectory() as folder:
+    with running_pages(port := free_port()), tempfile.TemporaryDirectory() as folder:
         starts = []
         for _ in range(3):
             with exporter(1, port, Path(folder)) as running:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from brimline.engines.vllm import ADAPTER
 from brimline.exposition_text import scan
-from pages import page, small_page
+from vllm_pages import page, small_page
 
-PAGES = {
+PAGES: dict[str, Callable[[], bytes]] = {
     "24 KB, an older engine": small_page,
     "58 KB, one engine": page,
     "206 KB, 5 ranks": lambda: page(5),
@@ -27,7 +29,7 @@ def cpu_seconds_of(call: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def parse(text: str) -> list[object]:
+def parse(text: str) -> list[Sample]:
     """All samples, by the client library."""
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -60,13 +62,13 @@ def rows() -> Iterator[tuple[str, ...]]:
         ours: dict[str, list[float]] = {"sums": [], "full": []}
         theirs = []
         for _ in range(max(7, min(31, 3_000_000 // len(body)))):
-            theirs.append(cpu_seconds_of(lambda text=text: parse(text)))  # type: ignore[misc]
+            theirs.append(cpu_seconds_of(functools.partial(parse, text)))
             for kind, taken in ours.items():
-                names = wanted[kind]
-                taken += [cpu_seconds_of(lambda body=body, n=names: scan(body, n)) for _ in range(5)]  # type: ignore[misc]
+                read = functools.partial(scan, body, wanted[kind])
+                taken += [cpu_seconds_of(read) for _ in range(5)]
         sums, full = (statistics.median(ours[kind]) for kind in ("sums", "full"))
         parser = statistics.median(theirs)
-        read = [sum(map(len, scan(body, wanted[kind]).samples.values())) for kind in ("sums", "full")]
+        counts = [sum(map(len, scan(body, wanted[kind]).samples.values())) for kind in ("sums", "full")]
         yield (
             name,
             f"{sums / parser:.3f}",
@@ -74,6 +76,6 @@ def rows() -> Iterator[tuple[str, ...]]:
             f"{sums * 1e3:.2f} ms",
             f"{full * 1e3:.2f} ms",
             f"{parser * 1e3:.2f} ms",
-            f"{read[0]}, {read[1]}",
+            f"{counts[0]}, {counts[1]}",
             str(len(parse(text))),
         )

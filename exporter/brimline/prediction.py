@@ -174,7 +174,8 @@ class Answers:
         now = self._monotonic()
         self._recent = {q: each for q, each in self._recent.items() if now - each[0] < SHARED_FOR}
         alike = dataclasses.replace(question, start=None)
-        if alike not in self._recent:
+        known = self._recent.get(alike)
+        if known is None or (known[1].done() and known[1].exception() is not None):
             self._recent[alike] = now, in_daemon_thread(lambda: answer(question), "prediction")
         return self._recent[alike][1]
 

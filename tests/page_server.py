@@ -1,19 +1,21 @@
 """Serves one vLLM page at every address of 127.0.0.0/8, so that a thousand targets are one cheap process.
 
 `python page_server.py PORT`. Bytes are made once; only the number of generated tokens grows with each
-answer, as a page that never changes would flatter whoever remembers pages. Answers `CPU PAGES` (seconds, pages
-served) to GET /-/cost.
+answer, as a page that never changes would flatter whoever remembers pages.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from pages import document, page
+from vllm_pages import document, page
 
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 _COUNTER = re.compile(rb"(?m)^(vllm:generation_tokens_total\{[^}]*\} )\S+$")
 
 
@@ -22,7 +24,7 @@ def _head(length: int, content_type: str) -> bytes:
 
 
 class Answers:
-    """What is served, and how often the page was."""
+    """What is served."""
 
     def __init__(self) -> None:
         found = _COUNTER.search(body := page())
@@ -31,24 +33,21 @@ class Answers:
         length = len(before) + 14 + len(after)
         self._before = _head(length, "text/plain; version=0.0.4; charset=utf-8") + before
         self._after = after
-        self._others = {
+        self._others: dict[bytes, bytes] = {
             path: _head(len(body), "application/json") + body
             for path, body in (
                 (b"/version", document("version.json")),
                 (b"/v1/models", document("v1_models.json")),
             )
         }
-        self.pages = 0
+        self._tokens = 1000
 
     def to(self, path: bytes) -> bytes:
         """The answer to a GET of the path."""
         if path == b"/metrics":
-            self.pages += 1
-            return b"%b%012d.0%b" % (self._before, 1000 + self.pages, self._after)
-        if path == b"/-/cost":
-            said = f"{time.process_time():.6f} {self.pages}".encode()
-            return _head(len(said), "text/plain") + said
-        return self._others.get(path, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            self._tokens += 1
+            return b"%b%012d.0%b" % (self._before, self._tokens, self._after)
+        return self._others.get(path, _NOT_FOUND)
 
 
 class Connection(asyncio.Protocol):
@@ -68,6 +67,24 @@ class Connection(asyncio.Protocol):
             path = self._received.split(b" ", 2)[1]
             self._received = self._received[end + 4 :]
             self._transport.write(self._answers.to(path))
+
+
+@contextmanager
+def running_pages(port: int) -> Iterator[int]:
+    """Such a server as a process of its own; its process id."""
+    process = subprocess.Popen([sys.executable, __file__, str(port)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def address(number: int) -> str:
+    """An address of this machine for each number up to 62,500."""
+    return f"127.1.{number // 250}.{1 + number % 250}"
 
 
 async def main(port: int) -> None:

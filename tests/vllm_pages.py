@@ -1,11 +1,11 @@
-"""Pages of vLLM servers for measurements, made from a captured one."""
+"""Pages of vLLM servers of any size, made from a captured one."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-CAPTURE = Path(__file__).parent.parent / "tests/captures/vllm-0.32.0-cpu"
+CAPTURE = Path(__file__).parent / "captures/vllm-0.32.0-cpu"
 # Families that engines before 0.10 do not have; without them, and without `_created`, a page has 24 KB.
 _NEWER = re.compile(
     r"^vllm:(?:iteration|request_(?:params|prefill|decode|inference|queue)|prompt_tokens_by|mm_|external|estim"
