@@ -59,7 +59,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- join " " $words }}
 {{- end }}
 
-{{/* The exporter's container, the same in all modes but for what `sidecar` and NVML change. */}}
+{{/* The exporter's container, the same in all modes but for what `sidecar` and NVML change. In a chart that has this one as
+a dependency, the context is `.Subcharts.brimline`. */}}
 {{- define "brimline.sidecar.container" -}}
 name: brimline
 image: {{ include "brimline.image" . | quote }}
