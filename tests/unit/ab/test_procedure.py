@@ -638,6 +638,27 @@ def test_what_is_to_be_fetched_follows_from_the_metrics() -> None:
     assert "" not in quantities.counters | quantities.gauges
 
 
+def test_of_servers_that_are_mostly_idle_samples_decide_nothing() -> None:
+    """Seen at scrapes only, a request that runs for a fifth of the time is there in a few of them."""
+    planned = experiment()
+    observations = observed(planned)
+    for variant in ("a", "b"):
+        series = observations.arms[variant].replicas[0].series
+        gauges = {
+            name: Series(one.times, one.values * (np.arange(len(one.times)) % 5 == 0))
+            for name, one in series.gauges.items()
+        }
+        observations = with_replica(observations, variant, 0, series=replace(series, gauges=gauges))
+
+    report = judge(planned, observations)
+
+    usage = row(report, "kv_cache_usage")
+    assert usage.verdict == "inconclusive"
+    assert "a server was idle in 80% of the samples" in "; ".join(usage.notes)
+    # Both of its gauges are of the same scrape.
+    assert row(report, "kv_bytes_per_token").verdict == "pass"
+
+
 def test_hours_needed_are_said_where_noise_leaves_it_open() -> None:
     planned = experiment(more="metrics:\n- {name: inter_token_latency, margin: 0.02}\n")
 
