@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import yaml
 
-from brimline.config import Config, GpuSource, Seconds, parse
+from brimline.config import Config, GpuSource, Seconds, parse, parse_targets
 from brimline_dashboards.recording import Dcgm
 from brimline_dashboards.rules import Options, files
 from deployment import DEPLOY, REPOSITORY, Json, ask_peers, built, documents, of_kind, only
@@ -156,10 +156,16 @@ def exporter(objects: list[Json]) -> Json:
 
 
 def configuration(objects: list[Json]) -> Config:
-    """What the mounted ConfigMap says."""
+    """What the mounted ConfigMap says, with the targets of its other file."""
     [volume] = [volume for volume in pod(objects)["volumes"] if volume["name"] == "brimline"]
-    config_map = only(objects, "ConfigMap", name=volume["configMap"]["name"])
-    return parse(config_map["data"]["brimline.yaml"])
+    files_by_name = dict(only(objects, "ConfigMap", name=volume["configMap"]["name"])["data"])
+    config = parse(files_by_name.pop("brimline.yaml"))
+    found = [
+        target for name in config.targets_files for target in parse_targets(files_by_name[name], name).targets
+    ]
+    assert set(config.targets_files) == set(files_by_name)
+    assert not config.targets
+    return msgspec.structs.replace(config, targets=found)
 
 
 def test_kubernetes_own_schemas_refuse_nothing(renderings: dict[str, list[Json]]) -> None:
