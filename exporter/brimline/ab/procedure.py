@@ -57,6 +57,11 @@ LEAST_BUSY = 0.5
 # Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
 LIKE_LOADS = (0.9, 1.1)
 
+SHORT_BLOCKS = "short blocks: not for a gate"
+SLIDING = (
+    "not for a gate: the window slides, so that looking again and again is not allowed for; "
+    "write `window: {start: …}` for bounds that hold at any time"
+)
 OTHER_BOUNDS = "the arms count in buckets of other bounds: each quantile for itself"
 
 CONTROL = Metric(
@@ -124,7 +129,7 @@ def judge(
         verdict=_of_all([comparison.verdict for comparison in comparisons]),
         comparisons=tuple(comparisons),
         dropped=_dropped(unfit, edges, absence=not any(draft.pair.pairing.takes_turns for draft in drafts)),
-        is_gate=not experiment.is_short and not (mode == "sequential" and experiment.is_sliding),
+        no_gate=_no_gate(experiment, mode),
         is_sequential=mode == "sequential",
         fingerprints=tuple(
             (name, fingerprint)
@@ -212,15 +217,20 @@ def _dropped(
     return tuple((float(edges[place]), "; ".join(reasons[place])) for place in sorted(reasons))
 
 
+def _no_gate(experiment: Experiment, mode: Mode) -> str | None:
+    """Why no rollout may be decided by it: what its blocks say, or when they are looked at."""
+    if not any(metric.gate and metric.kind != "static" for metric in experiment.metrics):
+        # What one boot settles needs no blocks.
+        return None
+    if experiment.is_short:
+        return SHORT_BLOCKS
+    return SLIDING if mode == "sequential" and experiment.is_sliding else None
+
+
 def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> list[str]:
     notes = list(observations.gaps)
-    if experiment.is_short:
-        notes.append("short blocks: not for a gate")
-    if mode == "sequential" and experiment.is_sliding:
-        notes.append(
-            "the window slides, so that looking again and again is not allowed for: "
-            "write `window: {start: …}` for bounds that hold at any time"
-        )
+    if no_gate := _no_gate(experiment, mode):
+        notes.insert(0, no_gate)
     if experiment.routing == "unknown":
         notes.append("routing is not declared: with sticky sessions the intervals are too narrow")
     notes.append("performance and memory only: the quality of answers is not looked at")

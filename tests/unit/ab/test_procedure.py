@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, unscraped, with_replica
-from brimline.ab.experiment import Experiment, parse
+from brimline.ab.experiment import METRICS, Experiment, parse
 from brimline.ab.observations import Boot, Observations, wanted
 from brimline.ab.procedure import against_itself, judge, noise_floor_of, swap_plan
 from brimline.ab.result import Comparison, MetricResult, Mode, Report
@@ -602,8 +602,18 @@ def test_short_blocks_are_not_for_a_gate() -> None:
 
     report = judge(planned, observed(planned))
 
-    assert not report.is_gate
-    assert "short blocks: not for a gate" in report.notes
+    assert report.no_gate == "short blocks: not for a gate"
+    assert report.no_gate in report.notes
+
+
+def test_what_one_boot_settles_needs_no_blocks_to_be_a_gate() -> None:
+    none = "".join(f"- {{name: {name}, gate: false}}\n" for name, one in METRICS.items() if one.gate)
+    pool = "- {name: kv_cache_capacity_bytes, gate: true}\n"
+    planned = experiment(hours=0.2, more=f"block_length: 1m\nwarmup: 1m\nmetrics:\n{none}{pool}")
+
+    report = judge(planned, observed(planned))
+
+    assert (report.verdict, report.no_gate) == ("pass", None)
 
 
 def test_sticky_routing_passes_nothing() -> None:
