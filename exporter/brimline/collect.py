@@ -102,7 +102,11 @@ GPU_SOURCE_MAX_AGE = 10.0
 
 @dataclass(slots=True)
 class _Detected:
-    """What was found out about a server, valid until it restarts."""
+    """What was found out about a server, valid until it restarts.
+
+    launch_read: the launch settings that are being read, with the problems that are met meanwhile; None once
+    they are known.
+    """
 
     adapter: Adapter
     metrics_path: str
@@ -116,7 +120,16 @@ class _Detected:
     launch: Mapping[str, str] = field(default_factory=dict)
     launch_known: bool = False
     unread_config: bool = False
+    launch_read: tuple[asyncio.Future[tuple[dict[str, str], bool, bool]], list[Problem]] | None = None
     is_outdated: bool = False
+
+    def take_launch(self) -> None:
+        """Take the launch settings over, as soon as they have been read."""
+        if self.launch_read is not None and self.launch_read[0].done():
+            future, met = self.launch_read
+            self.launch_read = None
+            self.launch, self.launch_known, self.unread_config = future.result()
+            self.problems += tuple(met)
 
 
 @dataclass(slots=True)
@@ -363,7 +376,11 @@ class TargetReader:
         if detected is None:
             detected, answer = await self._detect()
         live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
+        detected.take_launch()
         problems = list(detected.problems)
+        if detected.launch_read is not None:
+            why = "the process list is slow to read; the launch command is not known yet"
+            problems.append(Problem("launch_command", why))
         calls = [self._document(endpoint, problems) for endpoint in live]
         if answer is None:
             again = self._read_again(detected)
@@ -493,18 +510,14 @@ class TargetReader:
             if endpoint.path in paths_wanted:
                 detected.unread = (*detected.unread, endpoint)
                 detected.unread_problems = (*detected.unread_problems, problem)
-        problems: list[Problem] = []
-        patience = in_daemon_thread(lambda: self._launch(adapter, problems), "launch")
-        await asyncio.wait([patience], timeout=MODEL_PATIENCE)
-        if patience.done():
-            detected.launch, detected.launch_known, detected.unread_config = patience.result()
-        else:
-            problems = [
-                Problem("launch_command", "the process list is slow to read; the launch command is not known")
-            ]
+        met: list[Problem] = []
+        launch = in_daemon_thread(lambda: self._launch(adapter, met), "launch")
+        detected.launch_read = launch, met
+        await asyncio.wait([launch], timeout=MODEL_PATIENCE)
+        detected.take_launch()
         if self.target.model is not None and await self._is_missing(Path(self.target.model)):
-            problems.append(Problem("model", f"{self.target.model} does not exist; correct or remove model"))
-        detected.problems = tuple(problems)
+            missing = Problem("model", f"{self.target.model} does not exist; correct or remove model")
+            detected.problems = (*detected.problems, missing)
         self._found = ({}, None)
         return detected, answer
 
@@ -693,7 +706,8 @@ class TargetReader:
     @property
     def is_predicting(self) -> bool:
         """True while the target's prediction is being worked out, so that a later round will have it."""
-        return self._prediction.is_pending
+        awaits_launch = self._detected is not None and self._detected.launch_read is not None
+        return awaits_launch or self._prediction.is_pending
 
     def tenant(self) -> Tenant:
         """The target as its GPUs know it."""
