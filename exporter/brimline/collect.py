@@ -375,7 +375,8 @@ class TargetReader:
         answer: Answer | None = None
         if detected is None:
             detected, answer = await self._detect()
-        live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
+        all_live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
+        live = [endpoint for endpoint in all_live if endpoint.when is None]
         detected.take_launch()
         problems = list(detected.problems)
         if detected.launch_read is not None:
@@ -394,9 +395,14 @@ class TargetReader:
         documents |= {
             e.path: document for e, document in zip(live, answers, strict=True) if document is not None
         }
+        evidence = evidence_of(detected.adapter, answer.body, documents, answer.headers, detected.launch)
+        late = [e for e in all_live if e.when is not None and e.when(evidence.page)]
+        if late:
+            answers = await _all_or_none(*(self._document(endpoint, problems) for endpoint in late))
+            documents |= {e.path: one for e, one in zip(late, answers, strict=True) if one is not None}
+            evidence = dataclasses.replace(evidence, documents=documents)
         if self.keep_raw:
             self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
-        evidence = evidence_of(detected.adapter, answer.body, documents, answer.headers, detected.launch)
         if self._is_foreign(evidence.page, answer.body, detected.adapter):
             self._detected = None
             return await self._read()  # says what answers there now
@@ -448,7 +454,11 @@ class TargetReader:
         restarted = (
             (reading.start_time, reading.start_token) != detected.start
             or tokens < detected.token_count
-            or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
+            or (
+                reading.start_time is None
+                and reading.start_token is None
+                and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE
+            )
         )
         detected.token_count = tokens
         detected.start = (reading.start_time, reading.start_token)

@@ -19,7 +19,7 @@ from brimline.exposition import render
 from brimline.readings import Snapshot, TargetSnapshot
 from brimline.saved_page import as_json, open_saved, read_saved
 from brimline.strict_yaml import Seconds
-from fake_servers import NOT_FOUND, FakeServer, FakeVllm, Reply, answer, json_answer
+from fake_servers import NOT_FOUND, FakeServer, FakeVllm, Reply, answer, json_answer, llamacpp_routes
 
 GIB = 1 << 30
 OLLAMA: dict[str, Reply] = {
@@ -226,6 +226,26 @@ def test_an_engine_without_its_metrics_says_how_they_are_switched_on(owner: str,
 
     assert snapshot.problems[0].reason == "metrics_disabled"
     assert cure in snapshot.problems[0].detail
+
+
+# --- an engine that sleeps
+
+
+def test_an_idle_llamacpp_server_is_left_asleep() -> None:
+    """Reading /slots would load its model again, or keep it from ever being put away."""
+    idle = "llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\nllamacpp:tokens_predicted_total 5\n"
+    props = {"total_slots": 1, "default_generation_settings": {"n_ctx": 2048}, "is_sleeping": True}
+    routes = {**llamacpp_routes(), "/metrics": answer(idle), "/props": json_answer(props)}
+    with FakeServer(routes) as server:
+        asleep = rounds(server, 3)
+        assert server.count("/slots") == 0
+        server.routes["/metrics"] = answer(idle.replace("processing 0", "processing 1"))
+        server.routes["/props"] = json_answer({**props, "is_sleeping": False})
+        rounds(server, 2)
+        assert server.count("/slots") == 2
+
+    assert [one.reading.sleeping for one in asleep if one.reading is not None] == [True] * 3
+    assert [one.problems for one in asleep] == [()] * 3
 
 
 # --- a process list that is slow to read
