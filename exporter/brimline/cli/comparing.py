@@ -594,7 +594,8 @@ def _ending_with_what_is_wrong() -> Iterator[None]:
     try:
         yield
     except (DataSourceError, SourceError) as error:
-        fail(str(error), EXIT_DATA_SOURCE)
+        # A file with a token that is not there, or holds none, is named in the experiment file.
+        fail(str(error), EXIT_USAGE if error.reason == "credentials" else EXIT_DATA_SOURCE)
     except BrimlineError as error:
         fail(str(error))
 
