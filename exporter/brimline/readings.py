@@ -178,6 +178,7 @@ class DeviceReading:
 
     memory_api: `v2` where used and reserved are told apart, `v1` where used includes reserved, `none`.
     problem: a word of GPU_REASONS where the memory could not be read; the memory is then None.
+    power_limit_watts: what it may draw, as the driver enforces it now; None where it does not tell.
     processes: those with memory on it, by number, with its bytes, where they were asked for; the bytes are
     None where the driver does not tell them.
     """
@@ -192,6 +193,7 @@ class DeviceReading:
     free_bytes: int | None = None
     reserved_bytes: int | None = None
     used_peak_bytes: int | None = None
+    power_limit_watts: float | None = None
     problem: str | None = None
     detail: str = ""
     processes: Mapping[int, int | None] | None = None
