@@ -46,8 +46,6 @@ from brimline.ab.static import static_results
 
 Floats = NDArray[np.float64]
 
-# Looked at after every block, no word is said before so many: fewer do not tell their own spread.
-LEAST_LOOKS = 10
 # So many servers in each arm show how far boots are apart; with fewer, the experiment file says.
 LEAST_REPLICAS = 3
 # With fewer requests in a block its load is known to less than 7 %, and adjusted for too little.
@@ -106,8 +104,8 @@ def judge(
                     candidate=blocks[variant.name],
                     pairing=pairing,
                     shared=[text for arms_, text in observations.shared if variant.name in arms_],
+                    mode=mode,
                 ),
-                mode,
                 noise_floor or {},
             )
         )
@@ -249,33 +247,32 @@ class Measured:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Draft:
     pair: Pair
-    mode: Mode
     guards: tuple[Guard, ...]
     measured: tuple[Measured, ...]
     noise_floor: Mapping[str, float]
 
 
-def _draft(two: Pair, mode: Mode, noise_floor: Mapping[str, float]) -> _Draft:
+def _draft(two: Pair, noise_floor: Mapping[str, float]) -> _Draft:
     metrics = [metric for metric in two.experiment.metrics if metric.kind != "static"]
     if two.has(CONTROL.numerator):
         metrics.append(CONTROL)
     return _Draft(
         pair=two,
-        mode=mode,
-        guards=tuple(_patient(guard, two.experiment, mode) for guard in guards(two)),
-        measured=tuple(measured(metric, two, mode) for metric in metrics),
+        guards=tuple(_with_servers_to_come(guard, two) for guard in guards(two)),
+        measured=tuple(measured(metric, two) for metric in metrics),
         noise_floor=noise_floor,
     )
 
 
-def _patient(guard: Guard, experiment: Experiment, mode: Mode) -> Guard:
+def _with_servers_to_come(guard: Guard, two: Pair) -> Guard:
     """The guard, without refusing for servers that may still come.
 
     A rollout begins before its first server answers: that is no reason to take it back. Looked at again and
     again, a variant without servers is refused once as many blocks are over as it takes to say anything.
     """
-    over = len(experiment.block_edges) - 1
-    if guard.name != "servers" or over >= (experiment.min_blocks if mode == "sequential" else 1):
+    experiment = two.experiment
+    over = len(two.baseline.edges) - 1
+    if guard.name != "servers" or over >= (two.least_blocks if two.mode == "sequential" else 1):
         return guard
     if over == 0:
         first = datetime.fromtimestamp(experiment.start + experiment.block_length, UTC)
@@ -284,7 +281,7 @@ def _patient(guard: Guard, experiment: Experiment, mode: Mode) -> Guard:
         waiting = f"{guard.detail} yet"
     else:
         return guard
-    return dataclasses.replace(guard, passed=None, detail=waiting)
+    return dataclasses.replace(guard, passed=None, pending=True, detail=waiting)
 
 
 def _boot_error(two: Pair) -> float:
@@ -304,12 +301,12 @@ def _lasting(two: Pair) -> float:
     return inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
 
 
-def measured(metric: Metric, two: Pair, mode: Mode) -> Measured:
+def measured(metric: Metric, two: Pair) -> Measured:
     """One metric's difference; without bounds, and with the reason, where there is too little."""
     try:
         if metric.kind == "rare":
-            return _rare(metric, two, mode)
-        return _continuous(metric, two, mode)
+            return _rare(metric, two)
+        return _continuous(metric, two)
     except NotEnough as reason:
         return Measured(metric=metric, notes=(str(reason),))
 
@@ -337,7 +334,7 @@ def _absent(metric: Metric, two: Pair) -> Measured | None:
     )
 
 
-def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
+def _continuous(metric: Metric, two: Pair) -> Measured:
     absent = _absent(metric, two)
     if absent is not None:
         return absent
@@ -377,9 +374,9 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
         )
     if len(compared.places) < count:
         notes.append(f"{count - len(compared.places)} blocks had nothing to count")
-    estimate = dataclasses.replace(compared.estimate, sequential=mode == "sequential")
+    estimate = dataclasses.replace(compared.estimate, sequential=two.mode == "sequential")
     # In a fixed look, what a slope costs the interval covers it (docs/ab.md).
-    if quantity is None or mode == "sequential":
+    if quantity is None or two.mode == "sequential":
         estimate = dataclasses.replace(estimate, standard_error=_lasting(two) * estimate.standard_error)
     estimate = _with_replicas(metric, two, compared, estimate, quantity, notes)
     if OTHER_BOUNDS in notes:
@@ -537,7 +534,7 @@ def _of_replicas(metric: Metric, arm: ArmBlocks, used: NDArray[np.bool_]) -> Flo
         return log_of(top / bottom)
 
 
-def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
+def _rare(metric: Metric, two: Pair) -> Measured:
     absent = _absent(metric, two)
     if absent is not None:
         return absent
@@ -561,7 +558,7 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
         kept_events[1],
         kept_exposures[1],
         groups=groups,
-        looks=int(known.sum()) if mode == "sequential" else 0,
+        looks=int(known.sum()) if two.mode == "sequential" else 0,
     )
     rates = dataclasses.replace(rates, dispersion=_lasting(two) ** 2 * rates.dispersion)
     million = [
@@ -627,15 +624,17 @@ def _key(place: int, metric: Metric) -> str:
     return f"{place}/{metric.name}"
 
 
+def _not_yet(guard: Guard) -> str:
+    return guard.detail if guard.name == "servers" else f"not comparable yet: {guard.name}: {guard.detail}"
+
+
 def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, float]) -> Comparison:
     two = draft.pair
     failed = [guard for guard in draft.guards if guard.passed is False]
     count = two.pairing.count
-    least = experiment.min_blocks
-    if draft.mode == "sequential" and not experiment.is_short:
-        least = max(least, LEAST_LOOKS)
+    least = two.least_blocks
     missing = max(least - count, 0)
-    waiting = [guard.detail for guard in draft.guards if guard.name == "servers" and guard.passed is None]
+    waiting = [_not_yet(guard) for guard in draft.guards if guard.pending]
     stops: dict[Verdict, str] = {}
     if waiting:
         stops = dict.fromkeys(("worse", "pass", "better"), waiting[0])
