@@ -159,7 +159,8 @@ def _patient(guard: Guard, check: Callable[[Pair], Guard], pair: Pair) -> Guard:
     if guard.passed is not False or guard.name not in _MAY_HEAL:
         return guard
     if pair.pairing.count >= pair.least_blocks and (
-        guard.name not in _OF_ALL_BLOCKS or check(replace(pair, pairing=_later_half(pair.pairing))).passed is False
+        guard.name not in _OF_ALL_BLOCKS
+        or check(replace(pair, pairing=_later_half(pair.pairing))).passed is False
     ):
         return guard
     return pending(guard)
@@ -526,7 +527,9 @@ def _load(pair: Pair) -> Guard:
     if not (unlike or apart):
         return Guard(name="load", passed=True, detail=detail)
     guard = Guard(name="load", passed=False, detail=detail, cure=cure)
-    if pair.mode == "sequential" and not _certainly_outside(pair, quantity, LOAD_RATIOS if unlike else NEAR_LOADS):
+    if pair.mode == "sequential" and not _certainly_outside(
+        pair, quantity, LOAD_RATIOS if unlike else NEAR_LOADS
+    ):
         return pending(guard)
     return guard
 

@@ -38,10 +38,10 @@ from brimline.ab.estimators import (
     quantile_of_buckets,
 )
 from brimline.ab.experiment import Experiment, Metric, Variant
-from brimline.ab.guards import Pair, differing_settings, guards, load_ratio
+from brimline.ab.guards import OFFERED_LOAD, Pair, differing_settings, guards, load_ratio
 from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
 from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations
-from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report
+from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report, StaticResult
 from brimline.ab.static import static_results
 
 Floats = NDArray[np.float64]
@@ -50,6 +50,8 @@ Floats = NDArray[np.float64]
 LEAST_REPLICAS = 3
 # With fewer requests in a block its load is known to less than 7 %, and adjusted for too little.
 FEW_REQUESTS = 200
+# In each arm, that none of them had a rare event says anything: fewer than one in a hundred does, at 95 %.
+LEAST_REQUESTS = 300
 # Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
 LIKE_LOADS = (0.9, 1.1)
 
@@ -95,7 +97,9 @@ def judge(
     }
     drafts = []
     for variant in experiment.candidates:
-        pairing = _pairing(arms[experiment.baseline.name], arms[variant.name], unfit, edges, interval)
+        pairing = _pairing(
+            arms[experiment.baseline.name], arms[variant.name], unfit, edges, interval, experiment.min_blocks
+        )
         drafts.append(
             _draft(
                 Pair(
@@ -163,6 +167,12 @@ def against_itself(experiment: Experiment, observations: Observations) -> tuple[
     return twofold, dataclasses.replace(observations, arms=arms)
 
 
+def compared(two: Pair) -> Comparison:
+    """The comparison of one candidate whose blocks are paired already."""
+    [comparison] = _with_verdicts([_draft(two, {})], two.experiment)
+    return comparison
+
+
 # --- cutting ---
 
 
@@ -183,6 +193,7 @@ def _pairing(
     unfit: Mapping[str, Mapping[int, tuple[str, ...]]],
     edges: Floats,
     interval: float,
+    least: int,
 ) -> Pairing:
     count = len(edges) - 1
     looked_at = []
@@ -191,7 +202,7 @@ def _pairing(
         fit[list(unfit[arm.variant])] = False
         present = is_present(arm, edges, interval) if math.isfinite(interval) else np.zeros(count, bool)
         looked_at.append((present, fit & present))
-    return pair(looked_at[0], looked_at[1])
+    return pair(looked_at[0], looked_at[1], least=least)
 
 
 def _dropped(
@@ -268,11 +279,15 @@ def _with_servers_to_come(guard: Guard, two: Pair) -> Guard:
     """The guard, without refusing for servers that may still come.
 
     A rollout begins before its first server answers: that is no reason to take it back. Looked at again and
-    again, a variant without servers is refused once as many blocks are over as it takes to say anything.
+    again, a candidate without servers is waited for as long as it takes, and a baseline until as many blocks
+    are over as any word needs.
     """
     experiment = two.experiment
     over = len(two.baseline.edges) - 1
-    if guard.name != "servers" or over >= (two.least_blocks if two.mode == "sequential" else 1):
+    patience = 1
+    if two.mode == "sequential":
+        patience = two.least_blocks if not two.baseline.arm.replicas else over + 1
+    if guard.name != "servers" or over >= patience:
         return guard
     if over == 0:
         first = datetime.fromtimestamp(experiment.start + experiment.block_length, UTC)
@@ -539,7 +554,7 @@ def _rare(metric: Metric, two: Pair) -> Measured:
     if absent is not None:
         return absent
     events, exposures = two.cells(metric.numerator), two.cells(metric.denominator)
-    known = np.isfinite(np.stack([*events, *exposures])).all(axis=0)
+    known = np.isfinite(np.stack([*events, *exposures])).all(axis=0) & (np.stack(exposures) > 0).all(axis=0)
     kept_events, kept_exposures = [one[known] for one in events], [one[known] for one in exposures]
     if not known.any() or min(float(one.sum()) for one in kept_exposures) <= 0:
         raise NotEnough("nothing was generated in one of the arms")
@@ -565,20 +580,24 @@ def _rare(metric: Metric, two: Pair) -> Measured:
         1e6 * float(e.sum()) / float(x.sum()) for e, x in zip(kept_events, kept_exposures, strict=True)
     ]
     notes = [f"{rates.baseline:.0f} and {rates.candidate:.0f} events"]
+    undecided: dict[Verdict, str] = {}
     if rates.baseline + rates.candidate == 0:
         # Of none in n, at most 3/n with 95 % confidence (Hanley and Lippman-Hand, JAMA 1983).
         most = 3e6 / min(float(one.sum()) for one in kept_exposures)
         notes = [f"no events in either arm: fewer than {most:.3g} for each million tokens (rule of three)"]
+        requests = _fewest_requests(two)
+        if requests is None or requests < LEAST_REQUESTS:
+            counted = "requests are not counted" if requests is None else f"only {requests:.0f} requests"
+            undecided["pass"] = f"{counted}: none in {LEAST_REQUESTS} is fewer than one in a hundred"
     if rates.dispersion > 2:
         notes.append(f"in bursts: {rates.dispersion:.1f} times the variance of chance alone")
     ratio = load_ratio(two)
-    undecided: dict[Verdict, str] = {}
     # Preemptions rise steeply with load, by how much is not known.
     if ratio > LIKE_LOADS[1]:
         undecided["worse"] = f"its servers had {ratio:.2f} times the load, which explains more events"
     elif ratio < LIKE_LOADS[0]:
         text = f"its servers had {ratio:.2f} times the load, which explains fewer events"
-        undecided |= {"pass": text, "better": text}
+        undecided = {"pass": text, "better": text, **undecided}
     return Measured(
         metric=metric,
         baseline=million[0],
@@ -588,6 +607,12 @@ def _rare(metric: Metric, two: Pair) -> Measured:
         notes=tuple(notes),
         undecided=undecided,
     )
+
+
+def _fewest_requests(two: Pair) -> float | None:
+    """Of the arm with fewer of them; None where requests are not counted."""
+    quantity = next((name for name in OFFERED_LOAD["requests"] if two.has(name)), None)
+    return None if quantity is None else min(float(np.nansum(one)) for one in two.cells(quantity))
 
 
 # --- verdicts ---
@@ -636,21 +661,22 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     missing = max(least - count, 0)
     waiting = [_not_yet(guard) for guard in draft.guards if guard.pending]
     stops: dict[Verdict, str] = {}
-    if waiting:
-        stops = dict.fromkeys(("worse", "pass", "better"), waiting[0])
-    elif not two.pairing.concurrent:
+    if not two.pairing.concurrent:
         stops = dict.fromkeys(("worse", "pass", "better"), "not_concurrent")
+    elif waiting:
+        stops = dict.fromkeys(("worse", "pass", "better"), waiting[0])
     elif missing:
         stops = dict.fromkeys(("worse", "pass", "better"), f"{count} blocks; at least {least} are needed")
     metrics = [
-        _metric_result(one, draft, thresholds[one.metric.name], stops, bool(failed), missing)
-        for one in draft.measured
+        _metric_result(one, draft, thresholds[one.metric.name], stops, bool(failed)) for one in draft.measured
     ]
     wanted = {metric.name: metric for metric in experiment.metrics if metric.kind == "static"}
     static = static_results(*two.arms, wanted)
     unlike = {guard.name for guard in failed} & {"hardware", "model", "servers", "settings", "shared_servers"}
     if unlike:
         static = tuple(dataclasses.replace(row, verdict="not_comparable") for row in static)
+    elif any(guard.pending and guard.name == "cold_boot" for guard in draft.guards):
+        static = tuple(_without_cold_boot(row) for row in static)
     verdicts: list[Verdict] = [row.verdict for row in metrics if row.gate]
     verdicts += [row.verdict for row in static if row.gate]
     verdict = "not_comparable" if failed else inference.overall(verdicts)
@@ -662,13 +688,12 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
         verdict = "inconclusive"
     reasons = [f"{guard.name}: {guard.detail}" for guard in failed]
     if not failed:
-        if waiting:
-            reasons += waiting
-        elif not two.pairing.concurrent:
+        if not two.pairing.concurrent:
             reasons.append(
                 f"not_concurrent: the variants did not run at the same time. {swap_plan(experiment)}"
             )
-        elif missing:
+        reasons += waiting
+        if missing and not reasons:
             reasons.append(stops["pass"])
         reasons += [f"{row.title}: {row.verdict}" for row in metrics if row.gate and row.verdict == verdict]
         reasons += [f"{row.title}: {row.verdict}" for row in static if row.gate and row.verdict == verdict]
@@ -688,6 +713,14 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     )
 
 
+def _without_cold_boot(row: StaticResult) -> StaticResult:
+    """The row without harm that a cold boot would explain, as long as it may be mended by a restart."""
+    if row.verdict != "worse":
+        return row
+    note = "would be worse, but a boot was cold"
+    return dataclasses.replace(row, verdict="inconclusive", notes=(*row.notes, note))
+
+
 def swap_plan(experiment: Experiment) -> str:
     """What to do with one GPU, where both variants cannot run side by side."""
     turn = (experiment.warmup + 2 * experiment.block_length) / 60
@@ -705,10 +738,15 @@ def _metric_result(
     threshold: float,
     stops: Mapping[Verdict, str],
     refused: bool,
-    missing: int,
 ) -> MetricResult:
     metric = one.metric
     notes = list(one.notes)
+    # Blocks in which there was anything to count: a cache that was mostly empty says little.
+    blocks, least = len(one.places), draft.pair.least_blocks
+    missing = max(least - blocks, 0)
+    if missing and not stops:
+        text = f"{blocks} blocks with anything to count; at least {least} are needed"
+        stops = dict.fromkeys(("worse", "pass", "better"), text)
     verdict: Verdict = "inconclusive"
     delta = lower = upper = p_worse = hours = None
     if one.bounded is not None:

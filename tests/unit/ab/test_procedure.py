@@ -300,19 +300,29 @@ def test_a_window_that_has_not_begun_or_holds_no_block_yet_is_waited_for(hours: 
     )
 
 
-@pytest.mark.parametrize(("hours", "verdict"), [(1.0, "inconclusive"), (1.5, "not_comparable")])
-def test_a_rollout_whose_server_is_still_to_come_is_not_taken_back_while_watched(
-    hours: float, verdict: str
-) -> None:
+@pytest.mark.parametrize("hours", [0.5, 2.5, 12.0])
+def test_a_rollout_whose_server_is_still_to_come_is_not_taken_back_while_watched(hours: float) -> None:
     planned = experiment(hours=hours)
     observations = observed(planned)
     alone = replace(observations, arms={"a": observations.arms["a"]})
 
     report = judge(planned, alone, mode="sequential")
 
-    assert report.verdict == verdict
-    assert "no server of b in the window" in only(report).reasons[0]
+    assert report.verdict == "inconclusive"
+    assert only(report).reasons[0] == "no server of b in the window yet"
     assert judge(planned, alone).verdict == "not_comparable"
+
+
+@pytest.mark.parametrize(("hours", "verdict"), [(2.25, "inconclusive"), (2.5, "not_comparable")])
+def test_a_baseline_is_waited_for_until_a_word_could_be_said(hours: float, verdict: str) -> None:
+    planned = experiment(hours=hours)
+    observations = observed(planned)
+    alone = replace(observations, arms={"b": observations.arms["b"]})
+
+    report = judge(planned, alone, mode="sequential")
+
+    assert report.verdict == verdict
+    assert "no server of a in the window" in only(report).reasons[0]
 
 
 def test_what_a_boot_settled_does_not_pass_alone_before_there_are_blocks() -> None:
@@ -357,6 +367,34 @@ def test_a_server_that_was_gone_before_the_window_is_no_part_of_it() -> None:
     assert report.verdict == "pass"
 
 
+def thinned(observations: Observations, variant: str, every: int) -> Observations:
+    """The observations as if the variant's exporters had been scraped less often by so much."""
+    replica = observations.arms[variant].replicas[0]
+
+    def gauge(one: Series) -> Series:
+        return Series(one.times[every - 1 :: every], one.values[every - 1 :: every])
+
+    def counter(one: Series) -> Series:
+        grown = gauge(Series(one.times, np.cumsum(one.values)))
+        return Series(grown.times, np.diff(grown.values, prepend=0.0))
+
+    series = replace(
+        replica.series,
+        counters={name: counter(one) for name, one in replica.series.counters.items()},
+        gauges={name: gauge(one) for name, one in replica.series.gauges.items()},
+    )
+    return with_replica(observations, variant, 0, series=series, up=gauge(replica.up))
+
+
+def test_exporters_may_be_scraped_at_intervals_of_their_own() -> None:
+    planned = experiment()
+    observations = thinned(observed(planned), "b", 4)
+
+    report = judge(planned, replace(observations, scrape_interval=None))
+
+    assert (report.blocks_used, report.verdict) == (16, "pass")
+
+
 # --- what is not said ---
 
 
@@ -378,6 +416,30 @@ def test_a_gate_that_one_arm_does_not_say_stays_open() -> None:
 
     assert row(report, "kv_bytes_per_token").gate
     assert row(report, "kv_bytes_per_token").notes == ("not said by b",)
+    assert report.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_two_blocks_in_which_anything_was_cached_are_too_few(mode: Mode) -> None:
+    planned = experiment()
+    observations = observed(planned)
+
+    def in_two_blocks(gauge: Series) -> Series:
+        block = ((gauge.times - START - 1) // 900).astype(int)
+        return Series(gauge.times, np.where(np.isin(block, (2, 9)), gauge.values, 0.0))
+
+    for variant in "ab":
+        for quantity in ("kv_cache_used_bytes", "kv_cache_used_tokens"):
+            observations = changed(observations, variant, quantity, in_two_blocks)
+
+    report = judge(planned, observations, mode=mode)
+
+    bytes_per_token = row(report, "kv_bytes_per_token")
+    least = {"fixed": 6, "sequential": 10}[mode]
+    assert bytes_per_token.verdict == "inconclusive"
+    assert bytes_per_token.notes[-1] == (
+        f"would be pass, but: 2 blocks with anything to count; at least {least} are needed"
+    )
     assert report.verdict == "inconclusive"
 
 
@@ -414,6 +476,16 @@ def test_no_preemptions_in_either_arm_pass() -> None:
     assert preemptions.delta_ratio is None
     assert (preemptions.baseline, preemptions.candidate) == (0, 0)
     assert "no events in either arm" in preemptions.notes[0]
+
+
+def test_none_in_a_handful_of_requests_says_nothing() -> None:
+    planned = experiment()
+    traffic = replace(PREEMPTING, requests_per_second=0.015)
+
+    preemptions = row(judge(planned, silenced(silenced(observed(planned, traffic), "a"), "b")), "preemptions")
+
+    assert preemptions.verdict == "inconclusive"
+    assert preemptions.notes[-1].endswith("requests: none in 300 is fewer than one in a hundred")
 
 
 def test_preemptions_of_the_candidate_alone_are_worse() -> None:
@@ -572,6 +644,29 @@ def test_before_and_after_stands_for_static_quantities_alone() -> None:
     [pool_row] = only(report).static
     assert pool_row.observed_delta_ratio == pytest.approx(0.25)
     assert pool_row.verdict == "better"
+
+
+def test_before_and_after_with_a_block_of_handing_over_is_still_before_and_after() -> None:
+    planned = experiment(hours=8)
+    observations = observed(planned)
+    observations = reduced(observations, "a", lambda times: times <= START + 4 * HOUR + 900)
+    observations = reduced(observations, "b", lambda times: times > START + 4 * HOUR)
+
+    report = judge(planned, observations)
+
+    assert report.verdict == "inconclusive"
+    assert swap_plan(planned) in only(report).reasons[0]
+
+
+def test_a_candidate_that_came_later_is_compared_side_by_side() -> None:
+    planned = experiment(hours=8)
+    observations = observed(planned)
+    observations = reduced(observations, "b", lambda times: times > START + 7.5 * HOUR)
+
+    report = judge(planned, observations, mode="sequential")
+
+    assert report.blocks_used == 2
+    assert only(report).reasons[0] == "2 blocks; at least 10 are needed"
 
 
 def test_turns_on_one_gpu_are_compared_in_pairs() -> None:
