@@ -30,7 +30,7 @@ from brimline.ab.blocks import ArmBlocks, Pairing  # noqa: E402
 from brimline.ab.experiment import Experiment, parse  # noqa: E402
 from brimline.ab.guards import Pair  # noqa: E402
 from brimline.ab.observations import Observations  # noqa: E402
-from brimline.ab.procedure import compared, judge  # noqa: E402
+from brimline.ab.procedure import judge, judge_pair  # noqa: E402
 
 Floats = NDArray[np.float64]
 
@@ -228,7 +228,7 @@ def looked_at(traffic: Traffic, hours: float, runs: range, seed: int) -> dict[st
             cells = np.full(count, -1)
             cells[fit[:so_far]] = np.arange(so_far)
             pairing = Pairing(baseline=cells, candidate=cells, places=tuple(fit[:so_far]))
-            found = compared(
+            found = judge_pair(
                 Pair(
                     experiment=planned,
                     baseline=arms[0],

@@ -63,6 +63,7 @@ from brimline.prediction import (
 from brimline.processes import command_line, listening_pid, read_memory
 from brimline.readings import (
     TARGET_REASONS,
+    DiscoveryReading,
     EngineReading,
     Footprint,
     GpuReading,
@@ -98,6 +99,14 @@ MAX_RESTARTS = 3
 SLOW_SECONDS = 1.0
 # How long the GPUs that a file or the listening process names are taken as known.
 GPU_SOURCE_MAX_AGE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """The metrics page of a server. path: None where it has none that Prometheus reads."""
+
+    engine: str = ""
+    path: str | None = None
 
 
 @dataclass(slots=True)
@@ -172,6 +181,7 @@ class TargetReader:
         self._monotonic = monotonic
         self._quiet_launch = quiet_launch
         self._detected: _Detected | None = None
+        self._page: MetricsPage | None = None  # as it was read last; it stays while the server is down
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
         self._defect: str | None = None
@@ -353,6 +363,20 @@ class TargetReader:
         self._troubles = frozenset(problem.reason for problem in snapshot.problems)
 
     @property
+    def page(self) -> MetricsPage | None:
+        """The server's own metrics page, read or declared; None where nobody knows yet."""
+        if self._page is not None or self.target.engine == "auto":
+            declared = self.target.metrics_path
+            return self._page if self._page is not None or declared is None else MetricsPage("", declared)
+        adapter = ENGINES[self.target.engine]
+        if adapter.is_state is not None:
+            return MetricsPage(adapter.name)
+        path = self.target.metrics_path
+        if path is None and len(adapter.metrics_paths) == 1:
+            path = adapter.metrics_paths[0]
+        return None if path is None else MetricsPage(adapter.name, path)
+
+    @property
     def trace(self) -> list[str]:
         """What was asked in the last round, and how it was answered."""
         return list(self._client.trace)
@@ -388,6 +412,8 @@ class TargetReader:
             self._detected = None
             return await self._read()
         self._detected = detected
+        has_page = detected.adapter.is_state is None
+        self._page = MetricsPage(detected.adapter.name, detected.metrics_path if has_page else None)
         return await self._understand(detected, reading, problems)
 
     async def _read_again(self, detected: _Detected) -> None:
@@ -947,6 +973,7 @@ class Collector:
         self._rounds: list[_Round] = []
         self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
+        self.discovery: Callable[[], tuple[DiscoveryReading, ...]] = tuple
 
     @property
     def config(self) -> Config:
@@ -1010,6 +1037,10 @@ class Collector:
             quiet_launch=self._quiet_launch,
         )
 
+    def pages(self) -> list[tuple[Target, MetricsPage | None]]:
+        """The metrics pages of the targets themselves; None where nobody knows one yet."""
+        return [(reader.target, reader.page) for reader in self._readers]
+
     def reader(self, name: str) -> TargetReader | None:
         """The reader of a configured target."""
         return next((reader for reader in self._readers if reader.target.name == name), None)
@@ -1059,6 +1090,7 @@ class Collector:
             reload_successful=not self._refusals,
             reload_success_time=self.reload_success_time,
             reload_problem="\n".join(self._refusals.values()) or None,
+            discovery=self.discovery(),
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:

@@ -23,6 +23,7 @@ from brimline.exposition import render
 from brimline.readings import (
     TARGET_REASONS,
     DeviceReading,
+    DiscoveryReading,
     EngineReading,
     Footprint,
     GpuReading,
@@ -185,6 +186,7 @@ def everything() -> Snapshot:
         ),
         host=HostReading(100, 50),
         reload_success_time=1.0,
+        discovery=(DiscoveryReading(source="files", up=True, targets=3, success_time=998.0),),
     )
 
 

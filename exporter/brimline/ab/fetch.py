@@ -7,6 +7,7 @@ Nothing is made up: what the series do not say is missing from the observations,
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -188,6 +189,7 @@ async def observe(
         scrape_interval=interval if np.isfinite(interval) else None,
         queries=tuple(ask.queries),
         gaps=tuple(ask.gaps),
+        warnings=tuple(ask.warnings),
         shared=tuple(shared),
         simulated=any(
             label(part, "simulated") == "true"
@@ -205,6 +207,7 @@ class _Questions:
         self.api = api
         self.queries: dict[str, None] = {}
         self.gaps: dict[str, None] = {}
+        self.warnings: dict[str, None] = {}
         self._progress = progress
         self._done = self._total = 0
 
@@ -223,6 +226,7 @@ class _Questions:
 
     def _taken(self, rows: Rows) -> Rows:
         self.note(*(f"the data source warns: {warning}" for warning in rows.warnings))
+        self.warnings.update(dict.fromkeys(rows.warnings))
         return rows
 
     async def raw(
@@ -235,11 +239,10 @@ class _Questions:
         )
 
     async def now_and_then(self, selector: str, start: float, end: float, step: float) -> Rows:
-        """What stood there at steps back from the end; one step."""
+        """What stood there at steps from the start on; one step."""
         step = round(step, 3)
         self.queries[f"{shortened(selector, 400)} every {duration(step)}"] = None
-        first = end - int((end - start) / step) * step
-        rows = self._taken(await self.api.query_range(selector, first, end, step))
+        rows = self._taken(await self.api.query_range(selector, start, end, step))
         self.step("sizes of each boot")
         return rows
 
@@ -346,10 +349,14 @@ def _note_missing(experiment: Experiment, arm: ArmObservations, ask: _Questions)
     for names, had in (
         (asked.counters, {name for replica in arm.replicas for name in replica.series.counters}),
         (asked.gauges, {name for replica in arm.replicas for name in replica.series.gauges}),
-        (asked.histograms, {name for replica in arm.replicas for name in replica.series.buckets}),
     ):
         for name in sorted(names - had):
             ask.note(f"{arm.variant}: {PREFIX}{name} has no samples in the window")
+    for name in sorted(asked.histograms - {one for each in arm.replicas for one in each.series.buckets}):
+        ask.note(
+            f"{arm.variant}: {PREFIX}{name}_bucket has no samples in the window; "
+            "with `histograms: full` for its targets the exporter gives them"
+        )
     for replica in arm.replicas:
         times = replica.up.times[replica.up.times > experiment.start]
         if not len(times):
@@ -372,7 +379,8 @@ async def _tables(
     interval: float,
     history_seconds: float,
 ) -> Tables:
-    interval = interval if np.isfinite(interval) else USUAL_INTERVAL
+    # Of jitter free, so that one look asks for the same as the one before.
+    interval = max(round(interval, 1), 0.1) if np.isfinite(interval) else USUAL_INTERVAL
     reach = REACH_INTERVALS * interval
     keys = list(dict.fromkeys(key for names in members.values() for key in names))
     if not keys:
@@ -410,17 +418,17 @@ async def _tables(
 
     async def slow() -> list[Rows]:
         settled = "|".join(PREFIX + name for name in FAMILIES if name not in _BY_BOOT)
-        spans = [(settled, experiment.start, end, WINDOW_POINTS)]
+        spans = [(settled, experiment.start, end, _step(end - experiment.start, interval))]
         if history_seconds > 0:
-            before = experiment.start - history_seconds
             every = "|".join(PREFIX + name for name in FAMILIES)
-            spans.insert(0, (every, before, experiment.start, HISTORY_POINTS))
+            step = max(interval, history_seconds / HISTORY_POINTS)
+            # Up to where the raw samples begin.
+            before = start - int(history_seconds / step) * step
+            spans.insert(0, (every, before, start, step))
         ask.expect(len(spans))
         return await _together(
-            ask.now_and_then(
-                f'{{__name__=~"{names}",{servers}}}', first, last, max(interval, (last - first) / points)
-            )
-            for names, first, last, points in spans
+            ask.now_and_then(f'{{__name__=~"{names}",{servers}}}', first, last, step)
+            for names, first, last, step in spans
         )
 
     (raw, bucket_tables), (slow_rows, last) = await _both(
@@ -440,6 +448,11 @@ async def _tables(
         buckets=dict(zip(histograms, bucket_tables, strict=True)),
         reach=reach,
     )
+
+
+def _step(seconds: float, interval: float) -> float:
+    """Between looks at a window from its start on: doubled as it grows, so that old looks stay the same."""
+    return interval * 2.0 ** max(math.ceil(math.log2(max(seconds, 1.0) / (WINDOW_POINTS * interval))), 0)
 
 
 async def _last_states(

@@ -36,7 +36,8 @@ class MetricResult:
     its 95 % bounds. same_concurrency_delta_ratio: the same at equal running requests. hours_needed: of
     further running until the margin can be decided; None where that is done or cannot be told.
     noise_floor_ratio: what `ab aa` showed between equal arms. blocks: what each block says of the log-ratio
-    (at equal load where that applies), with its start, for plots.
+    (at equal load where that applies), with its start, for plots. events_per_block, dispersion: of rare
+    events in both arms together, and how much more they vary than by chance alone.
     """
 
     name: str
@@ -57,6 +58,8 @@ class MetricResult:
     blocks: tuple[tuple[float, float], ...] = ()
     hours_needed: float | None = None
     noise_floor_ratio: float | None = None
+    events_per_block: float | None = None
+    dispersion: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -110,7 +113,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A whole run. is_gate: False where blocks are too short or too few to decide a rollout by."""
+    """A whole run. no_gate: why no rollout may be decided by it, as with short blocks; None where one may.
+
+    warnings: of the data source: something may be missing.
+    """
 
     experiment: str
     baseline: str
@@ -121,13 +127,18 @@ class Report:
     verdict: Verdict
     comparisons: tuple[Comparison, ...]
     dropped: tuple[tuple[float, str], ...] = ()
-    is_gate: bool = True
+    no_gate: str | None = None
     is_sequential: bool = False
     fingerprints: tuple[tuple[str, str], ...] = ()
     queries: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     simulated: bool = False
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def is_gate(self) -> bool:
+        return self.no_gate is None
 
 
 Mode = Literal["fixed", "sequential"]

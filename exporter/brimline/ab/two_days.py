@@ -48,6 +48,7 @@ def side_by_side(
         arms=arms,
         queries=(*now.queries, *before.queries),
         gaps=(*now.gaps, *before.gaps),
+        warnings=(*now.warnings, *before.warnings),
         simulated=now.simulated or before.simulated,
     )
 

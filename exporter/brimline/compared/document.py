@@ -19,6 +19,7 @@ def as_json(report: Report) -> Json:
         "experiment": report.experiment,
         "verdict": report.verdict,
         "is_gate": report.is_gate,
+        "no_gate": report.no_gate,
         "is_sequential": report.is_sequential,
         "simulated": report.simulated,
         "baseline": report.baseline,
@@ -87,6 +88,8 @@ def _metric(metric: MetricResult) -> Json:
         "p_worse": metric.p_worse,
         "hours_needed": metric.hours_needed,
         "noise_floor_ratio": metric.noise_floor_ratio,
+        "events_per_block": metric.events_per_block,
+        "dispersion": metric.dispersion,
         "blocks": [{"start": start, "log_ratio": value} for start, value in metric.blocks],
         "notes": list(metric.notes),
     }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, unscraped, with_replica
-from brimline.ab.experiment import Experiment, parse
+from brimline.ab.experiment import METRICS, Experiment, parse
 from brimline.ab.observations import Boot, Observations, wanted
 from brimline.ab.procedure import against_itself, judge, noise_floor_of, swap_plan
 from brimline.ab.result import Comparison, MetricResult, Mode, Report
@@ -697,8 +697,18 @@ def test_short_blocks_are_not_for_a_gate() -> None:
 
     report = judge(planned, observed(planned))
 
-    assert not report.is_gate
-    assert "short blocks: not for a gate" in report.notes
+    assert report.no_gate == "short blocks: not for a gate"
+    assert report.no_gate in report.notes
+
+
+def test_what_one_boot_settles_needs_no_blocks_to_be_a_gate() -> None:
+    none = "".join(f"- {{name: {name}, gate: false}}\n" for name, one in METRICS.items() if one.gate)
+    pool = "- {name: kv_cache_capacity_bytes, gate: true}\n"
+    planned = experiment(hours=0.2, more=f"block_length: 1m\nwarmup: 1m\nmetrics:\n{none}{pool}")
+
+    report = judge(planned, observed(planned))
+
+    assert (report.verdict, report.no_gate) == ("pass", None)
 
 
 def test_sticky_routing_passes_nothing() -> None:
@@ -731,6 +741,27 @@ def test_what_is_to_be_fetched_follows_from_the_metrics() -> None:
     assert quantities.histograms == {"inter_token_latency_seconds", "time_to_first_token_seconds"}
     assert "seconds" not in quantities.counters | quantities.gauges
     assert "" not in quantities.counters | quantities.gauges
+
+
+def test_of_servers_that_are_mostly_idle_samples_decide_nothing() -> None:
+    """Seen at scrapes only, a request that runs for a fifth of the time is there in a few of them."""
+    planned = experiment()
+    observations = observed(planned)
+    for variant in ("a", "b"):
+        series = observations.arms[variant].replicas[0].series
+        gauges = {
+            name: Series(one.times, one.values * (np.arange(len(one.times)) % 5 == 0))
+            for name, one in series.gauges.items()
+        }
+        observations = with_replica(observations, variant, 0, series=replace(series, gauges=gauges))
+
+    report = judge(planned, observations)
+
+    usage = row(report, "kv_cache_usage")
+    assert usage.verdict == "inconclusive"
+    assert "a server was idle in 80% of the samples" in "; ".join(usage.notes)
+    # Both of its gauges are of the same scrape.
+    assert row(report, "kv_bytes_per_token").verdict == "pass"
 
 
 def test_hours_needed_are_said_where_noise_leaves_it_open() -> None:
