@@ -97,9 +97,7 @@ class Pair:
     @property
     def least_blocks(self) -> int:
         """So many blocks at least stand behind any word."""
-        if self.mode == "sequential" and not self.experiment.is_short:
-            return max(self.experiment.min_blocks, LEAST_LOOKS)
-        return self.experiment.min_blocks
+        return least_blocks(self.experiment, self.mode)
 
     @property
     def arms(self) -> tuple[ArmObservations, ArmObservations]:
@@ -140,6 +138,13 @@ class Pair:
     def used(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """The blocks of each arm that are in a cell."""
         return self.pairing.baseline >= 0, self.pairing.candidate >= 0
+
+
+def least_blocks(experiment: Experiment, mode: Mode) -> int:
+    """So many blocks at least stand behind any word."""
+    if mode == "sequential" and not experiment.is_short:
+        return max(experiment.min_blocks, LEAST_LOOKS)
+    return experiment.min_blocks
 
 
 def guards(pair: Pair) -> tuple[Guard, ...]:

@@ -153,17 +153,24 @@ def judge(
 
 
 def noise_floor_of(report: Report) -> dict[str, float]:
-    """From a report on two arms alike, how far metrics differ where nothing does: half the interval."""
+    """From a report on two arms alike, by how much metrics may differ where nothing does, as far as was seen.
+
+    The farther bound of the interval. Nothing of arms that a guard refused: those were not alike.
+    """
     return {
-        metric.name: (metric.upper_ratio - metric.lower_ratio) / 2
+        metric.name: max(abs(metric.lower_ratio), abs(metric.upper_ratio))
         for comparison in report.comparisons
+        if comparison.verdict != "not_comparable"
         for metric in comparison.metrics
         if metric.lower_ratio is not None and metric.upper_ratio is not None
     }
 
 
 def against_itself(experiment: Experiment, observations: Observations) -> tuple[Experiment, Observations]:
-    """The baseline's servers dealt out to two arms. Raises NotEnough for fewer than two servers."""
+    """The baseline's servers dealt out to two arms. Raises NotEnough for fewer than two servers.
+
+    Without the deviation of boots that the file assumes: what is measured is to stand for itself.
+    """
     arm = observations.arms.get(experiment.baseline.name)
     if arm is None or len(arm.replicas) < 2:
         raise NotEnough("the baseline has fewer than two servers; compare two windows of it instead")
@@ -177,6 +184,7 @@ def against_itself(experiment: Experiment, observations: Observations) -> tuple[
         baseline=Variant(name=names[0], role="baseline"),
         candidates=(Variant(name=names[1], role="candidate"),),
         treatment=(),
+        boot_deviation=0.0,
         metrics=tuple(metric for metric in experiment.metrics if metric.query is None),
     )
     return twofold, dataclasses.replace(observations, arms=arms)
@@ -367,8 +375,9 @@ def _absent(metric: Metric, two: Pair) -> Measured | None:
     return Measured(
         metric=metric,
         notes=(f"not said by {' and '.join(lacking)}",),
-        absent=not any(said) and metric.query is None,
-        unsaid=True,
+        # Before there is a block of both, nothing is said of anything.
+        absent=not any(said) and metric.query is None and two.pairing.count > 0,
+        unsaid=two.pairing.count > 0,
     )
 
 
@@ -563,10 +572,13 @@ def _with_replicas(
         return estimate
     among = inference.of_replicas(*each)
     # Centred on the blocks' estimate, which is adjusted for the arms' loads.
-    among = dataclasses.replace(among, harm=estimate.harm, blocks=estimate.blocks)
+    among = dataclasses.replace(among, harm=estimate.harm, blocks=estimate.blocks, of_servers=True)
     chosen = inference.wider(estimate, among)
     if chosen is among:
-        notes.append("interval from the differences between servers, which is wider than that between blocks")
+        notes.append(
+            "interval from the differences between servers, which is wider than that between blocks: "
+            "more servers narrow it, more hours hardly"
+        )
     return chosen
 
 
@@ -805,8 +817,10 @@ def _metric_result(
             verdict = said
         if verdict == "inconclusive":
             hours = _hours(one, draft.pair, missing)
-    elif missing and not one.unsaid:
+    elif missing and not one.unsaid and draft.pair.pairing.concurrent:
         hours = missing * draft.pair.experiment.block_length / 3600
+    if not missing and any(guard.pending for guard in draft.guards):
+        hours = None  # when a guard will hold is not known
     if refused:
         verdict, hours = "not_comparable", None
     starts = draft.pair.baseline.edges
@@ -848,13 +862,13 @@ def _hours(one: Measured, two: Pair, missing: int) -> float | None:
     """Of further running until the margin can be decided, as things stand; None where that cannot be told."""
     length = two.experiment.block_length / 3600
     estimate = one.bounded
-    if not two.pairing.concurrent or one.undecided:
+    if not two.pairing.concurrent or one.undecided or two.experiment.routing == "sticky":
         return None
     margin = one.metric.harm_margin
     if isinstance(estimate, RateRatio):
         blocks = len(one.places)
         needed = _blocks_of_events(estimate, blocks, margin)
-    elif isinstance(estimate, Estimate):
+    elif isinstance(estimate, Estimate) and not estimate.of_servers:
         blocks = len(estimate.blocks)
         spread = estimate.standard_error * math.sqrt(blocks)
         boots, looked_at = estimate.boot_error, estimate.sequential

@@ -733,6 +733,30 @@ def test_the_baseline_against_itself_gives_the_noise_floor() -> None:
     assert row(again, "inter_token_latency").noise_floor_ratio == floor["inter_token_latency"]
 
 
+def test_the_noise_floor_is_what_was_seen_and_not_what_is_assumed_of_boots() -> None:
+    planned = experiment()
+    observations = observed(planned, Traffic(replicas=2))
+
+    floors = [
+        noise_floor_of(judge(*against_itself(replace(planned, boot_deviation=deviation), observations)))
+        for deviation in (0.0, 0.05)
+    ]
+
+    assert floors[0] == floors[1]
+
+
+def test_halves_that_differ_give_no_noise_floor() -> None:
+    planned = experiment()
+    observations = with_replica(
+        observed(planned, Traffic(replicas=2)), "a", 1, settings={"kv_cache_dtype": "fp8"}
+    )
+
+    report = judge(*against_itself(planned, observations))
+
+    assert report.verdict == "not_comparable"
+    assert noise_floor_of(report) == {}
+
+
 def test_what_is_to_be_fetched_follows_from_the_metrics() -> None:
     quantities = wanted(experiment(more="metrics:\n- {name: cost, query: 'sum(cost)'}\n"))
 
@@ -777,6 +801,47 @@ def test_hours_needed_are_said_where_noise_leaves_it_open() -> None:
     assert patient.verdict == "inconclusive"
     assert patient.hours_needed is not None
     assert patient.hours_needed > 4
+
+
+def test_more_hours_do_not_help_where_servers_differ() -> None:
+    planned = experiment()
+    traffic = replace(STILL, replicas=3, boot_deviation=0.05)
+
+    latency = row(judge(planned, observed(planned, traffic)), "inter_token_latency")
+
+    assert latency.verdict == "inconclusive"
+    assert latency.hours_needed is None
+    assert "more servers narrow it, more hours hardly" in " ".join(latency.notes)
+
+
+def test_no_hours_are_promised_that_would_not_help() -> None:
+    sticky = replace(experiment(), routing="sticky")
+    before_and_after = experiment(hours=8)
+    handed_over = observed(before_and_after)
+    handed_over = reduced(handed_over, "a", lambda times: times <= START + 4 * HOUR)
+    handed_over = reduced(handed_over, "b", lambda times: times > START + 4 * HOUR)
+
+    for report in (
+        judge(sticky, observed(sticky, Traffic())),
+        judge(before_and_after, handed_over),
+        judge(before_and_after, handed_over, mode="sequential"),
+    ):
+        assert report.verdict == "inconclusive"
+        assert only(report).hours_needed is None
+        assert {metric.hours_needed for metric in only(report).metrics if metric.gate} == {None}
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_before_the_first_block_gates_are_gates_and_the_hours_of_all_are_those_of_each(mode: Mode) -> None:
+    planned = experiment(hours=0.2)
+
+    report = judge(planned, observed(planned), mode=mode)
+
+    wanted = {"fixed": 1.5, "sequential": 2.5}[mode]
+    assert {metric.hours_needed for metric in only(report).metrics if metric.gate} == {wanted}
+    assert only(report).hours_needed == wanted
+    assert row(report, "time_to_first_token").gate
+    assert "no gate has anything to compare" not in only(report).reasons
 
 
 def test_a_day_of_eight_servers_is_judged_within_seconds() -> None:
