@@ -525,16 +525,17 @@ def main() -> int:
     arguments.add_argument(
         "--only", action="append", choices=PARTS, help="these parts alone; may be repeated"
     )
+    arguments.add_argument("--no-others", action="store_true", help="not the table of other methods")
     arguments.add_argument("--jobs", type=int, default=2)
     chosen = arguments.parse_args()
     few = chosen.check
     runs = 50 if few else 500
     bars = Bars(slack=3.0 if few else 0.0)
     with ProcessPoolExecutor(chosen.jobs) as pool:
-        tables = Tables(pool, chosen.jobs, runs, HOURS[:2] if few else HOURS, bars)
+        tables = Tables(pool, chosen.jobs, runs, HOURS[1:2] if few else HOURS, bars)
         parts: dict[str, Callable[[], None]] = {
             "sequential": lambda: tables.sequential(*((4, 6.0) if few else (100, 12.0))),
-            "no_effect": lambda: tables.no_effect(others=0 if few else 100),
+            "no_effect": lambda: tables.no_effect(others=0 if few or chosen.no_others else 100),
             "at_margin": tables.at_margin,
             "harmed": tables.harmed,
             "adjustments": lambda: tables.lines.extend([] if few else adjustments(runs)),
