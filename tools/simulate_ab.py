@@ -98,6 +98,9 @@ NO_EFFECT = (
         traffic=replace(BOOTS, replicas=4, boot_deviation=0.02),
         compared=False,
     ),
+)
+# What comes in bursts, or was not scraped for a while.
+UNEVEN = (
     Sort(
         name="10 preemptions at once, every 2 h",
         traffic=replace(BOOTS, bursts_per_hour=0.5, burst_size=10.0),
@@ -131,11 +134,8 @@ HARMED = (
 AT_MARGIN = (
     Sort(name="shared demand", traffic=replace(BOOTS, effects=MARGINS)),
     Sort(name="separate and +20 %", traffic=replace(BOOTS, shared=False, more_traffic=0.2, effects=MARGINS)),
-    Sort(
-        name="10 preemptions at once, 4 times in 1 h",
-        traffic=replace(BOOTS, bursts_per_hour=4.0, burst_size=10.0, effects=MARGINS),
-    ),
 )
+UNEVEN_AT_MARGIN = replace(UNEVEN[2], traffic=replace(UNEVEN[2].traffic, effects=MARGINS))
 # Those that are looked at after every block, too.
 WATCHED = (
     *NO_EFFECT[1:5],
@@ -143,7 +143,8 @@ WATCHED = (
         name="separate, a request in 10 s",
         traffic=replace(BOOTS, shared=False, requests_per_second=0.1),
     ),
-    *(sort for sort in NO_EFFECT if sort.traffic.bursts_per_hour == 0.5 or sort.traffic.outage_seconds),
+    UNEVEN[0],
+    UNEVEN[3],
 )
 
 
@@ -479,6 +480,32 @@ class Tables:
             rows,
         )
 
+    def uneven(self, runs: int) -> None:
+        """Bursts and gaps: flagged worse without a difference, and passed at the margin."""
+        rows = []
+        for place, sort in enumerate((*UNEVEN, UNEVEN_AT_MARGIN)):
+            is_harmed = sort is UNEVEN_AT_MARGIN
+            for hours in self.hours:
+                counts = _shared_out(
+                    self.pool, self.jobs, verdicts, runs, sort.traffic, hours, 600 + place, 0
+                )
+                what = f"{sort.name}, {hours:g} h"
+                row = [sort.name, "PASS at the margin" if is_harmed else "WORSE, no difference", f"{hours:g}"]
+                for m in KINDS:
+                    passed = counts[m]["pass"] + counts[m]["better"]
+                    share = (passed if is_harmed else counts[m]["worse"]) / runs
+                    bar = FALSE_PASS_BAR if is_harmed else WORSE_BAR
+                    row.append(self.bars.at_most(share, bar, runs, f"{what}, {m}"))
+                row.append(f"{100 * counts['inter_token_latency']['not_comparable'] / runs:.1f}")
+                rows.append(row)
+        self.add(
+            f"**Bursts and gaps**, % of {runs} runs (bars: at most 5 WORSE, at most 8 PASS), and how many a guard "
+            "refused",
+            ["runs", "share of", "hours"],
+            rows,
+            ["refused"],
+        )
+
     def sequential(self, runs: int, hours: float) -> None:
         """How often two arms alike are ever called worse or refused, looked at after every block."""
         rows = []
@@ -502,7 +529,7 @@ class Tables:
         )
 
 
-PARTS = ("sequential", "no_effect", "at_margin", "harmed", "adjustments")
+PARTS = ("uneven", "sequential", "no_effect", "at_margin", "harmed", "adjustments")
 
 
 def written(document: str, lines: Sequence[str]) -> str:
@@ -534,7 +561,8 @@ def main() -> int:
     with ProcessPoolExecutor(chosen.jobs) as pool:
         tables = Tables(pool, chosen.jobs, runs, HOURS[1:2] if few else HOURS, bars)
         parts: dict[str, Callable[[], None]] = {
-            "sequential": lambda: tables.sequential(*((4, 6.0) if few else (100, 12.0))),
+            "uneven": lambda: tables.uneven(50 if few else 200),
+            "sequential": lambda: tables.sequential(*((4, 6.0) if few else (100, 8.0))),
             "no_effect": lambda: tables.no_effect(others=0 if few or chosen.no_others else 100),
             "at_margin": tables.at_margin,
             "harmed": tables.harmed,
