@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from ab_traffic import INTERVAL, START, Traffic, simulate  # noqa: E402 (it lies among the tests)
 from brimline.ab.blocks import ArmBlocks, Pairing  # noqa: E402
 from brimline.ab.experiment import Experiment, parse  # noqa: E402
-from brimline.ab.guards import Pair  # noqa: E402
+from brimline.ab.guards import Pair, guards  # noqa: E402
 from brimline.ab.observations import Observations  # noqa: E402
 from brimline.ab.procedure import judge, judge_pair  # noqa: E402
 
@@ -229,15 +229,12 @@ def looked_at(traffic: Traffic, hours: float, runs: range, seed: int) -> dict[st
             cells = np.full(count, -1)
             cells[fit[:so_far]] = np.arange(so_far)
             pairing = Pairing(baseline=cells, candidate=cells, places=tuple(fit[:so_far]))
-            found = judge_pair(
-                Pair(
-                    experiment=planned,
-                    baseline=arms[0],
-                    candidate=arms[1],
-                    pairing=pairing,
-                    mode="sequential",
-                )
+            two = Pair(
+                experiment=planned, baseline=arms[0], candidate=arms[1], pairing=pairing, mode="sequential"
             )
+            if so_far < two.least_blocks and not any(one.passed is False for one in guards(two)):
+                continue  # nothing but a refusal can be said yet
+            found = judge_pair(two)
             seen[OVERALL].add(found.verdict)
             for row in found.metrics:
                 if row.name in seen:
@@ -498,9 +495,10 @@ class Tables:
                     row.append(self.bars.at_most(share, bar, runs, f"{what}, {m}"))
                 row.append(f"{100 * counts['inter_token_latency']['not_comparable'] / runs:.1f}")
                 rows.append(row)
+                print(*row, sep=" | ", file=sys.stderr, flush=True)
         self.add(
-            f"**Bursts and gaps**, % of {runs} runs (bars: at most 5 WORSE, at most 8 PASS), and how many a guard "
-            "refused",
+            f"**Bursts and gaps**, % of {runs} runs (bars: at most 5 WORSE, at most 8 PASS), and how many a "
+            "guard refused",
             ["runs", "share of", "hours"],
             rows,
             ["refused"],
@@ -519,6 +517,7 @@ class Tables:
             row.append(self.bars.at_most(refused, REFUSED_BAR, runs, f"{what}, not comparable"))
             passed = counts[OVERALL]["pass at the end"] + counts[OVERALL]["better at the end"]
             rows.append([*row, f"{100 * passed / runs:.0f}"])
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
         self.add(
             f"**No difference, looked at after every block for {hours:g} h, guards included: ever WORSE**, "
             f"% of {runs} runs (bar: at most 5); ever NOT COMPARABLE (bar: at most {100 * REFUSED_BAR:g}); "
@@ -529,7 +528,7 @@ class Tables:
         )
 
 
-PARTS = ("uneven", "sequential", "no_effect", "at_margin", "harmed", "adjustments")
+PARTS = ("sequential", "uneven", "no_effect", "at_margin", "harmed", "adjustments")
 
 
 def written(document: str, lines: Sequence[str]) -> str:
@@ -561,8 +560,8 @@ def main() -> int:
     with ProcessPoolExecutor(chosen.jobs) as pool:
         tables = Tables(pool, chosen.jobs, runs, HOURS[1:2] if few else HOURS, bars)
         parts: dict[str, Callable[[], None]] = {
-            "uneven": lambda: tables.uneven(50 if few else 200),
-            "sequential": lambda: tables.sequential(*((4, 6.0) if few else (100, 8.0))),
+            "uneven": lambda: tables.uneven(50 if few else 100),
+            "sequential": lambda: tables.sequential(*((4, 6.0) if few else (60, 6.0))),
             "no_effect": lambda: tables.no_effect(others=0 if few or chosen.no_others else 100),
             "at_margin": tables.at_margin,
             "harmed": tables.harmed,
