@@ -5,6 +5,7 @@ Every mistake is a ConfigError that reads `FILE:LINE: what; what to do` (see str
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -78,6 +79,7 @@ class PidSource(_Struct, frozen=True):
     from_pid: bool
 
 
+@functools.lru_cache(4096)  # asked for each target in each scrape
 def is_loopback(url: str) -> bool:
     """True where a url leads to this machine, as far as the address tells."""
     host = urlsplit(url).hostname or ""

@@ -15,7 +15,6 @@ MAX_DROPPED = 20
 # Characters of a guard that is not known.
 MAX_TEXT = 240
 
-SHORT_BLOCKS = "short blocks: not for a gate"
 SIMULATED = "simulated: no server and no GPU was measured"
 
 
@@ -130,8 +129,8 @@ def sample(report: Report) -> str:
 def warnings(report: Report) -> list[str]:
     """What everyone must know who reads a verdict."""
     found = [SIMULATED] if report.simulated else []
-    if not report.is_gate:
-        found.append(SHORT_BLOCKS)
+    if report.no_gate is not None:
+        found.append(plain(report.no_gate))
     return list(dict.fromkeys([*found, *map(plain, report.notes)]))
 
 
@@ -155,6 +154,17 @@ def untold(comparison: Comparison) -> list[Guard]:
 def ordered(comparison: Comparison) -> list[MetricResult]:
     """The gates, then the others, each in the order of the experiment."""
     return sorted(comparison.metrics, key=lambda metric: not metric.gate)
+
+
+def left_out(report: Report) -> str:
+    """How many blocks were left out, and of which comparisons."""
+    count = counted(len(report.dropped), "block")
+    if len(report.comparisons) <= 1:
+        return f"{count} left out, in both variants"
+    return (
+        f"{count} left out: for a candidate that is named beside that candidate alone, for "
+        f"{plain(report.baseline)} beside all of them"
+    )
 
 
 def dropped(report: Report) -> list[str]:
