@@ -21,7 +21,8 @@ demo:
 
 test:
 	@tools/setup.sh dev
-	@bin=$$(tools/prometheus.sh) && PATH="$$bin:$$PATH" $(PYTHON) -m pytest $(SIDE_BY_SIDE) tests/integration tests/unit
+	@bin=$$(tools/prometheus.sh) && deploy=$$(tools/deployment.sh) && \
+		PATH="$$bin:$$deploy:$$PATH" $(PYTHON) -m pytest $(SIDE_BY_SIDE) tests/integration tests/unit
 
 check:
 	@tools/setup.sh dev

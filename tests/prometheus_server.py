@@ -89,13 +89,15 @@ def running_prometheus(
     more: Mapping[str, int] | None = None,
     rules: Mapping[str, str] | None = None,
     alertmanager_port: int | None = None,
+    scrape: Mapping[str, Any] | None = None,
     flags: Sequence[str] = (),
 ) -> Iterator[Prometheus]:
     """Prometheus that scrapes exporters on the ports as one job.
 
     labels: what the scrape adds to the exporters' series; labels_by_port: to those of one. more: other jobs
     by name, with their ports; the labels of their pages stand as they are. rules: files of rules by name.
-    flags: more of its command line.
+    scrape: how the exporters are scraped, in the words of a scrape configuration. flags: more of its command
+    line.
     """
     port = free_port()
     targets = [
@@ -105,7 +107,7 @@ def running_prometheus(
         }
         for exporter in ports
     ]
-    jobs: list[dict[str, Any]] = [{"job_name": "brimline", "static_configs": targets}]
+    jobs: list[dict[str, Any]] = [{"job_name": "brimline", "static_configs": targets, **(scrape or {})}]
     for name, other in (more or {}).items():
         jobs.append(
             {

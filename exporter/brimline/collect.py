@@ -945,8 +945,7 @@ class Collector:
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
         self._rounds: list[_Round] = []
-        self.reload_successful = True
-        self.reload_problem: str | None = None
+        self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
 
     @property
@@ -988,8 +987,14 @@ class Collector:
             self._gpu.start()
             self._gpu_key = gpu_key
         self._config = config
-        self.reload_successful, self.reload_problem = True, None
         self.reload_success_time = self._clock()
+
+    def note_refusal(self, source: str, problem: str | None) -> None:
+        """Remember what is wrong with the newest form of a part of the configuration; None for nothing."""
+        if problem is None:
+            self._refusals.pop(source, None)
+        else:
+            self._refusals[source] = problem
 
     def _new_reader(self, config: Config, target: Target) -> TargetReader:
         if self._session is None:
@@ -1047,9 +1052,9 @@ class Collector:
             gpu=gpu,
             memory=memory,
             host=HostReading(total, available),
-            reload_successful=self.reload_successful,
+            reload_successful=not self._refusals,
             reload_success_time=self.reload_success_time,
-            reload_problem=self.reload_problem,
+            reload_problem="\n".join(self._refusals.values()) or None,
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:

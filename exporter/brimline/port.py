@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -52,10 +53,39 @@ class ConnectionLimits:
         return cls(connections=max(8, min(MAX_CONNECTIONS, open_files // 4)))
 
 
-async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = f"brimline/{__version__}"
-    for name, value in _SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
+class Guard(Protocol):
+    """Who may ask, and what goes with each answer; asked anew for each connection and request."""
+
+    async def refresh(self) -> None:
+        """Take note of files that have changed."""
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS settings of a new connection; None for plain HTTP."""
+
+    def certificate_problem(self, certificate: Mapping[str, Any] | None) -> str | None:
+        """Why the client that showed this certificate is sent away; None for one that may ask."""
+
+    def turned_away(self, address: Any, why: str) -> None:
+        """Take note of a TLS connection that came to nothing."""
+
+    async def refusal(self, request: web.Request) -> web.Response | None:
+        """The answer to a request that may not be handled; None for one that may."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers of every answer; an empty one is left out."""
+
+
+def _add_headers(guard: Guard | None) -> Callable[[web.Request, web.StreamResponse], Any]:
+    async def add(_request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = f"brimline/{__version__}"
+        for name, value in _SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        for name, value in (guard.headers() if guard is not None else {}).items():
+            response.headers.popall(name, None)
+            if value:
+                response.headers[name] = value
+
+    return add
 
 
 def _is_our_fault(record: logging.LogRecord) -> bool:
@@ -72,8 +102,9 @@ class _Connections:
     fetched does.
     """
 
-    def __init__(self, limits: ConnectionLimits) -> None:
+    def __init__(self, limits: ConnectionLimits, guard: Guard | None = None) -> None:
         self.limits = limits
+        self.guard = guard
         self.waiting: dict[_Connection, None] = {}  # an ordered set: who has waited longest comes first
         self._open: dict[web.RequestHandler, _Connection] = {}
         self._unfetched: dict[_Connection, int] = {}  # bytes; who began to fetch first comes first
@@ -84,12 +115,21 @@ class _Connections:
         """Tell a connection when the handling of a request begins and ends."""
         connection = self._open.get(request.protocol)
         if connection is None:
-            return await handler(request)
+            return await self._admit(request, handler)
         connection.request_began()
         try:
-            return await handler(request)
+            return await self._admit(request, handler)
         finally:
             connection.request_ended()
+
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The answer to a request, or that to one that may not be handled."""
+        if self.guard is not None:
+            await self.guard.refresh()
+            refused = await self.guard.refusal(request)
+            if refused is not None:
+                return refused
+        return await handler(request)
 
     def make_room(self) -> bool:
         """Have a place for one more connection; False where all are busy."""
@@ -129,8 +169,16 @@ class _Connections:
             logger.info("connections=%d state=normal", len(self._open))
 
 
+# For the farewell of a TLS connection; a client that does not return it must not be waited for.
+_TLS_CLOSING_SECONDS = 2.0
+
+
 class _Connection(asyncio.Protocol):
-    """Stands between a transport and aiohttp's protocol, to see when a request begins to come in."""
+    """Stands between a transport and aiohttp's protocol, to see when a request begins to come in.
+
+    It counts from the moment that the client has connected, so that a TLS handshake has the deadline of a
+    header, and its connection gives way like any other that waits.
+    """
 
     def __init__(self, connections: _Connections, make_handler: Callable[[], web.RequestHandler]) -> None:
         self._connections = connections
@@ -141,6 +189,9 @@ class _Connection(asyncio.Protocol):
         self._fetch_timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._received_while_busy = False
+        self._opening: asyncio.Task[None] | None = None
+        self._early: list[bytes] = []  # what came with the last part of the handshake
+        self._ended_early = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -150,10 +201,68 @@ class _Connection(asyncio.Protocol):
         self._handler = self._make_handler()
         self._connections.add(self._handler, self)
         self._expect_header()
-        self._handler.connection_made(transport)
+        if self._connections.guard is None:
+            self._handler.connection_made(transport)
+            return
+        self._transport.pause_reading()
+        self._opening = asyncio.ensure_future(self._open(self._connections.guard, self._transport))
+
+    async def _open(self, guard: Guard, transport: asyncio.Transport) -> None:
+        """Hand the connection to aiohttp, after the TLS handshake where there is one."""
+        try:
+            await guard.refresh()
+            opened: asyncio.Transport | None = transport
+            if (context := guard.tls()) is not None:
+                opened = await self._shake_hands(guard, context, transport)
+            if opened is None or transport.is_closing() or self._handler is None:
+                self.abort()
+                return
+            self._handler.connection_made(opened)
+            self._opening = None
+            for data in self._early:
+                self._handler.data_received(data)
+            self._early.clear()
+            if self._ended_early:
+                self._handler.eof_received()
+            if opened is transport:
+                transport.resume_reading()
+        except Exception:  # a defect here must cost this connection only
+            logger.exception("a connection could not be opened")
+            self.abort()
+
+    async def _shake_hands(
+        self, guard: Guard, context: ssl.SSLContext, transport: asyncio.Transport
+    ) -> asyncio.Transport | None:
+        """The encrypted transport; None where the handshake failed or the client is not wanted."""
+        seconds = self._connections.limits.header_seconds
+        try:
+            opened = await asyncio.get_running_loop().start_tls(
+                transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=_TLS_CLOSING_SECONDS,
+            )
+        except ssl.SSLError as error:
+            guard.turned_away(transport.get_extra_info("peername"), error.reason or str(error))
+            return None
+        except OSError:  # left, as a health probe does that only connects
+            return None
+        if opened is None:  # aborted meanwhile
+            return None
+        peer = opened.get_extra_info("ssl_object")
+        problem = guard.certificate_problem(peer.getpeercert() if peer is not None else None)
+        if problem is not None:
+            guard.turned_away(transport.get_extra_info("peername"), problem)
+            return None
+        return opened
 
     def data_received(self, data: bytes) -> None:
         if self._handler is None:
+            return
+        if self._opening is not None:
+            self._early.append(data)
             return
         if self._busy:
             self._received_while_busy = True
@@ -162,7 +271,9 @@ class _Connection(asyncio.Protocol):
         self._handler.data_received(data)
 
     def eof_received(self) -> None:
-        if self._handler is not None:
+        if self._opening is not None:
+            self._ended_early = True
+        elif self._handler is not None:
             self._handler.eof_received()
 
     def pause_writing(self) -> None:
@@ -181,7 +292,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._forget()
-        if self._handler is not None:
+        if self._handler is not None and self._opening is None:
             self._handler.connection_lost(error)
 
     def request_began(self) -> None:
@@ -235,18 +346,20 @@ async def serve_application(
     started: Callable[[int], None] | None = None,
     stopping: Callable[[], None] | None = None,
     limits: ConnectionLimits | None = None,
+    guard: Guard | None = None,
 ) -> None:
     """Serve until `stop` is set; then answer the requests in flight and return within a second.
 
     started: called with the port once it is open. stopping: called before it is closed. limits: None for
-    those that suit this process. Raises OSError where the port cannot be opened.
+    those that suit this process. guard: None where everybody may ask. Raises OSError where the port cannot be
+    opened.
     """
     limits = limits or ConnectionLimits.of_this_process()
     protocol_logger = logging.getLogger(f"{__name__}.protocol")
     protocol_logger.addFilter(_is_our_fault)
-    connections = _Connections(limits)
+    connections = _Connections(limits, guard)
     application.middlewares.append(connections.watch)
-    application.on_response_prepare.append(_add_headers)
+    application.on_response_prepare.append(_add_headers(guard))
     runner = web.AppRunner(
         application,
         access_log=None,

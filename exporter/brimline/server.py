@@ -24,6 +24,7 @@ from brimline.port import ConnectionLimits, serve_application
 from brimline.readings import EngineReading, Snapshot
 
 if TYPE_CHECKING:
+    from brimline.guard import PortGuard
     from brimline.web.plan import Planner
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,12 @@ class Exporter:
         listen: str | None = None,
         *,
         planner: Planner | None = None,
+        guard: PortGuard | None = None,
     ) -> None:
         self.collector = collector
+        self.guard = guard
+        if guard is not None:
+            guard.told = lambda problem: collector.note_refusal("web.config.file", problem)
         self._config_path = config_path
         self._listen = listen
         self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
@@ -82,13 +87,13 @@ class Exporter:
         try:
             config = load(self._config_path)
         except ConfigError as error:
-            self.collector.reload_successful = False
-            self.collector.reload_problem = str(error)
+            self.collector.note_refusal("config", str(error))
             logger.error("config=%s reload=refused detail=%r", self._config_path, str(error))
             return str(error)
         if self._listen is None and config.listen != self.collector.config.listen:
             logger.warning("listen=%s takes effect at the next start only", config.listen)
         self.collector.configure(config)
+        self.collector.note_refusal("config", None)
         logger.info("config=%s reload=done targets=%d", self._config_path, len(config.targets))
         return None
 
@@ -140,6 +145,10 @@ class Exporter:
 
     async def _reload(self, _request: web.Request) -> web.Response:
         refused = self.reload()
+        if self.guard is not None:
+            self.guard.expire()
+            await self.guard.refresh()
+            refused = refused or self.guard.problem
         if refused is not None:
             return web.Response(status=400, text=f"{refused}\n")
         return web.Response(text="Configuration reloaded.\n")
@@ -265,7 +274,14 @@ async def serve(
         exporter.collector.end_round_within(0.7)
 
     await serve_application(
-        exporter.application(), host, port, stop, started=opened, stopping=stopping, limits=limits
+        exporter.application(),
+        host,
+        port,
+        stop,
+        started=opened,
+        stopping=stopping,
+        limits=limits,
+        guard=exporter.guard,
     )
 
 

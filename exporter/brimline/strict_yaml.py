@@ -66,6 +66,10 @@ class Source:
         self.name = name
         self.lines: dict[Place, int] = {(): 1}
 
+    def has(self, *place: str | int) -> bool:
+        """True where something stands at that place, be it nothing but its key."""
+        return place in self.lines
+
     def error(self, place: Place, what: str) -> ConfigError:
         while place not in self.lines:
             place = place[:-1]
@@ -180,6 +184,7 @@ _WHAT_IS_WANTED = {
     "`int`": "a whole number",
     "`float`": "a number",
     "`bool`": "true or false",
+    "`bool | null`": "true or false",
     "`array`": "a list",
     "`object`": "a mapping of keys to values",
     "`object | null`": "a mapping of keys to values",
@@ -202,8 +207,12 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _describe(value: Any, place: Place = (), schema: Schema | None = None) -> str:
-    if isinstance(value, str) and schema is not None and schema.secret_keys & set(place):
-        return "text"  # which may be a secret in the wrong place
+    if schema is not None and schema.secret_keys & set(place) and not isinstance(value, bool):
+        # It may be a secret in the wrong place.
+        if isinstance(value, str):
+            return "text"
+        if isinstance(value, int | float):
+            return "a number"
     if value is None:
         return "nothing"
     if isinstance(value, bool):

@@ -47,6 +47,7 @@ ERRORS = f"{PREFIX}ab_errors_total"
 JUDGED = f"{PREFIX}ab_judged_timestamp_seconds"
 STARTED = f"{PREFIX}ab_started_timestamp_seconds"
 CHANGED = f"{PREFIX}ab_verdict_changed_timestamp_seconds"
+RELOADED = f"{PREFIX}config_last_reload_successful"
 
 EXPOSED = (
     Exposed(
@@ -120,6 +121,13 @@ EXPOSED = (
         "gauge",
         ("experiment", "candidate", "verdict"),
         "When the overall verdict became what it is. Absent until it changes while it is watched.",
+    ),
+    Exposed(
+        RELOADED,
+        "gauge",
+        (),
+        "1 if the web configuration in force is the newest one, 0 if a newer one was refused. Absent without "
+        "--web.config.file.",
     ),
 )
 FAMILIES = frozenset(one.name for one in EXPOSED)

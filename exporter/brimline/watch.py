@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -28,6 +28,9 @@ from brimline.ab.result import Comparison, Report
 from brimline.compared import as_json
 from brimline.compared.document import SCHEMA_VERSION
 from brimline.errors import BrimlineError, ConfigError
+
+if TYPE_CHECKING:
+    from brimline.guard import PortGuard
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +124,7 @@ class Watch:
         *,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        guard: PortGuard | None = None,
     ) -> None:
         """Raises ConfigError where a file is wrong, or two name one experiment."""
         if len(paths) > MAX_EXPERIMENTS:
@@ -136,6 +140,7 @@ class Watch:
                 )
             self.experiments[name] = Watched(path, name)
         self.clock = clock
+        self.guard = guard
         self.ready = False
         self._judge = judge
         self._sleep = sleep
@@ -246,8 +251,9 @@ def _of_comparison(name: str, comparison: Comparison) -> Iterator[tuple[str, _Ro
 class _Page(Collector):
     """The families of all experiments."""
 
-    def __init__(self, watched: Iterable[Watched]) -> None:
+    def __init__(self, watched: Iterable[Watched], guard: PortGuard | None) -> None:
         self._watched = watched
+        self._guard = guard
 
     def describe(self) -> list[Metric]:
         return []
@@ -258,6 +264,8 @@ class _Page(Collector):
             for family, (labels, value) in _rows(watched):
                 if math.isfinite(value):
                     rows[family].setdefault(labels, value)
+        if self._guard is not None:
+            rows[verdicts.RELOADED][()] = float(self._guard.problem is None)
         for one in verdicts.EXPOSED:
             if rows[one.name]:
                 metric = Metric(one.name.removesuffix("_total"), one.help, one.kind)
@@ -266,10 +274,12 @@ class _Page(Collector):
                 yield metric
 
 
-def render(watched: Iterable[Watched], accept: str = "") -> tuple[bytes, str]:
+def render(
+    watched: Iterable[Watched], accept: str = "", *, guard: PortGuard | None = None
+) -> tuple[bytes, str]:
     """The page, and its content type by the Accept header."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(watched))
+    registry.register(_Page(watched, guard))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     encoder, content_type = choose_encoder(accept)
@@ -306,7 +316,8 @@ def application(watch: Watch) -> web.Application:
     """The routes."""
 
     async def metrics(request: web.Request) -> web.Response:
-        body, content_type = render(watch.experiments.values(), request.headers.get("Accept", ""))
+        accept = request.headers.get("Accept", "")
+        body, content_type = render(watch.experiments.values(), accept, guard=watch.guard)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def experiment(request: web.Request) -> web.Response:

@@ -253,7 +253,7 @@ MISTAKES = {
     "header-cookie": f"4: 'cookie' {HOLDS_SECRET}",
     "header-name-with-blank": "4: 'X Team' is not a valid HTTP header; use printable characters",
     "header-with-line-break": "4: 'X-Team' is not a valid HTTP header; use printable characters",
-    "header-value-is-a-number": "6: targets[0].headers.X-Shard: found the number 5; write text",
+    "header-value-is-a-number": "6: targets[0].headers.X-Shard: found a number; write text",
 }
 
 

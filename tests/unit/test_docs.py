@@ -16,6 +16,8 @@ from brimline.cli import COMMANDS
 from brimline.cli.comparing import ab
 from brimline.compared import as_json
 from brimline.config import NOT_YET, Config, GpuConfig, Target, parse
+from brimline.web_config import HttpServer, RateLimit, TlsServer, WebFile, load_web_config
+from certificates import Authority
 from reports import report
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,9 +49,26 @@ def test_every_configuration_key_is_documented(kind: type[msgspec.Struct]) -> No
 
 
 def test_the_documented_configuration_is_accepted() -> None:
-    [block] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
+    [block] = re.findall(r"```yaml\n(listen: .*?)```", CONFIGURATION, re.DOTALL)
 
     assert parse(block).targets[0].name == "chat-a"
+
+
+def test_the_documented_web_configuration_is_accepted(tmp_path: Path) -> None:
+    [block] = re.findall(r"```yaml\n(tls_server_config:.*?)```", CONFIGURATION, re.DOTALL)
+    authority = Authority()
+    authority.issue(["localhost"]).write(tmp_path, "server")
+    (tmp_path / "clients.pem").write_bytes(authority.certificate)
+    (tmp_path / "web.yaml").write_text(block)
+
+    assert list(load_web_config(tmp_path / "web.yaml").users) == ["prometheus"]
+
+
+@pytest.mark.parametrize("kind", [TlsServer, HttpServer, RateLimit, WebFile])
+def test_every_key_of_the_web_configuration_is_documented(kind: type[msgspec.Struct]) -> None:
+    names = [field.name for field in msgspec.structs.fields(kind)]
+
+    assert [name for name in names if not re.search(rf"\b{name}\b", CONFIGURATION)] == []
 
 
 def test_the_readme_configuration_is_accepted() -> None:

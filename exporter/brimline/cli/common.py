@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from brimline.config import Config
+    from brimline.guard import PortGuard
 
 EXIT_NEGATIVE = 1
 EXIT_USAGE = 2
@@ -29,6 +30,13 @@ PORTS = click.option(
     "--discover-ports",
     metavar="PORTS",
     help="Ports on 127.0.0.1 to look at without a configuration, such as 8000,8080.",
+)
+WEB_CONFIG = click.option(
+    "--web.config.file",
+    "web_config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="TLS, users and headers of the port, in the format of Prometheus' exporters.",
 )
 
 
@@ -85,6 +93,48 @@ def open_config_or_fail(config_path: Path | None, listen: str | None = None) -> 
     except ValueError as error:
         fail(f"--listen: {error}")
     return config
+
+
+def open_guard_or_fail(web_config_path: Path | None) -> PortGuard | None:
+    """What admits clients to the port, or an end with what is wrong with its file; None for nothing."""
+    if web_config_path is None:
+        return None
+    from brimline.errors import ConfigError
+    from brimline.guard import PortGuard
+
+    try:
+        return PortGuard(web_config_path)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def say_where(host: str, port: int, guard: PortGuard | None) -> None:
+    """Log where the port is, and what is wrong with its being there."""
+    import logging
+
+    from brimline import __version__
+
+    logger = logging.getLogger(__name__)
+    shown = f"[{host}]" if ":" in host else host
+    logger.info(
+        "listening=%s://%s:%d version=%s", guard.scheme if guard else "http", shown, port, __version__
+    )
+    if guard is not None:
+        guard.say_notes()
+    if is_loopback(host):
+        return
+    if guard is None or not guard.config.authenticates:
+        logger.warning(
+            "listen=%s is reachable from other machines, without authentication; protect it with "
+            "--web.config.file, or listen on 127.0.0.1",
+            host,
+        )
+    elif guard.config.users and guard.config.tls is None:
+        logger.warning(
+            "listen=%s takes passwords over an unencrypted network; add tls_server_config to the web "
+            "configuration",
+            host,
+        )
 
 
 def leave(code: int) -> NoReturn:

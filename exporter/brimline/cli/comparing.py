@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from brimline.cli.common import EXIT_NEGATIVE, EXIT_NO_ANSWER, EXIT_USAGE, fail, is_loopback, set_up_logging
+from brimline.cli.common import (
+    EXIT_NEGATIVE,
+    EXIT_NO_ANSWER,
+    EXIT_USAGE,
+    WEB_CONFIG,
+    fail,
+    open_guard_or_fail,
+    say_where,
+    set_up_logging,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from brimline.ab.fetch import Api, Progress
     from brimline.ab.observations import Observations
     from brimline.ab.result import Report
+    from brimline.guard import PortGuard
 
 EXIT_NOT_COMPARABLE = 4
 EXIT_DATA_SOURCE = 5
@@ -429,6 +439,7 @@ async def _days(experiment: Experiment, api: Api, progress: Progress) -> Report:
 @ab.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--listen", default=LISTEN, show_default=True, metavar="HOST:PORT", help="Where to serve.")
+@WEB_CONFIG
 @click.option(
     "--noise-floor",
     "noise_file",
@@ -439,7 +450,13 @@ async def _days(experiment: Experiment, api: Api, progress: Progress) -> Report:
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def watch(files: tuple[Path, ...], listen: str, noise_file: Path | None, log_level: str) -> None:
+def watch(
+    files: tuple[Path, ...],
+    listen: str,
+    web_config_path: Path | None,
+    noise_file: Path | None,
+    log_level: str,
+) -> None:
     """Judge experiments after each block, and serve the verdicts: /metrics and /api/v1/ab/NAME.
 
     Its bounds hold however often one looks, from the experiment's start on. SIGTERM ends it; Prometheus that
@@ -456,14 +473,20 @@ def watch(files: tuple[Path, ...], listen: str, noise_file: Path | None, log_lev
         fail(f"--listen: {error}")
     with _ending_with_what_is_wrong():
         floor = noise_floor.read(noise_file).noise_floor_ratio if noise_file is not None else None
-        sys.exit(asyncio.run(_watch(files, host, port, floor)))
+        guard = open_guard_or_fail(web_config_path)
+        sys.exit(asyncio.run(_watch(files, host, port, floor, guard)))
 
 
-async def _watch(files: tuple[Path, ...], host: str, port: int, floor: Mapping[str, float] | None) -> int:
+async def _watch(
+    files: tuple[Path, ...],
+    host: str,
+    port: int,
+    floor: Mapping[str, float] | None,
+    guard: PortGuard | None,
+) -> int:
     import logging
     import signal
 
-    from brimline import __version__
     from brimline.ab.fetch import open_source
     from brimline.ab.procedure import judge
     from brimline.port import serve_application
@@ -477,7 +500,7 @@ async def _watch(files: tuple[Path, ...], host: str, port: int, floor: Mapping[s
         # Seconds of arithmetic: the port goes on answering meanwhile.
         return await asyncio.to_thread(judge, experiment, seen, mode="sequential", noise_floor=floor)
 
-    watching = Watch(files, judged)
+    watching = Watch(files, judged, guard=guard)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -485,17 +508,16 @@ async def _watch(files: tuple[Path, ...], host: str, port: int, floor: Mapping[s
 
     def started(bound: int) -> None:
         watching.ready = True
-        shown = f"[{host}]" if ":" in host else host
-        logger.info("listening=http://%s:%d version=%s", shown, bound, __version__)
-        if not is_loopback(host):
-            logger.warning("listen=%s is reachable from other machines, without authentication", host)
+        say_where(host, bound, guard)
 
     def stopping() -> None:
         watching.ready = False
 
     rounds = asyncio.ensure_future(watching.run())
     try:
-        await serve_application(application(watching), host, port, stop, started=started, stopping=stopping)
+        await serve_application(
+            application(watching), host, port, stop, started=started, stopping=stopping, guard=guard
+        )
     except OSError as error:
         click.echo(
             f"brimline: cannot listen on {host}:{port} ({error.strerror}); use --listen HOST:PORT", err=True

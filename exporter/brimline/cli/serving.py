@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from brimline import __version__
 from brimline.cli.common import (
     CONFIG,
     EXIT_NEGATIVE,
     EXIT_NO_ANSWER,
     EXIT_USAGE,
     PORTS,
+    WEB_CONFIG,
     fail,
-    is_loopback,
     leave,
     open_config_or_fail,
+    open_guard_or_fail,
     parse_ports,
     raise_open_file_limit,
+    say_where,
     set_up_logging,
 )
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from brimline.config import Config
     from brimline.demo.gpu_recording import Scenario
+    from brimline.guard import PortGuard
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,18 @@ logger = logging.getLogger(__name__)
 @click.command()
 @CONFIG
 @click.option("--listen", metavar="HOST:PORT", help="Where to serve; overrides the configuration.")
+@WEB_CONFIG
 @PORTS
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def serve(config_path: Path | None, listen: str | None, discover_ports: str | None, log_level: str) -> None:
+def serve(
+    config_path: Path | None,
+    listen: str | None,
+    web_config_path: Path | None,
+    discover_ports: str | None,
+    log_level: str,
+) -> None:
     """Read servers and GPUs when Prometheus asks, and expose what they say.
 
     SIGHUP or POST /-/reload reads the configuration again; SIGTERM ends.
@@ -52,12 +61,19 @@ def serve(config_path: Path | None, listen: str | None, discover_ports: str | No
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
     ports = parse_ports(discover_ports) if config_path is None else ()
+    guard = open_guard_or_fail(web_config_path)
     raise_open_file_limit()
-    code = asyncio.run(_serve(config, config_path, listen, ports))
+    code = asyncio.run(_serve(config, config_path, listen, ports, guard))
     leave(code)
 
 
-async def _serve(config: Config, config_path: Path | None, listen: str | None, ports: Sequence[int]) -> int:
+async def _serve(
+    config: Config,
+    config_path: Path | None,
+    listen: str | None,
+    ports: Sequence[int],
+    guard: PortGuard | None,
+) -> int:
     from brimline.collect import Collector
     from brimline.config import parse_listen
     from brimline.discovery import Discovery, keep_looking
@@ -69,7 +85,7 @@ async def _serve(config: Config, config_path: Path | None, listen: str | None, p
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     collector = Collector(config, quiet_launch=config_path is None)
-    exporter = Exporter(collector, config_path, listen)
+    exporter = Exporter(collector, config_path, listen, guard=guard)
     loop.add_signal_handler(signal.SIGHUP, exporter.reload)
     host, port = parse_listen(config.listen)
     await collector.start()
@@ -81,10 +97,7 @@ async def _serve(config: Config, config_path: Path | None, listen: str | None, p
         logger.warning("config=%s names no targets; only GPUs are exported", config_path)
 
     def started(bound: int) -> None:
-        shown = f"[{host}]" if ":" in host else host
-        logger.info("listening=http://%s:%d version=%s", shown, bound, __version__)
-        if not is_loopback(host):
-            logger.warning("listen=%s is reachable from other machines, without authentication", host)
+        say_where(host, bound, guard)
 
     try:
         await serve_port(exporter, host, port, stop, started=started)
@@ -103,8 +116,9 @@ async def _serve(config: Config, config_path: Path | None, listen: str | None, p
 
 @click.command()
 @CONFIG
+@WEB_CONFIG
 @PORTS
-def check(config_path: Path | None, discover_ports: str | None) -> None:
+def check(config_path: Path | None, web_config_path: Path | None, discover_ports: str | None) -> None:
     """Read every server and GPU once, and print what was understood.
 
     Exit status: 0 all was read, 1 something could not be read, 2 the configuration is wrong, 3 nothing was
@@ -116,6 +130,7 @@ def check(config_path: Path | None, discover_ports: str | None) -> None:
 
     logging.getLogger("brimline").setLevel(logging.CRITICAL)  # the table says it all
     config = open_config_or_fail(config_path)
+    open_guard_or_fail(web_config_path)
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
     raise_open_file_limit()
@@ -157,17 +172,27 @@ async def _discovered(config: Config, discover_ports: str | None) -> Config:
     show_default=True,
     help="leak: one server takes more and more memory beside its plan, dies after 30 minutes and restarts.",
 )
-def demo(scenario: Scenario) -> None:
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Where the exporter serves, instead of a free port on loopback: 0.0.0.0:10778 in a container.",
+)
+def demo(scenario: Scenario, listen: str | None) -> None:
     """Watch two simulated servers, a replayed GPU, the exporter and a Prometheus, on any machine.
 
     Prometheus has the recording rules and alerts; an Alertmanager on PATH gets what fires.
     """
+    from brimline.config import parse_listen
     from brimline.demo.run import run
     from brimline.errors import BrimlineError
     from brimline_dashboards.rules import plain_files
 
     try:
-        run(click.echo, plain_files(), scenario)
+        address = None if listen is None else parse_listen(listen)
+    except ValueError as error:
+        fail(f"--listen {error}")
+    try:
+        run(click.echo, plain_files(), scenario, address)
     except BrimlineError as error:
         fail(str(error), EXIT_NEGATIVE)
 

@@ -142,7 +142,9 @@ class Processes:
                 child.wait()
 
 
-def exporter_config(port: int, server_ports: Sequence[int], recording: Path) -> str:
+def exporter_config(
+    port: int, server_ports: Sequence[int], recording: Path, *, host: str = "127.0.0.1"
+) -> str:
     """The exporter's configuration as YAML (written as JSON, which is YAML too)."""
     with open(recording, encoding="utf-8") as file:
         gpus = json.loads(file.readline())["gpus"]
@@ -166,7 +168,7 @@ def exporter_config(port: int, server_ports: Sequence[int], recording: Path) -> 
         )
     return json.dumps(
         {
-            "listen": f"127.0.0.1:{port}",
+            "listen": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             "gpu": {"backend": "replay", "path": str(recording)},
             "targets": targets,
         },
@@ -193,7 +195,11 @@ def prometheus_config(
 
 
 def _start_all(
-    processes: Processes, say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario
+    processes: Processes,
+    say: Callable[[str], None],
+    rules: Mapping[str, str],
+    scenario: Scenario,
+    listen: tuple[str, int] | None,
 ) -> float:
     """Start everything and say where it is. Gives when the recording began, by the monotonic clock."""
     folder = processes.folder
@@ -206,9 +212,9 @@ def _start_all(
         )
     recording = folder / "gpu.jsonl"
     write_recording(recording, scenario)
-    exporter_port = free_port(EXPORTER_PORT)
+    host, exporter_port = listen or ("127.0.0.1", free_port(EXPORTER_PORT))
     config = folder / "brimline.yaml"
-    config.write_text(exporter_config(exporter_port, server_ports, recording))
+    config.write_text(exporter_config(exporter_port, server_ports, recording, host=host))
     for name, port in zip(PROFILES, server_ports, strict=True):
         processes.wait_until(name, lambda port=port: answers(port, "/health"))  # type: ignore[misc]
     processes.start("exporter", [sys.executable, "-m", "brimline", "serve", "--config", config])
@@ -316,10 +322,16 @@ class _Ended(Exception):  # noqa: N818 - being told to end is no error
     """A signal asked the demo to end."""
 
 
-def run(say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario = "normal") -> None:
+def run(
+    say: Callable[[str], None],
+    rules: Mapping[str, str],
+    scenario: Scenario = "normal",
+    listen: tuple[str, int] | None = None,
+) -> None:
     """Run the demo until Ctrl-C or SIGTERM. Raises BrimlineError where a part of it cannot run.
 
-    rules: files of Prometheus rules by name. scenario: what the replayed GPUs show.
+    rules: files of Prometheus rules by name. scenario: what the replayed GPUs show. listen: host and port of
+    the exporter, where they must be these; all interfaces, or one that 127.0.0.1 is reached by.
     """
 
     def end(_number: int, _frame: object) -> None:
@@ -330,7 +342,7 @@ def run(say: Callable[[str], None], rules: Mapping[str, str], scenario: Scenario
     folder = Path(tempfile.mkdtemp(prefix="brimline-demo-"))
     processes = Processes(folder)
     try:
-        full_at = _start_all(processes, say, rules, scenario) + LEAK_SECONDS
+        full_at = _start_all(processes, say, rules, scenario, listen) + LEAK_SECONDS
         while True:
             processes.raise_if_ended()
             if scenario == "leak" and time.monotonic() >= full_at:

@@ -1,0 +1,334 @@
+"""Who may ask our port, by the file of `--web.config.file`, which is read again while the port is open."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import logging
+import math
+import os
+import secrets
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from brimline.errors import ConfigError
+from brimline.threads import in_daemon_thread
+from brimline.web_config import WebConfig, certificate_names, load_web_config
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_SECONDS = 1.0
+# A request waits so long for the files to be looked at; a dead file system must not keep it longer.
+LOOK_PATIENCE_SECONDS = 1.0
+MAX_COMPARES = 16  # in flight and waiting; each costs a processor 60 ms and more
+MAX_COMPARES_OF_AN_ADDRESS = 4
+SAY_EVERY_SECONDS = 60.0
+_BCRYPT_BYTES = 72  # what the hash looks at; bcrypt's own commands cut the rest off without a word
+_NICENESS = 10
+
+Check = Callable[[bytes, bytes], bool]
+
+
+class PortGuard:
+    """Admits connections and requests by what the file says now.
+
+    A new file that is wrong leaves the one before it in force, and `problem` says what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        check: Check | None = None,
+    ) -> None:
+        """Raises ConfigError."""
+        self._path = path
+        self._monotonic = monotonic
+        self._config = load_web_config(path)
+        self._signature = _signature(self._config.paths)
+        self._looked = -math.inf
+        self._looking: asyncio.Future[tuple[Any, WebConfig] | None] | None = None
+        self._passwords = Passwords(check or _check)
+        self._passwords.take(self._config.users)
+        self._bucket = _Bucket(monotonic)
+        self._turned_away = _Seldom(monotonic)
+        self.problem: str | None = None
+        self.told: Callable[[str | None], None] = lambda _problem: None
+
+    @property
+    def config(self) -> WebConfig:
+        """What is in force."""
+        return self._config
+
+    @property
+    def scheme(self) -> str:
+        """https or http."""
+        return "http" if self._config.tls is None else "https"
+
+    # --- the files ---
+
+    def expire(self) -> None:
+        """Look at the files at the next opportunity, however short ago that was done."""
+        self._looked = -math.inf
+
+    async def refresh(self) -> None:
+        """Take note of files that have changed; at most once a second, and in a thread that may hang."""
+        now = self._monotonic()
+        if self._looking is None and now - self._looked >= LOOK_EVERY_SECONDS:
+            self._looked = now
+            self._looking = in_daemon_thread(self._look, "web-config")
+            self._looking.add_done_callback(self._take)
+        if self._looking is not None:
+            patience = max(0.0, self._looked + LOOK_PATIENCE_SECONDS - now)
+            await asyncio.wait([self._looking], timeout=patience)
+
+    def _look(self) -> tuple[Any, WebConfig] | None:
+        """The files' state and what they say; None where nothing has changed. Raises ConfigError."""
+        signature = _signature(self._config.paths)
+        if signature == self._signature and self.problem is None:
+            return None
+        config = load_web_config(self._path)
+        if config.paths != self._config.paths:
+            signature = _signature(config.paths)
+            config = load_web_config(self._path)  # once more, so that it is not older than the signature
+        return signature, config
+
+    def _take(self, looked: asyncio.Future[tuple[Any, WebConfig] | None]) -> None:
+        self._looking = None
+        if looked.cancelled():
+            return
+        error = looked.exception()
+        if error is not None:
+            self._refuse(str(error) if isinstance(error, ConfigError) else f"{self._path}: {error!r}")
+            return
+        found = looked.result()
+        if found is None:
+            return
+        self._signature, self._config = found
+        self._passwords.take(self._config.users)
+        self.problem = None
+        self.told(None)
+        logger.info("web_config=%s reload=done", self._path)
+        self.say_notes()
+
+    def _refuse(self, problem: str) -> None:
+        if problem != self.problem:
+            logger.error("web_config=%s reload=refused detail=%r", self._path, problem)
+        self.problem = problem
+        self.told(problem)
+
+    def say_notes(self) -> None:
+        """Log what the file asks for in vain."""
+        for note in self._config.notes:
+            logger.warning("web_config=%s ignored=%r", self._path, note)
+
+    # --- connections and requests ---
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS settings of a new connection; None for plain HTTP."""
+        return self._config.tls
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers of every answer; an empty one is left out."""
+        return self._config.headers
+
+    def certificate_problem(self, certificate: Mapping[str, Any] | None) -> str | None:
+        """Why the client that showed this certificate is sent away; None for one that may ask."""
+        wanted = self._config.client_names
+        if wanted is None or (certificate and certificate_names(certificate) & wanted):
+            return None
+        return "its certificate bears none of the names of client_allowed_sans"
+
+    def turned_away(self, address: Any, why: str) -> None:
+        """Take note of a TLS connection that came to nothing."""
+        self._turned_away.say("connection", address, why)
+
+    async def refusal(self, request: web.Request) -> web.Response | None:
+        """The answer to a request that may not be handled; None for one that may."""
+        config = self._config
+        if config.refill_seconds is not None and not self._bucket.takes(config.refill_seconds, config.burst):
+            return _too_many("Too many requests: see rate_limit.\n", config.refill_seconds)
+        if not config.users:
+            return None
+        given = _credentials(request.headers.get("Authorization", ""))
+        if given is not None:
+            address = str(request.remote)
+            try:
+                if await self._passwords.are_right(*given, address):
+                    return None
+            except TooManyCompares:
+                return _too_many("Too many passwords to compare; try again.\n", 1.0)
+            self._turned_away.say("request", address, "wrong user name or password")
+        return web.Response(
+            status=401,
+            text="Unauthorized\n",
+            headers={"WWW-Authenticate": 'Basic realm="Brimline", charset="UTF-8"'},
+        )
+
+
+def _signature(paths: tuple[Path, ...]) -> tuple[Any, ...]:
+    """Differs once a file was written or replaced."""
+    found: list[Any] = []
+    for path in paths:
+        try:
+            seen = path.stat()
+        except OSError as error:
+            found.append(error.errno)
+        else:
+            found.append((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_size))
+    return tuple(found)
+
+
+def _credentials(header: str) -> tuple[str, bytes] | None:
+    """User name and password of an Authorization header; None where it holds none."""
+    kind, _, encoded = header.partition(" ")
+    if kind.lower() != "basic":
+        return None
+    try:
+        pair = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    name, separator, password = pair.partition(b":")
+    return (name.decode("utf-8", "replace"), password) if separator else None
+
+
+def _too_many(text: str, seconds: float) -> web.Response:
+    return web.Response(status=429, text=text, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
+# --- passwords ---
+
+
+class TooManyCompares(Exception):  # noqa: N818 - what it is, not what went wrong
+    """So many passwords wait to be compared that this one is not."""
+
+
+def _check(password: bytes, hashed: bytes) -> bool:
+    import bcrypt
+
+    # Of this thread only: whoever tries passwords must not take the processor from scrapes.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    try:
+        return bcrypt.checkpw(password, hashed)
+    except ValueError:
+        return False
+
+
+class Passwords:
+    """Compares passwords with bcrypt hashes, one at a time; one that was right is known from then on.
+
+    An unknown user costs what the dearest known one does, so that the time tells nobody who exists.
+    """
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self._users: Mapping[str, bytes] = {}
+        self._nobody = b""
+        self._key = secrets.token_bytes(32)
+        self._right: dict[str, bytes] = {}  # at most one of each user
+        self._pending: dict[bytes, asyncio.Task[bool]] = {}
+        self._of_address: Counter[str] = Counter()
+        self._one_at_a_time = asyncio.Lock()
+
+    def take(self, users: Mapping[str, bytes]) -> None:
+        """Put other users in force."""
+        self._users = users
+        self._right = {name: digest for name, digest in self._right.items() if name in users}
+        if users:
+            # Here also because it is found to be missing now rather than at the first password.
+            import bcrypt
+
+            cost = max(int(hashed[4:6]) for hashed in users.values())
+            # As dear as a real one, and no password has it: who would know what to look for?
+            self._nobody = bcrypt.gensalt(cost) + secrets.token_hex(16)[:31].encode()
+
+    async def are_right(self, name: str, password: bytes, address: str) -> bool:
+        """True for a user's password. Raises TooManyCompares where too many wait."""
+        hashed = self._users.get(name)
+        digest = self._digest(name, hashed or self._nobody, password)
+        if hmac.compare_digest(self._right.get(name, self._key), digest):
+            return True
+        pending = self._pending.get(digest)
+        if pending is None:
+            if len(self._pending) >= MAX_COMPARES or self._of_address[address] >= MAX_COMPARES_OF_AN_ADDRESS:
+                raise TooManyCompares
+            pending = asyncio.ensure_future(self._compare(password, hashed or self._nobody))
+            self._pending[digest] = pending
+            self._of_address[address] += 1
+            pending.add_done_callback(lambda _done: self._forget(digest, address))
+        # What was asked for is compared once for all who ask it meanwhile, also where one of them leaves.
+        is_right = await asyncio.shield(pending)
+        if not is_right or hashed is None or self._users.get(name) != hashed:
+            return False
+        self._right[name] = digest
+        return True
+
+    async def _compare(self, password: bytes, hashed: bytes) -> bool:
+        async with self._one_at_a_time:
+            return await in_daemon_thread(lambda: self._check(password[:_BCRYPT_BYTES], hashed), "password")
+
+    def _forget(self, digest: bytes, address: str) -> None:
+        del self._pending[digest]
+        self._of_address[address] -= 1
+        if not self._of_address[address]:
+            del self._of_address[address]
+
+    def _digest(self, name: str, hashed: bytes, password: bytes) -> bytes:
+        # A digest of fixed length each, so that no two triples read alike.
+        parts = (hashlib.sha256(part).digest() for part in (name.encode(), hashed, password))
+        return hmac.digest(self._key, b"".join(parts), "sha256")
+
+
+# --- how much, and how often ---
+
+
+class _Bucket:
+    """Tokens of a rate limit: one more each interval, up to the burst."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._tokens: float | None = None
+        self._filled = 0.0
+
+    def takes(self, refill_seconds: float, burst: int) -> bool:
+        """True where there was a token, which is gone then."""
+        now = self._monotonic()
+        held = float(burst) if self._tokens is None else self._tokens + (now - self._filled) / refill_seconds
+        self._filled = now
+        self._tokens = min(held, float(burst))
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class _Seldom:
+    """Logs what clients do wrong, at most once a minute: a port scanner must not fill the log."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._said: dict[str, float] = {}
+        self._unsaid: Counter[str] = Counter()
+
+    def say(self, what: str, address: Any, why: str) -> None:
+        now = self._monotonic()
+        if now - self._said.get(what, -math.inf) < SAY_EVERY_SECONDS:
+            self._unsaid[what] += 1
+            return
+        host = address[0] if isinstance(address, tuple) else address
+        more = self._unsaid.pop(what, 0)
+        logger.warning("%s=refused from=%s detail=%r not_logged_before=%d", what, host, why, more)
+        self._said[what] = now

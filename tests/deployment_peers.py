@@ -1,0 +1,73 @@
+"""Answers questions about files of deploy/, with packages that the project itself does not need.
+
+Run by the Python that tools/deployment.sh brings. A list of questions in, a list of answers out, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def render(question: Json) -> Json:
+    """Helm's rendering of a chart: `manifests` by template, or what Helm refuses, as `error`."""
+    import helm_python
+
+    try:
+        with helm_python.Chart.load(question["chart"]) as chart:
+            manifests = chart.render(
+                question["values"], name=question.get("name", "brimline"), namespace=question["namespace"]
+            )
+    except helm_python.HelmError as error:
+        return {"error": str(error)}
+    return {"manifests": manifests}
+
+
+def lint(question: Json) -> Json:
+    """Helm's findings about a chart."""
+    import helm_python
+
+    return {"findings": helm_python.lint(question["chart"], question["values"], strict=True)}
+
+
+def package(question: Json) -> Json:
+    """Path of the chart's archive."""
+    import helm_python
+
+    return {"archive": helm_python.package(question["chart"], destination=question["destination"])}
+
+
+def validate(question: Json) -> Json:
+    """What Kubernetes' own schema of a version refuses of objects; kinds that it does not know apart."""
+    import kubernetes_validate
+
+    refused, unknown = [], []
+    for each in question["objects"]:
+        name = f"{each['kind']}/{each['metadata']['name']}"
+        try:
+            kubernetes_validate.validate(each, question["version"], strict=True)
+        except kubernetes_validate.utils.SchemaNotFoundError:
+            unknown.append(name)
+        except kubernetes_validate.ValidationError as error:
+            refused.append(f"{name}: {'.'.join(map(str, error.path))}: {error.message}")
+    return {"refused": refused, "unknown": unknown}
+
+
+def compose(question: Json) -> Json:
+    """What a strict reader of the Compose specification refuses; empty where nothing."""
+    from compose_spec import PyCompose
+
+    try:
+        PyCompose.from_yaml(question["text"]).validate()
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+ANSWERS = {"render": render, "lint": lint, "package": package, "validate": validate, "compose": compose}
+
+if __name__ == "__main__":
+    print(json.dumps([ANSWERS[question["ask"]](question) for question in json.load(sys.stdin)]))
