@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import ab_fleet  # noqa: E402
 from brimline.ab.experiment import Experiment, parse  # noqa: E402
 from brimline.ab.fetch import observe, open_source  # noqa: E402
+from brimline.ab.kept import Kept  # noqa: E402
 from brimline.ab.observations import wanted  # noqa: E402
 from prometheus_server import running_prometheus, tool  # noqa: E402
 
@@ -72,7 +74,27 @@ def main() -> None:
             about = f'{EXPERIMENT}prometheus: {{url: "{prometheus.url}"}}'
             measure("Prometheus", parse(about, now=2e9), None)
             measure("Prometheus", parse(about, now=2e9), None)
+            measure_watch(parse(about, now=2e9))
         measure(f"a dump of {dump.stat().st_size >> 20} MiB", experiment, dump)
+
+
+def measure_watch(experiment: Experiment) -> None:
+    """The look after a block that follows another look."""
+    kept = Kept()
+
+    async def look(end: float) -> None:
+        planned = replace(experiment, end=end)
+        async with open_source(planned) as source:
+            await kept.observe(planned, source, now=0.0)
+
+    asyncio.run(look(END - experiment.block_length))
+    cpu, wall = time.process_time(), time.monotonic()
+    asyncio.run(look(END))
+    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    print(
+        f"the next look of a watch, a block later: {cpu:.2f} s of CPU, {wall:.2f} s in all; "
+        f"{kept.bytes / 2**20:.0f} MiB kept"
+    )
 
 
 def measure(where: str, experiment: Experiment, saved: Path | None) -> None:

@@ -15,7 +15,7 @@ from scipy import signal, special
 
 from brimline.ab.experiment import Experiment
 from brimline.ab.observations import ArmObservations, Boot, Gpu, Observations, ReplicaObservations
-from brimline.ab.series import Replica, Series
+from brimline.ab.series import Growth, Replica, Series, growth
 
 Floats = NDArray[np.float64]
 START = 1_700_000_000.0
@@ -33,7 +33,9 @@ class Traffic:
 
     shared: one demand for both arms, through a balancer. lasting: correlation of the metrics' noise from one
     scrape to the next (0: none). share: of latencies that grows with load; tail_power: by which power of it
-    the 95th percentile grows, whose noise has heavy tails (Student's t with 3 degrees).
+    the 95th percentile grows, whose noise has heavy tails (Student's t with 3 degrees). bursts_per_hour: of
+    preemptions in each server, with burst_size of them on average; where None, they come one by one at a rate
+    that wanders. outage_seconds: for which the candidate's exporters are not scraped, some time in each run.
     """
 
     hours: float = 4.0
@@ -47,6 +49,9 @@ class Traffic:
     tail_power: float = 2.0
     tail_noise: float = 0.25
     preemptions_per_token: float = 20e-6
+    bursts_per_hour: float | None = None
+    burst_size: float = 10.0
+    outage_seconds: float = 0.0
     boot_deviation: float = 0.0
     replicas: int = 1
     effects: Mapping[str, float] | None = None
@@ -111,6 +116,10 @@ def simulate(experiment: Experiment, traffic: Traffic, random: np.random.Generat
     rate = traffic.preemptions_per_token * bursts
     rate[1:] *= effects.get("preemptions", 1.0)
     preemptions = random.poisson(tokens * rate).astype(float)
+    if traffic.bursts_per_hour is not None:
+        many = np.full(shape, traffic.bursts_per_hour * INTERVAL / 3600)
+        many[1:] *= effects.get("preemptions", 1.0)
+        preemptions = random.poisson(traffic.burst_size * random.poisson(many)).astype(float)
     slow = TIME_BETWEEN_TOKENS * (1 - traffic.share + traffic.share * load**traffic.tail_power)
     tail = slow * noisy("inter_token_latency_p95", traffic.tail_noise, heavy=True)
     edges = np.array(experiment.block_edges)
@@ -158,6 +167,11 @@ def simulate(experiment: Experiment, traffic: Traffic, random: np.random.Generat
         "inter_token_latency_p95": tail[first],
     }
     observations = Observations(arms=arms, scrape_interval=INTERVAL, simulated=True)
+    if traffic.outage_seconds:
+        latest = max(experiment.end - experiment.start - traffic.outage_seconds, 0.0)
+        away = experiment.start + random.uniform(0.0, latest)
+        for name in names[1:]:
+            observations = unscraped(observations, name, away, away + traffic.outage_seconds)
     return Run(observations=observations, raw=raw)
 
 
@@ -199,6 +213,48 @@ def _replica(
         boots=(Boot(start=times[0] - 86400.0, observed={"kv_cache_capacity_bytes": 40e9}),),
         other_processes_bytes=Series(times, np.zeros(len(times))),
     )
+
+
+def unscraped(observations: Observations, variant: str, start: float, end: float) -> Observations:
+    """The observations as if none of the variant's exporters had been scraped from start to end.
+
+    Servers went on: the first sample after it shows all that they did meanwhile.
+    """
+
+    def known(times: Floats) -> NDArray[np.bool_]:
+        return np.asarray((times <= start) | (times > end))
+
+    def gauge(series: Series) -> Series:
+        there = known(series.times)
+        return Series(series.times[there], series.values[there])
+
+    def counter(series: Series) -> Growth:
+        before = series.times[:1] - INTERVAL
+        raw = Series(np.append(before, series.times), np.append(0.0, np.cumsum(series.values)))
+        return growth(gauge(raw))
+
+    def bucket(series: Series) -> Series:
+        # Of each block one edge, from which the one before it is a block away.
+        there = known(series.times) & np.append(True, known(series.times[:-1]))
+        return Series(series.times[there], series.values[there])
+
+    for place, replica in enumerate(observations.arms[variant].replicas):
+        own = replica.series
+        series = Replica(
+            name=own.name,
+            counters={name: counter(one) for name, one in own.counters.items()},
+            gauges={name: gauge(one) for name, one in own.gauges.items()},
+            buckets={
+                name: {bound: bucket(one) for bound, one in of_bounds.items()}
+                for name, of_bounds in own.buckets.items()
+            },
+            resets=own.resets,
+        )
+        others = gauge(replica.other_processes_bytes)
+        observations = with_replica(
+            observations, variant, place, series=series, up=gauge(replica.up), other_processes_bytes=others
+        )
+    return observations
 
 
 def with_replica(observations: Observations, variant: str, place: int, **changes: object) -> Observations:

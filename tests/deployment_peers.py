@@ -5,6 +5,7 @@ Run by the Python that tools/deployment.sh brings. A list of questions in, a lis
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from typing import Any
@@ -44,6 +45,8 @@ def validate(question: Json) -> Json:
     """What Kubernetes' own schema of a version refuses of objects; kinds that it does not know apart."""
     import kubernetes_validate
 
+    # It reads the definitions, which are large, anew for each object.
+    kubernetes_validate.utils.schema_contents = _read_once(kubernetes_validate.utils.schema_contents)
     refused, unknown = [], []
     for each in question["objects"]:
         name = f"{each['kind']}/{each['metadata']['name']}"
@@ -65,6 +68,11 @@ def compose(question: Json) -> Json:
     except ValueError as error:
         return {"error": str(error)}
     return {"error": ""}
+
+
+def _read_once(read: Any) -> Any:
+    """The function, asked once for each question."""
+    return read if hasattr(read, "cache_info") else functools.cache(read)
 
 
 ANSWERS = {"render": render, "lint": lint, "package": package, "validate": validate, "compose": compose}

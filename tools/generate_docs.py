@@ -6,11 +6,14 @@ With --check nothing is written, and the exit status is 1 where a document is no
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 from brimline.catalog import METRICS
-from brimline.readings import GPU_REASONS, TARGET_REASONS
+from brimline.engines import ENGINES, Adapter, page_paths
+from brimline.engines.families import ByLabel, HistogramOf, Name, Quantity, Scalar
+from brimline.readings import GPU_REASONS, TARGET_REASONS, RankReading
 from brimline.thresholds import ALERTS
 from brimline.verdicts import EXPOSED
 from brimline_dashboards.alerts import alerts
@@ -167,7 +170,168 @@ def rules() -> str:
     return "\n".join(lines) + "\n"
 
 
-DOCUMENTS = {"metrics.md": metrics, "rules.md": rules}
+ENGINES_INTRODUCTION = """
+What Brimline reads of each inference engine, made from the tables by which it reads them. A quantity is
+exported under one name and one unit for all engines ([metrics.md](metrics.md)); what an engine does not state
+is absent. `brimline read PAGE` shows what a saved page gives, `brimline check` what a server gives.
+
+*Tested live* means that the tests start that server and ask it. *Not tested live* means that the names were
+read in the engine's source or documentation, and that its page in the tests was written from them. Versions
+are releases that were read: what came between two of them may be a release earlier.
+"""
+
+DETECTION = """
+## How an engine is recognised
+
+With `engine: auto` the server is asked for `/version` and `/v1/models` first, whose `owned_by` often names
+the engine, then for its page at
+{paths},
+in this order. Of a page that holds several engines' names, the engine with most of them is taken. The path
+that was found is kept until the server restarts. A page that is none of these is reported
+(`reason="not_an_engine"`), where it is known by its name: LiteLLM and endpoint pickers (gateways), Ray
+without vLLM, Triton without a backend for language models, MLC-LLM, MindIE, dcgm-exporter.
+
+A reading of trtllm-serve's `/metrics` empties a queue, so its own page is tried before; where that is
+switched off and nothing else tells the engine, the queue is read once, recognised, and not asked again.
+
+In all engines the ratios called `_perc` or percent run from 0 to 1. The token counters of SGLang and
+TensorRT-LLM move when a request ends, those of vLLM at each step: over a short time their rates differ by
+nature. TGI and TensorRT-LLM give a request's mean time per token, which is no time between two tokens, so
+that it is not passed on as one.
+"""
+
+ADDING = """
+## Adding an engine
+
+1. One file in `exporter/brimline/engines/` that defines an `ADAPTER`: how its names begin (`prefixes`), a
+   table from quantity to names, newest first (`gauge`, `counter`, `ByLabel`, `HistogramOf`; a `Name` carries
+   the versions that send it), the paths with its settings (`endpoints`), and a `read` that turns the page and
+   these documents into an `EngineReading`. An engine without a page of metrics says by `is_state` that its
+   page is JSON (`ollama.py`).
+2. One line in `ENGINES` (`engines/__init__.py`). The configuration, detection, `check`, `read`, `capture`,
+   discovery and this page know it from there.
+3. One capture in `tests/captures/`: `brimline capture --target URL -o tests/captures/NAME` where a server
+   runs, else a page written from the engine's definitions with `"written_from"` in its `capture.json`; then
+   `pytest tests/unit/test_golden_captures.py --update`, and read the golden file.
+
+`tests/unit/test_new_engine.py` does so with an engine that does not exist.
+"""
+
+RANK_FIELDS = [
+    one.name
+    for one in dataclasses.fields(RankReading)
+    if one.name not in ("model", "rank", "kv_cache_bytes_computed")
+]
+
+
+def _span(name: str) -> str:
+    if not isinstance(name, Name) or not (name.since or name.to):
+        return ""
+    if name.since == name.to:
+        return f" ({name.since} only)"
+    if not name.to:
+        return f" (since {name.since})"
+    return f" ({name.since} to {name.to})" if name.since else f" (up to {name.to})"
+
+
+def _sources(quantity: Quantity) -> str:
+    """The names of a quantity, without other spellings of the same one."""
+    shown: dict[str, str] = {}
+    for name in quantity.names:
+        shown.setdefault(name.replace(":", "_").removesuffix("_total"), name)
+    where = quantity.where if isinstance(quantity, Scalar) else {}
+    labels = ",".join(f'{label}="{value}"' for label, value in where.items() if value)
+    text = ", ".join(
+        f"`{name}{{{labels}}}`" if labels else f"`{name}`{_span(name)}" for name in shown.values()
+    )
+    if isinstance(quantity, ByLabel):
+        text += f", by `{quantity.label}`"
+    return text + (", histogram" if isinstance(quantity, HistogramOf) else "")
+
+
+def _given(adapter: Adapter) -> dict[str, list[str]]:
+    """What an engine gives: by quantity, what it comes from."""
+    given: dict[str, list[str]] = {}
+    for quantity in RANK_FIELDS:
+        lines = []
+        if (stated := adapter.table.get(quantity)) is not None:
+            lines.append(_sources(stated) + (f"; {stated.note}" if stated.note else ""))
+        if quantity in adapter.elsewhere:
+            lines.append(adapter.elsewhere[quantity])
+        if lines:
+            given[quantity] = lines
+    return given
+
+
+def _engine(adapter: Adapter) -> list[str]:
+    """The section of one engine."""
+    given = _given(adapter)
+    begins = [f"`{one}…`" for one in adapter.prefixes] + [f"`…{one}`" for one in adapter.suffixes]
+    known = f"names such as {', '.join(begins)}" if begins else "its names"
+    if adapter.is_state is not None:
+        known = "the shape of its JSON"
+    known += f"; {adapter.besides}" if adapter.besides else ""
+    if adapter.owned_by:
+        known += f"; `owned_by: {adapter.owned_by}` in /v1/models"
+    asked = [f"`{path}`" for path in adapter.metrics_paths] + [
+        f"`{one.path}` {'in each round' if one.live else 'at each start'}" for one in adapter.endpoints
+    ]
+    body = sys.modules[adapter.read.__module__].__doc__ or ""
+    lines = [
+        f"## {adapter.title}",
+        "",
+        f"`engine: {adapter.name}` · {adapter.versions} · {_tested(adapter)}",
+        "",
+        body.partition("\n\n")[2].strip(),
+        "",
+        f"- Known by: {known}.",
+        f"- Asked: {', '.join(asked)}.",
+    ]
+    if adapter.metrics_switch:
+        lines.append(f"- Its metrics: start it {adapter.metrics_switch}.")
+    lines += ["", "| quantity | from |", "|---|---|"]
+    lines += [f"| `{quantity}` | {'; '.join(texts).replace('|', '/')} |" for quantity, texts in given.items()]
+    absent = [f"`{quantity}`" for quantity in RANK_FIELDS if quantity not in given]
+    return [*lines, "", f"Not given: {', '.join(absent)}.", ""]
+
+
+def _section(title: str) -> str:
+    """The anchor of a section, as GitHub makes it of the heading."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+
+
+def _tested(adapter: Adapter) -> str:
+    return f"tested live: {adapter.tested_live}" if adapter.tested_live else "**not tested live**"
+
+
+def engines() -> str:
+    """docs/engines.md"""
+    adapters = sorted(ENGINES.values(), key=lambda one: (not one.tested_live, one.title.lower()))
+    given = {one.name: _given(one) for one in adapters}
+    lines = [NOTICE, "# Engines", ENGINES_INTRODUCTION]
+    lines += ["| engine | versions read | | usual port |", "|---|---|---|---|"]
+    lines += [
+        f"| [{one.title}](#{_section(one.title)}) | {one.versions} | {_tested(one)} | "
+        f"{', '.join(map(str, one.usual_ports))} |"
+        for one in adapters
+    ]
+    lines.append(DETECTION.format(paths=", ".join(f"`{path}`" for path in page_paths())))
+    lines += ["## Which quantity from which engine", ""]
+    lines += ["● from the page, ○ from elsewhere or computed; each engine's section says from what.", ""]
+    lines += ["| quantity | " + " | ".join(one.title for one in adapters) + " |"]
+    lines += ["|---|" + ":-:|" * len(adapters)]
+    for quantity in RANK_FIELDS:
+        cells = [
+            ("●" if quantity in one.table else "○") if quantity in given[one.name] else "" for one in adapters
+        ]
+        lines.append(f"| `{quantity}` | {' | '.join(cells)} |")
+    lines.append("")
+    for one in adapters:
+        lines += _engine(one)
+    return "\n".join(lines).rstrip() + "\n" + ADDING
+
+
+DOCUMENTS = {"engines.md": engines, "metrics.md": metrics, "rules.md": rules}
 
 
 def main() -> int:

@@ -1039,6 +1039,10 @@ class Collector:
         targets = await current.snapshots(deadline)
         total, available = read_memory()
         gpu = self.gpu_reading()
+        if self._config.gpu.devices == "targets":
+            # What others on this machine tell, too, must not be told twice.
+            own = {uuid for target in targets for uuid, _ in target.gpus}
+            gpu = dataclasses.replace(gpu, devices=tuple(each for each in gpu.devices if each.uuid in own))
         memory = self._account(targets, current.readers, gpu)
         for index, reader in enumerate(current.readers):
             detail = memory.defects.get(reader.target.name)

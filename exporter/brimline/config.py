@@ -42,6 +42,7 @@ class GpuConfig(_Struct, frozen=True):
 
     backend: Literal["nvml", "replay", "none"] = "nvml"
     path: str | None = None
+    devices: Literal["all", "targets"] = "all"
     sample_interval: Seconds = Seconds(1.0)
     reserve_other: Size = Size(0)
     processes: bool = False

@@ -55,7 +55,8 @@ Judge = Callable[[Experiment], Awaitable[Report]]
 class Watched:
     """One experiment and what is known of it now.
 
-    problem: what is wrong since the last attempt; None while all is well. is_up: whether that succeeded.
+    problem: what is wrong since the last attempt; None while all is well. is_up: whether that succeeded, if
+    perhaps on a partial answer.
     changed: for each candidate whose verdict became another one, when.
     """
 
@@ -83,9 +84,14 @@ class Watched:
                     one.verdict,
                     one.blocks_used,
                 )
-        if self.is_up is False:
+        problem = None
+        if report.warnings:
+            problem = f"the answer may be partial: {'; '.join(report.warnings)}"
+        if problem is not None and problem != self.problem:
+            logger.warning("experiment=%r state=partial detail=%r", self.name, problem)
+        elif problem is None and self.is_up is not None and self.problem is not None:
             logger.info("experiment=%r state=up", self.name)
-        self.report, self.judged_at, self.problem, self.is_up = report, now, None, True
+        self.report, self.judged_at, self.problem, self.is_up = report, now, problem, True
 
     def fail(self, problem: str) -> None:
         """Note that an attempt failed; the last report stays."""
@@ -307,6 +313,9 @@ def _hook(watch: Watch, request: web.Request, wanted: frozenset[str]) -> web.Res
     said = f"{verdict}, {age:.0f} s ago"
     if not age <= longest:
         return web.Response(status=403, text=f"{said}: too old ({watched.problem or 'not judged since'})\n")
+    if wanted is _GOOD and watched.problem is not None and watched.is_up:
+        # Half the servers may be missing from it: nothing is promoted by that.
+        return web.Response(status=403, text=f"{said}: {watched.problem}\n")
     reasons = "; ".join(reason for one in answer["comparisons"] for reason in one["reasons"])
     status = 200 if verdict in wanted else 403
     return web.Response(status=status, text=f"{said}: {reasons}\n")

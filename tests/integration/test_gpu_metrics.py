@@ -236,3 +236,24 @@ def test_sigterm_ends_it_within_two_seconds_while_nvml_hangs(function: str, tmp_
 
     assert status == 0
     assert taken < 2
+
+
+def test_two_sidecars_of_a_machine_tell_each_gpu_once(state: State, tmp_path: Path) -> None:
+    """Both see both GPUs, as containers do; each takes its server's from the file that the server wrote."""
+    build(tmp_path)
+    environ = {**state.environment, "LD_LIBRARY_PATH": str(tmp_path)}
+    told: list[list[str]] = []
+
+    for number in (0, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "gpus.txt").write_text(f"GPU 0: NVIDIA H100 (UUID: GPU-fake-{number})\n")
+        config = (
+            "gpu: {devices: targets, sample_interval: 100ms}\n"
+            f"targets: [{{name: chat, url: 'http://127.0.0.1:9', gpus: {{file: {folder}/gpus.txt}}}}]\n"
+        )
+        with running_exporter(folder, config, environ=environ) as running:
+            eventually(lambda running=running: used(running.metrics()))  # type: ignore[misc]
+            told.append(sorted(used(running.metrics())))
+
+    assert told == [["GPU-fake-0"], ["GPU-fake-1"]]

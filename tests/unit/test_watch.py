@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,50 @@ def test_a_file_that_is_broken_meanwhile_leaves_the_last_verdict(tmp_path: Path)
     asyncio.run(scenario())
     assert watched.report is not None
     assert "nonsense" in (watched.problem or "")
+
+
+def test_of_several_experiments_the_one_whose_file_is_broken_stands_still_alone(tmp_path: Path) -> None:
+    broken, well = file(tmp_path), file(tmp_path, "well")
+    rounds = Rounds(*[report()] * 6)
+    watch = Watch([broken, well], rounds.judge, clock=lambda: rounds.now, sleep=rounds.sleep)
+
+    async def scenario() -> None:
+        for each in watch.experiments.values():
+            await watch._attempt(each)
+        broken.write_text("variants: [{{{")
+        rounds.now += 900
+        for each in watch.experiments.values():
+            await watch._attempt(each)
+
+    asyncio.run(scenario())
+    stopped, goes_on = (document(each, rounds.now) for each in watch.experiments.values())
+    assert (stopped["verdict"], stopped["age_seconds"]) == ("pass", 900)
+    assert str(broken) in stopped["problem"]
+    assert (goes_on["verdict"], goes_on["age_seconds"], goes_on["problem"]) == ("pass", 0, None)
+    page = render(watch.experiments.values())[0].decode()
+    assert f'{verdicts.UP}{{experiment="kv-dtype"}} 0.0' in page
+    assert f'{verdicts.UP}{{experiment="well"}} 1.0' in page
+    answers = asked(watch, "/metrics", "/api/v1/ab/well", "/api/v1/ab/kv-dtype")
+    assert [status for status, _ in answers] == [200, 200, 200]
+
+
+def test_a_partial_answer_is_judged_and_told_and_confirms_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "brimline.watch")
+    partial = replace(report(), warnings=("store east did not answer",))
+    watch = Watch([file(tmp_path)], Rounds().judge, clock=lambda: NOW)
+    [watched] = watch.experiments.values()
+
+    told = []
+    for one in (report(), partial, partial, report()):
+        watched.take(one, NOW)
+        [(confirmed, text)] = asked(watch, "/api/v1/confirm/kv-dtype")
+        told.append((confirmed, watched.is_up, watched.problem is None, "store east" in text))
+
+    assert told == [(200, True, True, False), *[(403, True, False, True)] * 2, (200, True, True, False)]
+    said = [record.getMessage().split(" ", 1)[1].partition(" ")[0] for record in caplog.records]
+    assert said == ["candidate='fp8'", "state=partial", "state=up"]
 
 
 def test_state_changes_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

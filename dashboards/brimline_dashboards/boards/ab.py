@@ -57,7 +57,7 @@ _JUDGED = 'experiment="$experiment",candidate="$variant_b"'
 _WATCHED = 'experiment="$experiment"'
 _ANY_GPU = 'gpu!=""'
 NO_VERDICT = "No verdict: brimline ab watch does not run for this experiment"
-NOT_JUDGED = "not judged: no brimline ab watch"
+NOT_JUDGED = "not judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ COMPARED = (
     ),
     Compared("memory_headroom_bytes", "Headroom, GiB", _mean_of("target:memory_headroom:bytes"), _GIB),
     Compared(
-        "request_prompt_tokens",
+        "prompt_tokens_per_request",
         "Prompt of a request, tokens (should agree)",
         _mean("request_prompt_tokens"),
     ),
@@ -390,9 +390,14 @@ def _verdicts() -> Row:
                 "A beside B",
                 "Each metric over the shown time range: the mean of A, of B, the difference, and what is concluded. "
                 "The difference alone proves nothing: noise between two equal servers is often 5 % and more. "
-                "“–”: not known for this engine, or no traffic.",
+                "“–”: not known for this engine, or no traffic. “not judged”: no metric of the experiment, or no "
+                "`brimline ab watch` runs.",
                 [
-                    Query(_lines(titles=True)),
+                    Query(
+                        f"{_lines(titles=True)} or on (metric) "  # the experiment's own metrics, after the rest
+                        f"label_replace(max by (metric) ({verdicts.VERDICT}{{{metrics}}}) * 0 + {len(COMPARED) + 1}, "
+                        '"title", "$1", "metric", "(.+)")'
+                    ),
                     Query(_compared(A)),
                     Query(_compared(B)),
                     Query(

@@ -7,6 +7,7 @@ Nothing is made up: what the series do not say is missing from the observations,
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,9 +19,10 @@ import numpy as np
 
 from brimline.ab.boots import FAMILIES
 from brimline.ab.experiment import Experiment, Metric, Variant
+from brimline.ab.members import ALWAYS, COUNTERS_OF_LIVES, OF_LIVES, Span, labelled, restarts, times_of
 from brimline.ab.observations import ArmObservations, Observations, wanted
 from brimline.ab.replicas import Tables, named, read_the_same, replica_of, without_second_exporters
-from brimline.ab.rows import PREFIX, Key, Table, label, quantity_of
+from brimline.ab.rows import PREFIX, Key, Table, label, quantity_of, within
 from brimline.ab.saved_series import load
 from brimline.ab.series import Floats, Series, largest, scrape_interval
 from brimline.errors import ConfigError, DataSourceError
@@ -143,7 +145,7 @@ async def observe(
         for arm in arms
     )
     infos = {arm.name: Table(rows.rows) for arm, rows in zip(arms, answers, strict=True)}
-    members, shared = _members(experiment, arms, infos, ask)
+    members, shared = await _members(experiment, arms, infos, ask)
     interval = scrape_interval(
         series.times
         for arm, keys in members.items()
@@ -166,9 +168,15 @@ async def observe(
     observed = {}
     for arm, metrics in zip(arms, own_metrics, strict=True):
         replicas = {}
-        for key in members[arm.name]:
+        for key, spans in members[arm.name].items():
             replicas[key], gaps = replica_of(
-                key, tables, wanted(experiment), start=experiment.start, end=experiment.end
+                arm.name,
+                key,
+                tables,
+                wanted(experiment),
+                start=experiment.start,
+                end=experiment.end,
+                spans=spans,
             )
             ask.note(*gaps)
         replicas, notes = without_second_exporters(replicas, tables)
@@ -181,6 +189,7 @@ async def observe(
         scrape_interval=interval if np.isfinite(interval) else None,
         queries=tuple(ask.queries),
         gaps=tuple(ask.gaps),
+        warnings=tuple(ask.warnings),
         shared=tuple(shared),
         simulated=any(
             label(part, "simulated") == "true"
@@ -198,6 +207,7 @@ class _Questions:
         self.api = api
         self.queries: dict[str, None] = {}
         self.gaps: dict[str, None] = {}
+        self.warnings: dict[str, None] = {}
         self._progress = progress
         self._done = self._total = 0
 
@@ -216,6 +226,7 @@ class _Questions:
 
     def _taken(self, rows: Rows) -> Rows:
         self.note(*(f"the data source warns: {warning}" for warning in rows.warnings))
+        self.warnings.update(dict.fromkeys(rows.warnings))
         return rows
 
     async def raw(
@@ -228,11 +239,10 @@ class _Questions:
         )
 
     async def now_and_then(self, selector: str, start: float, end: float, step: float) -> Rows:
-        """What stood there at steps back from the end; one step."""
+        """What stood there at steps from the start on; one step."""
         step = round(step, 3)
         self.queries[f"{shortened(selector, 400)} every {duration(step)}"] = None
-        first = end - int((end - start) / step) * step
-        rows = self._taken(await self.api.query_range(selector, first, end, step))
+        rows = self._taken(await self.api.query_range(selector, start, end, step))
         self.step("sizes of each boot")
         return rows
 
@@ -247,50 +257,88 @@ class _Questions:
 # --- who takes part ---
 
 
-def _members(
+# For each arm its servers, and when they belong to it.
+_Members = dict[str, dict[Key, tuple[Span, ...]]]
+
+
+async def _members(
     experiment: Experiment, arms: Sequence[Variant], infos: Mapping[str, Table], ask: _Questions
-) -> tuple[dict[str, list[Key]], list[tuple[frozenset[str], str]]]:
+) -> tuple[_Members, list[tuple[frozenset[str], str]]]:
     """The servers of each arm, and those that two of them have at one time.
 
-    Who changes arms stays in the first: labels move when a rollout ends.
+    Whose label changes with a restart is of one arm before it and of another one after it. Who changes arms
+    while it runs stays in the first: labels move when a rollout ends.
     """
-    belongs: dict[Key, list[tuple[float, str, Floats]]] = {}
+    belongs: dict[Key, dict[str, Floats]] = {}
     for arm in arms:
         keys = infos[arm.name].keys("target_info")
         for key in keys:
             times = largest(list(infos[arm.name].parts("target_info", key).values())).times
-            belongs.setdefault(key, []).append((float(times[0]), arm.name, times))
+            belongs.setdefault(key, {})[arm.name] = times
         if not keys:
             ask.note(
                 f"{arm.name}: no brimline_target_info{{{experiment.selector(arm)}}} within the window; "
                 "check the selector, and experiment and variant in the exporter's configuration"
             )
-    members: dict[str, list[Key]] = {arm.name: [] for arm in arms}
+    members: _Members = {arm.name: {} for arm in arms}
     shared = []
-    for key, since in sorted(belongs.items()):
-        since.sort(key=lambda one: one[:2])
+    relabelled = []
+    for key, times_of_arms in sorted(belongs.items()):
         at_once = [
-            (one, other)
-            for (_, one, seen), (_, other, too) in combinations(since, 2)
-            if len(np.intersect1d(seen, too))
+            pair
+            for pair in combinations(times_of_arms, 2)
+            if len(np.intersect1d(times_of_arms[pair[0]], times_of_arms[pair[1]]))
+        ]
+        shared += [
+            (frozenset(pair), f"{key.target} ({key.instance}) is in {pair[0]} and in {pair[1]}")
+            for pair in at_once
         ]
         if at_once:
             for name in dict.fromkeys(name for pair in at_once for name in pair):
-                members[name].append(key)
-            shared += [
-                (frozenset(pair), f"{key.target} ({key.instance}) is in {pair[0]} and in {pair[1]}")
-                for pair in at_once
-            ]
-            continue
-        first = since[0][1]
-        members[first].append(key)
-        if len(since) > 1:
-            others = ", ".join(name for _, name, _ in since if name != first)
-            ask.note(
-                f"{key.target} ({key.instance}) is labelled {first} and {others} within the window; "
-                f"it is counted for {first}, where it was first"
-            )
+                members[name][key] = ALWAYS
+        elif len(times_of_arms) == 1:
+            members[next(iter(times_of_arms))][key] = ALWAYS
+        else:
+            relabelled.append(key)
+    if relabelled:
+        lives = await _lives(experiment, relabelled, ask)
+        for key in relabelled:
+            _place(key, belongs[key], lives, members, ask)
     return members, shared
+
+
+async def _lives(experiment: Experiment, keys: Sequence[Key], ask: _Questions) -> Table:
+    """What tells when those servers were started anew."""
+    where = (
+        f"job=~{one_of([k.job for k in keys])},instance=~{one_of([k.instance for k in keys])},"
+        f"target=~{one_of([k.target for k in keys])}"
+    )
+    start, end = experiment.start - LEAD_SECONDS, experiment.end
+    names = (*OF_LIVES, *COUNTERS_OF_LIVES)
+    ask.expect(len(names) * len(stretches(start, end, MAX_CHUNK_SECONDS)))
+    answers = await _together(
+        ask.raw(f"{PREFIX}{name}{{{where}}}", start, end, "finding the servers") for name in names
+    )
+    return Table(row for rows in answers for row in rows.rows)
+
+
+def _place(
+    key: Key, times_of_arms: Mapping[str, Floats], lives: Table, members: _Members, ask: _Questions
+) -> None:
+    runs = labelled(times_of_arms)
+    spans = times_of(runs, restarts(lives, key))
+    for name, each in spans.items():
+        members[name][key] = tuple(each) if len(spans) > 1 else ALWAYS
+    if len(spans) > 1:
+        turns = sorted((first, name) for name, each in spans.items() for first, _ in each)
+        told = ", then ".join(name for _, name in turns)
+        ask.note(f"{key.target} ({key.instance}) was {told}, started anew for each")
+    for name in times_of_arms:
+        if name not in spans:
+            ask.note(
+                f"{key.target} ({key.instance}) is labelled {runs[0][2]} and {name} within the window, and "
+                f"was not started anew near the change; it is counted for {runs[0][2]}, where it was first"
+            )
 
 
 def _note_missing(experiment: Experiment, arm: ArmObservations, ask: _Questions) -> None:
@@ -301,10 +349,14 @@ def _note_missing(experiment: Experiment, arm: ArmObservations, ask: _Questions)
     for names, had in (
         (asked.counters, {name for replica in arm.replicas for name in replica.series.counters}),
         (asked.gauges, {name for replica in arm.replicas for name in replica.series.gauges}),
-        (asked.histograms, {name for replica in arm.replicas for name in replica.series.buckets}),
     ):
         for name in sorted(names - had):
             ask.note(f"{arm.variant}: {PREFIX}{name} has no samples in the window")
+    for name in sorted(asked.histograms - {one for each in arm.replicas for one in each.series.buckets}):
+        ask.note(
+            f"{arm.variant}: {PREFIX}{name}_bucket has no samples in the window; "
+            "with `histograms: full` for its targets the exporter gives them"
+        )
     for replica in arm.replicas:
         times = replica.up.times[replica.up.times > experiment.start]
         if not len(times):
@@ -323,13 +375,14 @@ async def _tables(
     experiment: Experiment,
     ask: _Questions,
     info: Table,
-    members: Mapping[str, Sequence[Key]],
+    members: _Members,
     interval: float,
     history_seconds: float,
 ) -> Tables:
-    interval = interval if np.isfinite(interval) else USUAL_INTERVAL
+    # Of jitter free, so that one look asks for the same as the one before.
+    interval = max(round(interval, 1), 0.1) if np.isfinite(interval) else USUAL_INTERVAL
     reach = REACH_INTERVALS * interval
-    keys = [key for names in members.values() for key in names]
+    keys = list(dict.fromkeys(key for names in members.values() for key in names))
     if not keys:
         return Tables(info=info, raw=Table(), slow=Table(), last={}, buckets={}, reach=reach)
     start, end = experiment.start - LEAD_SECONDS, experiment.end
@@ -365,17 +418,17 @@ async def _tables(
 
     async def slow() -> list[Rows]:
         settled = "|".join(PREFIX + name for name in FAMILIES if name not in _BY_BOOT)
-        spans = [(settled, experiment.start, end, WINDOW_POINTS)]
+        spans = [(settled, experiment.start, end, _step(end - experiment.start, interval))]
         if history_seconds > 0:
-            before = experiment.start - history_seconds
             every = "|".join(PREFIX + name for name in FAMILIES)
-            spans.insert(0, (every, before, experiment.start, HISTORY_POINTS))
+            step = max(interval, history_seconds / HISTORY_POINTS)
+            # Up to where the raw samples begin.
+            before = start - int(history_seconds / step) * step
+            spans.insert(0, (every, before, start, step))
         ask.expect(len(spans))
         return await _together(
-            ask.now_and_then(
-                f'{{__name__=~"{names}",{servers}}}', first, last, max(interval, (last - first) / points)
-            )
-            for names, first, last, points in spans
+            ask.now_and_then(f'{{__name__=~"{names}",{servers}}}', first, last, step)
+            for names, first, last, step in spans
         )
 
     (raw, bucket_tables), (slow_rows, last) = await _both(
@@ -383,7 +436,7 @@ async def _tables(
             _together(ask.raw(selector, start, end, "samples", chunk) for selector in selectors),
             _together(buckets(name) for name in histograms),
         ),
-        _both(slow(), _last_states(ask, info, keys, end, reach, servers, exporters)),
+        _both(slow(), _last_states(ask, info, members, end, reach, servers, exporters)),
     )
     rows = [row for answer in raw for row in answer.rows]
     by_boot = Rows([row for row in rows if quantity_of(row.labels) in _BY_BOOT])
@@ -397,20 +450,28 @@ async def _tables(
     )
 
 
+def _step(seconds: float, interval: float) -> float:
+    """Between looks at a window from its start on: doubled as it grows, so that old looks stay the same."""
+    return interval * 2.0 ** max(math.ceil(math.log2(max(seconds, 1.0) / (WINDOW_POINTS * interval))), 0)
+
+
 async def _last_states(
     ask: _Questions,
     info: Table,
-    keys: Sequence[Key],
+    members: _Members,
     end: float,
     reach: float,
     servers: str,
     exporters: str,
-) -> dict[Key, Table]:
-    """What stood on each server's series when it was last seen: mostly at the window's end."""
+) -> dict[tuple[str, Key], Table]:
+    """What stood on each server's series when its arm last had it: mostly at the window's end."""
     seen = {}
-    for key in keys:
-        last = max(float(series.times[-1]) for series in info.parts("target_info", key).values())
-        seen[key] = end if end - last < reach / 2 else last
+    for arm, keys in members.items():
+        for key, spans in keys.items():
+            ends = [within(series, spans).times[-1:] for series in info.parts("target_info", key).values()]
+            last = float(np.max(np.concatenate(ends), initial=-np.inf))
+            if np.isfinite(last):
+                seen[arm, key] = end if end - last < reach / 2 else last
     selectors = [
         f'{{__name__=~"{"|".join(PREFIX + name for name in names)}",{where}}}'
         for names, where in ((_LAST_OF_TARGETS, servers), (_LAST_OF_EXPORTERS, exporters))
@@ -423,7 +484,7 @@ async def _last_states(
         return Table(row for rows in found for row in rows.rows)
 
     tables = dict(zip(times, await _together(at(time) for time in times), strict=True))
-    return {key: tables[time] for key, time in seen.items()}
+    return {which: tables[time] for which, time in seen.items()}
 
 
 # --- metrics of the user's own ---

@@ -534,22 +534,28 @@ def _routing(pair: Pair) -> Guard:
 
 def _saturation(pair: Pair) -> Guard:
     cure = "compare at a load that both bear, or at equal latency"
-    shares = []
-    for arm, used in zip((pair.baseline, pair.candidate), pair.used(), strict=True):
-        waiting = over = 0.0
-        for replica in arm.arm.replicas:
-            gauge = finite(replica.series.gauges.get("requests_waiting", EMPTY))
-            block = np.searchsorted(arm.edges, gauge.times, side="left") - 1
-            inside = (block >= 0) & (block < len(used))
-            inside[inside] = used[block[inside]]
-            waiting += float((gauge.values[inside] > 0).sum())
-            over += float(inside.sum())
-        shares.append(waiting / over if over else math.nan)
+    shares = shares_above_zero(pair, "requests_waiting")
     if any(map(math.isnan, shares)):
         return Guard(name="saturation", passed=None, detail="waiting requests are not counted", cure=cure)
     detail = f"requests waited in {shares[0]:.0%} and {shares[1]:.0%} of the samples"
     saturated = max(shares) > MOSTLY_WAITING and min(shares) < SELDOM_WAITING
     return Guard(name="saturation", passed=not saturated, detail=detail, cure=cure if saturated else "")
+
+
+def shares_above_zero(pair: Pair, gauge_name: str) -> tuple[float, float]:
+    """In how many of the samples of the blocks used a gauge was above zero, by arm; nan without samples."""
+    shares = []
+    for arm, used in zip((pair.baseline, pair.candidate), pair.used(), strict=True):
+        above = over = 0.0
+        for replica in arm.arm.replicas:
+            gauge = finite(replica.series.gauges.get(gauge_name, EMPTY))
+            block = np.searchsorted(arm.edges, gauge.times, side="left") - 1
+            inside = (block >= 0) & (block < len(used))
+            inside[inside] = used[block[inside]]
+            above += float((gauge.values[inside] > 0).sum())
+            over += float(inside.sum())
+        shares.append(above / over if over else math.nan)
+    return shares[0], shares[1]
 
 
 def _prefix_cache(pair: Pair) -> Guard:

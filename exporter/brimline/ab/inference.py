@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -201,25 +201,44 @@ def overall(gates: Sequence[Verdict]) -> Verdict:
 # --- how long ---
 
 
-def blocks_needed(spread: float, margin: float, *, boot_error: float = 0.0, power: float = POWER) -> float:
+# Of blocks of a quarter of an hour a hundred years.
+_MOST_BLOCKS = 4_000_000
+
+
+def blocks_needed(
+    spread: float,
+    margin: float,
+    *,
+    boot_error: float = 0.0,
+    power: float = POWER,
+    sequential: bool = False,
+) -> float:
     """Blocks until a candidate without any difference passes in so many of all runs; inf where none suffice.
 
-    spread: standard deviation of a block's difference. From t quantiles at the count itself, by iteration.
+    spread: standard deviation of a block's difference. sequential: by bounds that may be looked at any time.
     """
-    if margin <= 0:
-        return math.inf
-    count = 4.0
-    for _ in range(50):
-        degrees = max(count - 1, 1.0)
-        reach = t_quantile(PASS_CONFIDENCE, degrees) + t_quantile(power, degrees)
-        room = (margin / reach) ** 2 - boot_error**2
-        if room <= 0:
+
+    def suffice(count: int) -> bool:
+        error = spread / math.sqrt(count)
+        fixed = t_quantile(PASS_CONFIDENCE, count - 1)
+        looked_at = sequence_factor(count, alpha=2 * (1 - PASS_CONFIDENCE)) if sequential else fixed
+        bound = math.hypot(looked_at * error, fixed * boot_error)
+        return bound + t_quantile(power, count - 1) * math.hypot(error, boot_error) <= margin
+
+    return _fewest(suffice)
+
+
+def _fewest(suffice: Callable[[int], bool]) -> float:
+    """The smallest count, from 2 on, that suffices, where more always do as well; inf where none does."""
+    low, high = 1, 2
+    while not suffice(high):
+        low, high = high, 2 * high
+        if high > _MOST_BLOCKS:
             return math.inf
-        following = max(spread**2 / room, 2.0)
-        if abs(following - count) < 0.01:
-            break
-        count = following
-    return math.ceil(count)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffice(middle) else (middle, high)
+    return high
 
 
 # --- a band for looking at any time ---
@@ -357,24 +376,112 @@ def rate_ratio(
     )
 
 
+def rare_blocks_needed(
+    events_per_block: float,
+    margin: float,
+    *,
+    exposure: float = 1.0,
+    dispersion: float = 1.0,
+    power: float = POWER,
+    sequential: bool = False,
+) -> float:
+    """Blocks until a candidate whose rate is the baseline's passes in so many of all runs.
+
+    events_per_block: of both arms together. exposure: the candidate's over the baseline's. How many of the
+    events of so many blocks are the candidate's is binomial; of events in bursts, as of so many fewer. inf
+    where no event ever comes.
+    """
+    chance = exposure / (1 + exposure)
+
+    def suffice(count: int) -> bool:
+        total = count * events_per_block / dispersion
+        most = _most_that_pass(total, margin, exposure, count, sequential)
+        if most < 0:
+            return False
+        # Events come whole; the beta function also takes the fractions that they are divided into.
+        most = math.floor(most * dispersion + 1e-9) / dispersion
+        return most >= total or float(special.betainc(total - most, most + 1, 1 - chance)) >= power
+
+    return _fewest(suffice)
+
+
+def _most_that_pass(total: float, margin: float, exposure: float, blocks: int, sequential: bool) -> float:
+    """Of so many events the most that the candidate may have to pass; negative where none would."""
+
+    def passes(candidate: float) -> bool:
+        rates = RateRatio(
+            baseline=total - candidate,
+            candidate=candidate,
+            exposure=exposure,
+            dispersion=1.0,
+            degrees=blocks - 1,
+            looks=blocks if sequential else 0,
+        )
+        return rates.bound(PASS_CONFIDENCE, upper=True) < margin
+
+    low, high = 0.0, total
+    if not passes(low):
+        return -1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return low
+
+
+def rare_blocks_to_decide(rates: RateRatio, blocks: int, margin: float) -> float:
+    """Blocks until these rates, if they stay what they are, pass or are worse; inf where neither ever is."""
+
+    def decided(count: int) -> bool:
+        share = count / blocks
+        grown = replace(
+            rates,
+            baseline=rates.baseline * share,
+            candidate=rates.candidate * share,
+            degrees=rates.degrees if rates.degrees >= _CERTAIN else count - 1,
+            looks=count if rates.looks else 0,
+        )
+        if rates.harm > margin:
+            return grown.bound(WORSE_CONFIDENCE, upper=False) > 0
+        return grown.bound(PASS_CONFIDENCE, upper=True) < margin
+
+    return _fewest(decided)
+
+
 _CERTAIN = 1e6  # degrees of freedom of what need not be estimated
+# Of fewer blocks with events, an arm does not show how its events come.
+LEAST_EVENT_BLOCKS = 6
 
 
 def _dispersion_of_shares(
     candidate: Floats, events: Floats, candidate_exposure: Floats, baseline_exposure: Floats
 ) -> tuple[float, float]:
-    """Pearson's chi-square of the blocks' shares over its degrees of freedom, and those; never below 1."""
+    """By how much the blocks' shares vary more than by chance, and from how many degrees; never below 1.
+
+    Where both arms had events in enough blocks: Pearson's chi-square over its degrees of freedom, about the
+    share that all blocks have in common. Where one had them in few, that share lies at its end, where it
+    takes a burst for an effect. Then the larger: how far the blocks lie from the share without any
+    difference, which makes a burst count once, however many events are in it. (That is the variance of all
+    ways to give each block's events to the other arm, so that it holds for few blocks, too.)
+    """
     counted = (events > 0) & (candidate_exposure > 0) & (baseline_exposure > 0)
     blocks = int(counted.sum())
-    if blocks < 2 or candidate.sum() in (0, events.sum()):
+    if blocks == 0:
         return 1.0, _CERTAIN
+    candidate, events = candidate[counted], events[counted]
     odds = candidate_exposure[counted] / baseline_exposure[counted]
-    ratio = _common_ratio(candidate[counted].sum(), events[counted], odds)
-    share = ratio * odds / (1 + ratio * odds)
-    chi_square = float(
-        ((candidate[counted] - events[counted] * share) ** 2 / (events[counted] * share * (1 - share))).sum()
-    )
-    return max(1.0, chi_square / (blocks - 1)), float(blocks - 1)
+    seen = min(int((candidate > 0).sum()), int((events > candidate).sum()))
+    dispersion, degrees = 1.0, _CERTAIN
+    if seen > 0 and blocks > 1:
+        ratio = _common_ratio(float(candidate.sum()), events, odds)
+        share = ratio * odds / (1 + ratio * odds)
+        chi_square = float(((candidate - events * share) ** 2 / (events * share * (1 - share))).sum())
+        dispersion, degrees = max(1.0, chi_square / (blocks - 1)), float(blocks - 1)
+    if seen < LEAST_EVENT_BLOCKS:
+        share = odds / (1 + odds)
+        apart = float(((candidate - events * share) ** 2).sum() / (events * share * (1 - share)).sum())
+        if apart >= dispersion:
+            dispersion, degrees = apart, _CERTAIN
+    return dispersion, degrees
 
 
 def _common_ratio(candidate: float, events: Floats, odds: Floats) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brimline.ab.experiment import Experiment, Metric
-from brimline.ab.inference import blocks_needed
+from brimline.ab.inference import blocks_needed, rare_blocks_needed
 from brimline.ab.procedure import LEAST_REPLICAS
 from brimline.ab.result import Report
 
@@ -22,13 +22,37 @@ class Needed:
     """For one metric: blocks and hours until a candidate without any difference passes in four runs of five.
 
     block_deviation: of the logarithm of a block's difference; None where the history does not show it.
+    events_per_block: of rare events, in both variants together.
     blocks, hours: None where that is so; inf where boots differ by more than the margin, which no time mends.
     """
 
     metric: Metric
     block_deviation: float | None
+    events_per_block: float | None = None
     blocks: float | None
     hours: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Rare events. per_block: in both arms together. dispersion: how much more they vary than by chance."""
+
+    per_block: float
+    dispersion: float = 1.0
+
+
+def events_of(report: Report) -> dict[str, Events]:
+    """Rare events by metric; of several candidates, where there are the fewest."""
+    found: dict[str, Events] = {}
+    for comparison in report.comparisons:
+        for metric in comparison.metrics:
+            if metric.events_per_block is None:
+                continue
+            one = Events(metric.events_per_block, metric.dispersion or 1.0)
+            known = found.get(metric.name)
+            if known is None or one.per_block / one.dispersion < known.per_block / known.dispersion:
+                found[metric.name] = one
+    return found
 
 
 def deviations(report: Report) -> dict[str, float]:
@@ -43,16 +67,31 @@ def deviations(report: Report) -> dict[str, float]:
 
 
 def needed(
-    experiment: Experiment, block_deviation: Mapping[str, float], *, replicas: int = 1
+    experiment: Experiment,
+    block_deviation: Mapping[str, float],
+    events: Mapping[str, Events] | None = None,
+    *,
+    replicas: int = 1,
 ) -> tuple[Needed, ...]:
     """For each metric that blocks decide, the gates first. replicas: servers in each arm."""
+    counted = events or {}
     boot_error = 0.0
     if replicas < LEAST_REPLICAS:
         boot_error = experiment.boot_deviation * math.sqrt(2 / replicas)
     rows = [
-        _needed(metric, block_deviation.get(metric.name), experiment, boot_error)
+        _needed(
+            metric,
+            block_deviation.get(metric.name),
+            experiment,
+            boot_error if metric.moved_by_boots else 0.0,
+        )
         for metric in experiment.metrics
         if metric.kind not in ("static", "rare")
+    ]
+    rows += [
+        _needed_for_events(metric, counted.get(metric.name), experiment)
+        for metric in experiment.metrics
+        if metric.kind == "rare"
     ]
     return tuple(sorted(rows, key=lambda row: not row.metric.gate))
 
@@ -67,9 +106,27 @@ def _needed(metric: Metric, deviation: float | None, experiment: Experiment, boo
     return Needed(metric=metric, block_deviation=deviation, blocks=blocks, hours=hours)
 
 
+def _needed_for_events(metric: Metric, events: Events | None, experiment: Experiment) -> Needed:
+    if events is None:
+        return Needed(metric=metric, block_deviation=None, blocks=None, hours=None)
+    blocks = float(experiment.min_blocks)
+    if events.per_block > 0:  # none in either arm passes
+        needed_ = rare_blocks_needed(events.per_block, metric.harm_margin, dispersion=events.dispersion)
+        blocks = max(blocks, needed_)
+    hours = (experiment.warmup + blocks * experiment.block_length) / 3600
+    return Needed(
+        metric=metric, block_deviation=None, events_per_block=events.per_block, blocks=blocks, hours=hours
+    )
+
+
 def longest(rows: tuple[Needed, ...]) -> float | None:
-    """Hours until all gates can be decided; None where that of one is not known."""
-    hours = [row.hours for row in rows if row.metric.gate]
+    """Hours until all gates can be decided; None where that of one is not known.
+
+    Of rare events nothing may be known beforehand: they do not make the others unknown.
+    """
+    hours = [
+        row.hours for row in rows if row.metric.gate and (row.metric.kind != "rare" or row.hours is not None)
+    ]
     if not hours or None in hours:
         return None
     return max(one for one in hours if one is not None)

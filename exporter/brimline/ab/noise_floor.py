@@ -17,6 +17,7 @@ class NoiseFloor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     method: how the arms came about: servers dealt out to two arms, or one day beside another.
     block_deviation: by metric, the standard deviation of a block's difference (of its logarithm).
+    events_per_block, dispersion: of rare events, in both arms together.
     """
 
     schema_version: Literal[1] = 1
@@ -30,6 +31,8 @@ class NoiseFloor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     simulated: bool = False
     noise_floor_ratio: dict[str, Annotated[float, msgspec.Meta(ge=0)]]
     block_deviation: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
+    events_per_block: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
+    dispersion: dict[str, Annotated[float, msgspec.Meta(ge=1)]] = {}
 
 
 def written(floor: NoiseFloor) -> str:

@@ -93,7 +93,7 @@ class Observations:
 
     scrape_interval: seconds; None where it is to be taken from the samples. gaps: what could not be
     fetched, for the report. queries: what was asked of Prometheus. shared: for each server that two arms
-    have, these and a sentence.
+    have, these and a sentence. warnings: of the data source, such as that a store did not answer.
     """
 
     arms: Mapping[str, ArmObservations]
@@ -101,6 +101,7 @@ class Observations:
     queries: Sequence[str] = ()
     gaps: Sequence[str] = ()
     simulated: bool = False
+    warnings: Sequence[str] = ()
     shared: Sequence[tuple[frozenset[str], str]] = ()
 
 

@@ -37,10 +37,10 @@ from brimline.ab.estimators import (
     log_of,
     quantile_of_buckets,
 )
-from brimline.ab.experiment import Experiment, Metric, Variant
-from brimline.ab.guards import Pair, differing_settings, guards, load_ratio
+from brimline.ab.experiment import SECONDS, Experiment, Metric, Variant
+from brimline.ab.guards import Pair, differing_settings, guards, load_ratio, shares_above_zero
 from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
-from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations
+from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations, is_counter
 from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report
 from brimline.ab.static import static_results
 
@@ -52,6 +52,8 @@ LEAST_LOOKS = 10
 LEAST_REPLICAS = 3
 # With fewer requests in a block its load is known to less than 7 %, and adjusted for too little.
 FEW_REQUESTS = 200
+# A server whose samples are mostly zero is seen by a few of them only, which say too little of a mean.
+LEAST_BUSY = 0.5
 # Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
 LIKE_LOADS = (0.9, 1.1)
 
@@ -131,6 +133,7 @@ def judge(
         ),
         queries=tuple(observations.queries),
         notes=tuple(_notes(experiment, observations, mode)),
+        warnings=tuple(observations.warnings),
         simulated=observations.simulated,
     )
 
@@ -231,7 +234,8 @@ def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> li
 class Measured:
     """A metric's difference before any verdict. bounded: None where there is none, with the reason in notes.
 
-    undecided: what forbids a word, by the word it forbids.
+    undecided: what forbids a word, by the word it forbids. unsaid: at least one arm does not have it at all;
+    absent: neither does.
     """
 
     metric: Metric
@@ -244,6 +248,7 @@ class Measured:
     notes: tuple[str, ...] = ()
     undecided: Mapping[Verdict, str] = dataclasses.field(default_factory=dict)
     absent: bool = False
+    unsaid: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +339,7 @@ def _absent(metric: Metric, two: Pair) -> Measured | None:
         metric=metric,
         notes=(f"not said by {' and '.join(lacking)}",),
         absent=not any(said) and metric.query is None,
+        unsaid=True,
     )
 
 
@@ -360,6 +366,7 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
         )
         same_concurrency = _at_equal_concurrency(metric, two, values)
         _mind_few_requests(two, quantity, undecided)
+        _mind_idle_samples(metric, two, undecided)
     else:
         compared = intensity(
             Arm(values[0], unknown),
@@ -465,7 +472,7 @@ def _tails(
 
 def _at_equal_concurrency(metric: Metric, two: Pair, values: tuple[Floats, Floats]) -> float | None:
     """The difference at equal running requests: of the kernel, without what users feel of longer queues."""
-    if not two.has("requests_running"):
+    if not two.has("requests_running") or min(shares_above_zero(two, "requests_running")) < LEAST_BUSY:
         return None
     running = two.loads("requests_running")
     try:
@@ -489,6 +496,18 @@ def _mind_few_requests(two: Pair, quantity: str, undecided: dict[Verdict, str]) 
         return
     text = f"only {requests:.0f} requests in a block: too few to adjust for {ratio:.2f} times the load"
     undecided.update(dict.fromkeys(("worse", "pass", "better"), text))
+
+
+def _mind_idle_samples(metric: Metric, two: Pair, undecided: dict[Verdict, str]) -> None:
+    """Forbid all words where a gauge stands beside what is counted all the time, and was mostly zero."""
+    names = {metric.numerator, metric.denominator} - {"", SECONDS}
+    gauges = [name for name in names if not is_counter(name)]
+    if metric.query is not None or metric.kind == "tail" or len(gauges) != 1:
+        return
+    least = min(shares_above_zero(two, gauges[0]))
+    if least < LEAST_BUSY:
+        text = f"a server was idle in {1 - least:.0%} of the samples: too few of them say anything"
+        undecided.update(dict.fromkeys(("worse", "pass", "better"), text))
 
 
 def _with_replicas(
@@ -732,11 +751,12 @@ def _metric_result(
             verdict = said
         if verdict == "inconclusive":
             hours = _hours(one, draft.pair, missing)
-    elif missing:
+    elif missing and not one.unsaid:
         hours = missing * draft.pair.experiment.block_length / 3600
     if refused:
         verdict, hours = "not_comparable", None
     starts = draft.pair.baseline.edges
+    rates = one.bounded if isinstance(one.bounded, RateRatio) else None
     turned = -1.0 if metric.more_is_better else 1.0
     return MetricResult(
         name=metric.name,
@@ -760,6 +780,8 @@ def _metric_result(
         ),
         hours_needed=hours,
         noise_floor_ratio=draft.noise_floor.get(metric.name),
+        events_per_block=None if rates is None else (rates.baseline + rates.candidate) / len(one.places),
+        dispersion=None if rates is None else rates.dispersion,
         notes=tuple(notes),
     )
 
@@ -774,20 +796,41 @@ def _hours(one: Measured, two: Pair, missing: int) -> float | None:
     estimate = one.bounded
     if not two.pairing.concurrent or one.undecided:
         return None
-    if not isinstance(estimate, Estimate):
-        return missing * length if missing else None
-    blocks = len(estimate.blocks)
-    spread = estimate.standard_error * math.sqrt(blocks)
     margin = one.metric.harm_margin
-    needed = inference.blocks_needed(spread, margin, boot_error=estimate.boot_error)
-    if needed <= blocks:
-        # It ought to be decided by now, but the estimate is none of zero.
-        distance = margin - estimate.harm if estimate.harm < margin else estimate.harm
-        needed = inference.blocks_needed(spread, distance, boot_error=estimate.boot_error, power=0.5)
+    if isinstance(estimate, RateRatio):
+        blocks = len(one.places)
+        needed = _blocks_of_events(estimate, blocks, margin)
+    elif isinstance(estimate, Estimate):
+        blocks = len(estimate.blocks)
+        spread = estimate.standard_error * math.sqrt(blocks)
+        boots, looked_at = estimate.boot_error, estimate.sequential
+        needed = inference.blocks_needed(spread, margin, boot_error=boots, sequential=looked_at)
+        if needed <= blocks:
+            # It ought to be decided by now, but the estimate is none of zero.
+            distance = margin - estimate.harm if estimate.harm < margin else estimate.harm
+            needed = inference.blocks_needed(
+                spread, distance, boot_error=boots, power=0.5, sequential=looked_at
+            )
+    else:
+        return None
     more = max(needed - blocks, float(missing))
     if not math.isfinite(more):
         return None
     return max(more, 1.0) * length
+
+
+def _blocks_of_events(rates: RateRatio, blocks: int, margin: float) -> float:
+    events = rates.baseline + rates.candidate
+    if events == 0:
+        return 0.0  # none in either arm is no difference
+    needed = inference.rare_blocks_needed(
+        events / blocks,
+        margin,
+        exposure=rates.exposure,
+        dispersion=rates.dispersion,
+        sequential=rates.looks > 0,
+    )
+    return inference.rare_blocks_to_decide(rates, blocks, margin) if needed <= blocks else needed
 
 
 def _of_all(verdicts: Sequence[Verdict]) -> Verdict:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from brimline.ab.boots import boots_of
+from brimline.ab.members import ALWAYS, COUNTERS_OF_LIVES, Span
 from brimline.ab.observations import Gpu, ReplicaObservations, Wanted
 from brimline.ab.rows import Key, Part, Parts, Table, label, newest, states
 from brimline.ab.series import EMPTY, Floats, Replica, Series, largest, resets, summed, total_growth
@@ -18,8 +19,6 @@ from brimline.engines import ENGINES
 # Of the readings of two exporters that watch one server: how many may seem to go backwards, because an
 # exporter with min_interval serves a reading again.
 _BACKWARDS_RATIO = 0.2
-# Which of a server's counters show that two exporters read the same one.
-_TELLING = ("generation_tokens_total", "prompt_tokens_total", "requests_finished_total")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,23 +26,45 @@ class Tables:
     """Everything that was fetched of the servers.
 
     info: brimline_target_info. raw: samples as scraped. slow: of boots.FAMILIES, looks now and then, also
-    before the window. last: by server, what stood there when it was last seen. buckets: by histogram, what
-    stood shortly before each edge of a block. reach: seconds that "shortly" is.
+    before the window. last: by arm and server, what stood there when it was last seen. buckets: by histogram,
+    what stood shortly before each edge of a block. reach: seconds that "shortly" is.
     """
 
     info: Table
     raw: Table
     slow: Table
-    last: Mapping[Key, Table]
+    last: Mapping[tuple[str, Key], Table]
     buckets: Mapping[str, Sequence[tuple[float, Table]]]
     reach: float
 
+    def during(self, key: Key, spans: Sequence[Span]) -> Tables:
+        """What there is of one server in those spans of time."""
+        return replace(
+            self,
+            info=self.info.during(key, spans),
+            raw=self.raw.during(key, spans),
+            slow=self.slow.during(key, spans),
+            buckets={
+                name: [(edge, table.during(key, spans)) for edge, table in tables]
+                for name, tables in self.buckets.items()
+            },
+        )
+
 
 def replica_of(
-    key: Key, tables: Tables, wanted: Wanted, *, start: float, end: float
+    arm: str,
+    key: Key,
+    tables: Tables,
+    wanted: Wanted,
+    *,
+    start: float,
+    end: float,
+    spans: Sequence[Span] = ALWAYS,
 ) -> tuple[ReplicaObservations, list[str]]:
-    """The server, and what could not be had of it."""
-    raw, last = tables.raw, tables.last.get(key, Table())
+    """The server while it was of that arm, and what could not be had of it."""
+    if spans != ALWAYS:
+        tables = tables.during(key, spans)
+    raw, last = tables.raw, tables.last.get((arm, key), Table())
     gaps = []
     counters: dict[str, Series] = {}
     fallen = [np.empty(0)]
@@ -51,6 +72,9 @@ def replica_of(
         if parts := raw.parts(quantity, key):
             counters[quantity] = total_growth(parts.values())
             fallen += [resets(series) for series in parts.values()]
+    if not raw.parts("target_start_time_seconds", key):
+        # What fell when its turn began was read before it.
+        fallen.append(np.array([first for first, _ in spans if np.isfinite(first)]))
     reset_times = np.unique(np.concatenate(fallen))
     gauges = {
         quantity: (largest if quantity.endswith("_ratio") else summed)(list(parts.values()))
@@ -237,7 +261,7 @@ def read_the_same(one: Key, other: Key, tables: Tables) -> bool:
     if bool(starts[0]) != bool(starts[1]) or (starts[0] and not starts[0] & starts[1]):
         return False
     moved = False
-    for quantity in _TELLING:
+    for quantity in COUNTERS_OF_LIVES:
         first, second = (tables.raw.parts(quantity, key) for key in (one, other))
         if set(first) != set(second):
             return False

@@ -34,7 +34,8 @@ class MetricResult:
     its 95 % bounds. same_concurrency_delta_ratio: the same at equal running requests. hours_needed: of
     further running until the margin can be decided; None where that is done or cannot be told.
     noise_floor_ratio: what `ab aa` showed between equal arms. blocks: what each block says of the log-ratio
-    (at equal load where that applies), with its start, for plots.
+    (at equal load where that applies), with its start, for plots. events_per_block, dispersion: of rare
+    events in both arms together, and how much more they vary than by chance alone.
     """
 
     name: str
@@ -55,6 +56,8 @@ class MetricResult:
     blocks: tuple[tuple[float, float], ...] = ()
     hours_needed: float | None = None
     noise_floor_ratio: float | None = None
+    events_per_block: float | None = None
+    dispersion: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -108,7 +111,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A whole run. is_gate: False where blocks are too short or too few to decide a rollout by."""
+    """A whole run. is_gate: False where blocks are too short or too few to decide a rollout by.
+
+    warnings: of the data source: something may be missing.
+    """
 
     experiment: str
     baseline: str
@@ -124,6 +130,7 @@ class Report:
     fingerprints: tuple[tuple[str, str], ...] = ()
     queries: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     simulated: bool = False
     schema_version: int = field(default=SCHEMA_VERSION)
 

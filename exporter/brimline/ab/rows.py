@@ -103,13 +103,17 @@ class Table:
     """Series by quantity, server and part."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        pieces: dict[tuple[str, Key], dict[Part, list[Series]]] = {}
+        pieces: dict[tuple[str, Key], dict[Part, list[Row]]] = {}
         for row in rows:
             quantity = quantity_of(row.labels)
             place = pieces.setdefault((quantity, key_of(row.labels)), defaultdict(list))
-            place[_part_of(row.labels, quantity)].append(series_of(row))
+            place[_part_of(row.labels, quantity)].append(row)
+        # In one order whichever came first, so that sums are the same to the last bit.
         self._parts = {
-            place: {part: joined(series) for part, series in parts.items()} for place, parts in pieces.items()
+            place: {
+                part: joined([series_of(row) for row in _ordered(parts[part])]) for part in _sorted(parts)
+            }
+            for place, parts in pieces.items()
         }
 
     def parts(self, quantity: str, key: Key, **labels: str) -> Parts:
@@ -121,6 +125,34 @@ class Table:
     def keys(self, quantity: str) -> list[Key]:
         """The servers that have the quantity."""
         return [key for name, key in self._parts if name == quantity]
+
+    def during(self, key: Key, spans: Sequence[tuple[float, float]]) -> Table:
+        """What it holds of that server and of its exporter, in those spans of time."""
+        table = Table()
+        of_exporter = key._replace(target="")
+        table._parts = {
+            (quantity, whose): {part: within(series, spans) for part, series in parts.items()}
+            for (quantity, whose), parts in self._parts.items()
+            if whose in (key, of_exporter)
+        }
+        return table
+
+
+def within(series: Series, spans: Sequence[tuple[float, float]]) -> Series:
+    """The samples in any of the spans, both of their ends included."""
+    kept = np.zeros(len(series.times), dtype=bool)
+    for first, last in spans:
+        kept |= (series.times >= first) & (series.times <= last)
+    return Series(series.times[kept], series.values[kept])
+
+
+def _sorted(parts: Iterable[Part]) -> list[Part]:
+    found = list(parts)
+    return sorted(found, key=sorted) if len(found) > 1 else found
+
+
+def _ordered(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: sorted(row.labels.items())) if len(rows) > 1 else rows
 
 
 def label(part: Part, name: str) -> str:

@@ -26,6 +26,22 @@ class Series:
 
 EMPTY = Series(np.empty(0), np.empty(0))
 
+# Of usual scrape intervals: two samples further apart than this have a gap between them.
+GAP_INTERVALS = 2.5
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Growth(Series):
+    """What counters grew by, from one sample to the next; a step stands at its later sample.
+
+    over_gaps: apart from those, what they grew by from one time to another without a sample in between.
+    """
+
+    over_gaps: tuple[tuple[float, float, float], ...] = ()
+
+
+NO_GROWTH = Growth(np.empty(0), np.empty(0))
+
 
 def summed(parts: Sequence[Series]) -> Series:
     """The parts (ranks, models) added up, at each time that all of them have that were there then.
@@ -66,17 +82,26 @@ def finite(series: Series) -> Series:
     return series if known.all() else Series(series.times[known], series.values[known])
 
 
-def growth(counter: Series) -> Series:
+def growth(counter: Series) -> Growth:
     """What a counter grew by since the sample before; after a fall, all that it shows is growth.
 
     A sample that is no number is passed over, as if it had not been taken.
     """
     counter = finite(counter)
     if len(counter.times) < 2:
-        return EMPTY
+        return NO_GROWTH
     steps = np.diff(counter.values)
     steps = np.where(steps < 0, counter.values[1:], steps)
-    return Series(counter.times[1:], steps)
+    waited = np.diff(counter.times)
+    over_gap = waited > GAP_INTERVALS * np.median(waited)
+    if not over_gap.any():
+        return Growth(counter.times[1:], steps)
+    gaps = zip(counter.times[:-1][over_gap], counter.times[1:][over_gap], steps[over_gap], strict=True)
+    return Growth(
+        counter.times[1:],
+        np.where(over_gap, 0.0, steps),
+        tuple((float(start), float(end), float(grown)) for start, end, grown in gaps),
+    )
 
 
 def resets(counter: Series) -> Floats:
@@ -85,27 +110,43 @@ def resets(counter: Series) -> Floats:
     return counter.times[1:][np.diff(counter.values) < 0] if len(counter.times) > 1 else np.empty(0)
 
 
-def total_growth(parts: Iterable[Series]) -> Series:
-    """The growth of several counters together, each with its own resets."""
+def total_growth(parts: Iterable[Series]) -> Growth:
+    """The growth of several counters together, each with its own resets and gaps."""
     grown = [growth(part) for part in parts]
     grown = [part for part in grown if len(part.times)]
     if not grown:
-        return EMPTY
+        return NO_GROWTH
     times = np.unique(np.concatenate([part.times for part in grown]))
     steps = np.zeros(len(times))
     for part in grown:
         steps[np.searchsorted(times, part.times)] += part.values
-    return Series(times, steps)
+    return Growth(times, steps, tuple(gap for part in grown for gap in part.over_gaps))
+
+
+def shifted(series: Series, seconds: float) -> Series:
+    """The same so many seconds later."""
+    times = series.times + seconds
+    if isinstance(series, Growth):
+        gaps = tuple((start + seconds, end + seconds, grown) for start, end, grown in series.over_gaps)
+        return Growth(times, series.values, gaps)
+    return Series(times, series.values)
 
 
 # --- stretches of time ---
 
 
 def in_stretches(steps: Series, edges: Floats) -> Floats:
-    """The sum of steps within each stretch (after one edge, up to the next)."""
+    """The sum of steps within each stretch (after one edge, up to the next).
+
+    Of what grew over a gap, each stretch has its part by time: when it grew is not known, and all of it in
+    the stretch that the gap ends in would make that one's load many times what it was.
+    """
     places = np.searchsorted(steps.times, edges, side="right")
     running = np.concatenate([[0.0], np.cumsum(steps.values)])
-    return np.diff(running[places])
+    sums = np.diff(running[places])
+    for start, end, grown in steps.over_gaps if isinstance(steps, Growth) else ():
+        sums += grown * np.diff(np.clip((edges - start) / (end - start), 0.0, 1.0))
+    return sums
 
 
 def mean_in_stretches(gauge: Series, edges: Floats) -> Floats:

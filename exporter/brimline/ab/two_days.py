@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from brimline.ab.experiment import Experiment, Variant
 from brimline.ab.observations import ArmObservations, Boot, Observations, ReplicaObservations
-from brimline.ab.series import Replica, Series
+from brimline.ab.series import Replica, Series, shifted
 
 DAY_SECONDS = 86400.0
 
@@ -33,7 +33,7 @@ def side_by_side(
             second,
             variant=names[1],
             replicas=tuple(_later(replica, seconds) for replica in second.replicas),
-            own_metrics={key: _shifted(series, seconds) for key, series in second.own_metrics.items()},
+            own_metrics={key: shifted(series, seconds) for key, series in second.own_metrics.items()},
         ),
     }
     twofold = dataclasses.replace(
@@ -48,16 +48,13 @@ def side_by_side(
         arms=arms,
         queries=(*now.queries, *before.queries),
         gaps=(*now.gaps, *before.gaps),
+        warnings=(*now.warnings, *before.warnings),
         simulated=now.simulated or before.simulated,
     )
 
 
-def _shifted(series: Series, seconds: float) -> Series:
-    return Series(series.times + seconds, series.values)
-
-
 def _all_shifted(series: Mapping[str, Series], seconds: float) -> dict[str, Series]:
-    return {key: _shifted(one, seconds) for key, one in series.items()}
+    return {key: shifted(one, seconds) for key, one in series.items()}
 
 
 def _later(replica: ReplicaObservations, seconds: float) -> ReplicaObservations:
@@ -70,16 +67,16 @@ def _later(replica: ReplicaObservations, seconds: float) -> ReplicaObservations:
             counters=_all_shifted(own.counters, seconds),
             gauges=_all_shifted(own.gauges, seconds),
             buckets={
-                quantity: {bound: _shifted(one, seconds) for bound, one in of_bounds.items()}
+                quantity: {bound: shifted(one, seconds) for bound, one in of_bounds.items()}
                 for quantity, of_bounds in own.buckets.items()
             },
             resets=own.resets + seconds,
         ),
-        up=_shifted(replica.up, seconds),
+        up=shifted(replica.up, seconds),
         starts=replica.starts + seconds,
         changes=replica.changes + seconds,
         boots=tuple(_boot_later(boot, seconds) for boot in replica.boots),
-        other_processes_bytes=_shifted(replica.other_processes_bytes, seconds),
+        other_processes_bytes=shifted(replica.other_processes_bytes, seconds),
     )
 
 

@@ -25,6 +25,8 @@ from brimline.cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
 
+    from rich.console import Console
+
     from brimline.ab.draft import Server
     from brimline.ab.experiment import Experiment
     from brimline.ab.fetch import Api, Progress
@@ -199,29 +201,41 @@ def plan(
     """Say how many hours the margins take, from history or from declared noise."""
     _need_libraries()
     import json
+    import math
 
-    from rich.console import Console
-
+    from brimline import units
     from brimline.ab import noise_floor
     from brimline.ab.experiment import load
-    from brimline.ab.needed import longest, needed
+    from brimline.ab.needed import Events, deviations, events_of, longest, needed
     from brimline.compared import hours
 
     with _ending_with_what_is_wrong():
         experiment = load(file, now=time.time())
         noise: Mapping[str, float]
+        events: Mapping[str, Events] = {}
         if declared:
             noise, source = _declared(declared, experiment), "--noise"
         elif noise_file is not None:
-            noise, source = noise_floor.read(noise_file).block_deviation, str(noise_file)
+            floor = noise_floor.read(noise_file)
+            length = experiment.block_length / floor.block_seconds
+            # Blocks are nearly independent: means of twice as long ones scatter by the root of a half.
+            noise = {name: value / math.sqrt(length) for name, value in floor.block_deviation.items()}
+            source = str(noise_file)
+            if length != 1:
+                source += f", which has blocks of {units.format_duration(floor.block_seconds)}"
+            events = {
+                name: Events(number * length, floor.dispersion.get(name, 1.0))
+                for name, number in floor.events_per_block.items()
+            }
         else:
-            noise, source = asyncio.run(_from_history(experiment, series))
-        rows = needed(experiment, noise, replicas=replicas)
+            report, source = asyncio.run(_from_history(experiment, series, as_json_))
+            noise, events = deviations(report), events_of(report)
+        rows = needed(experiment, noise, events, replicas=replicas)
     whole = longest(rows)
     if as_json_:
         click.echo(json.dumps(hours.as_json(experiment, rows, whole, source), indent=2, allow_nan=False))
     else:
-        hours.print_needed(experiment, rows, whole, source, Console(markup=False, highlight=False))
+        hours.print_needed(experiment, rows, whole, source, _console())
     sys.exit(EXIT_NO_ANSWER if whole is None else 0)
 
 
@@ -245,29 +259,29 @@ def _declared(texts: tuple[str, ...], experiment: Experiment) -> dict[str, float
     return noise
 
 
-async def _from_history(experiment: Experiment, series: Path | None) -> tuple[Mapping[str, float], str]:
-    """The noise of a block by metric, and whence."""
+async def _from_history(experiment: Experiment, series: Path | None, as_json: bool) -> tuple[Report, str]:
+    """A report whose blocks show the noise, and of what."""
     from brimline.ab.estimators import NotEnough
     from brimline.ab.fetch import open_source
     from brimline.ab.needed import deviations
     from brimline.ab.procedure import against_itself, judge
 
-    async with open_source(experiment, series) as api:
-        with _progress() as progress:
+    with _progress(series, as_json) as progress:
+        async with open_source(experiment, series) as api:
             seen = await _observe(experiment, api, progress)
-            noise = deviations(judge(experiment, seen))
+            report = judge(experiment, seen)
             gates = {
                 one.name for one in experiment.metrics if one.gate and one.kind not in ("static", "rare")
             }
-            if noise.keys() & gates:
-                return noise, "both variants in this window"
+            if deviations(report).keys() & gates:
+                return report, "both variants in this window"
             try:
-                noise = deviations(judge(*against_itself(experiment, seen)))
-                if noise.keys() & gates:
-                    return noise, "servers of the baseline beside each other"
+                report = judge(*against_itself(experiment, seen))
+                if deviations(report).keys() & gates:
+                    return report, "servers of the baseline beside each other"
             except NotEnough:
                 pass
-            return deviations(await _days(experiment, api, progress)), "the baseline now and a day earlier"
+            return await _days(experiment, api, progress), "the baseline now and a day earlier"
 
 
 # --- run ---
@@ -322,7 +336,9 @@ def run(
     with _ending_with_what_is_wrong():
         experiment = load(file, now=time.time())
         floor = noise_floor.read(noise_file).noise_floor_ratio if noise_file is not None else None
-        report = asyncio.run(_judged(experiment, series, "sequential" if sequential else "fixed", floor))
+        report = asyncio.run(
+            _judged(experiment, series, "sequential" if sequential else "fixed", floor, as_json_)
+        )
     _print(report, as_json=as_json_)
     if markdown is not None:
         _write(markdown, "--markdown", lambda: compared.append_markdown(report, markdown))
@@ -336,13 +352,17 @@ def run(
 
 
 async def _judged(
-    experiment: Experiment, series: Path | None, mode: Any, floor: Mapping[str, float] | None
+    experiment: Experiment,
+    series: Path | None,
+    mode: Any,
+    floor: Mapping[str, float] | None,
+    as_json: bool,
 ) -> Report:
     from brimline.ab.fetch import open_source
     from brimline.ab.procedure import judge
 
-    async with open_source(experiment, series) as api:
-        with _progress() as progress:
+    with _progress(series, as_json) as progress:
+        async with open_source(experiment, series) as api:
             seen = await _observe(experiment, api, progress)
     return judge(experiment, seen, mode=mode, noise_floor=floor)
 
@@ -370,14 +390,15 @@ def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: b
     _need_libraries()
     from brimline.ab import noise_floor
     from brimline.ab.experiment import load
-    from brimline.ab.needed import deviations
+    from brimline.ab.needed import deviations, events_of
     from brimline.ab.procedure import noise_floor_of
 
     if o is not None and not o.parent.is_dir():
         fail(f"-o {o}: the folder {o.parent} does not exist")
     with _ending_with_what_is_wrong():
         experiment = load(file, now=time.time())
-        report, done = asyncio.run(_against_itself(experiment, series, method))
+        report, done = asyncio.run(_against_itself(experiment, series, method, as_json_))
+    events = events_of(report)
     floor = noise_floor.NoiseFloor(
         experiment=experiment.name,
         baseline=experiment.baseline.name,
@@ -389,6 +410,8 @@ def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: b
         simulated=report.simulated,
         noise_floor_ratio=noise_floor_of(report),
         block_deviation=deviations(report),
+        events_per_block={name: one.per_block for name, one in events.items()},
+        dispersion={name: one.dispersion for name, one in events.items()},
     )
     if as_json_:
         click.echo(noise_floor.written(floor), nl=False)
@@ -401,15 +424,17 @@ def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: b
         _write(o, "-o", lambda: o.write_text(noise_floor.written(floor), encoding="utf-8"))
 
 
-async def _against_itself(experiment: Experiment, series: Path | None, method: str) -> tuple[Report, Any]:
+async def _against_itself(
+    experiment: Experiment, series: Path | None, method: str, as_json: bool
+) -> tuple[Report, Any]:
     import dataclasses
 
     from brimline.ab.estimators import NotEnough
     from brimline.ab.fetch import open_source
     from brimline.ab.procedure import against_itself, judge
 
-    async with open_source(experiment, series) as api:
-        with _progress() as progress:
+    with _progress(series, as_json) as progress:
+        async with open_source(experiment, series) as api:
             if method != "days":
                 alone = dataclasses.replace(experiment, candidates=())
                 seen = await _observe(alone, api, progress)
@@ -488,15 +513,18 @@ async def _watch(
     import signal
 
     from brimline.ab.fetch import open_source
+    from brimline.ab.kept import MAX_BYTES, Kept
     from brimline.ab.procedure import judge
     from brimline.port import serve_application
     from brimline.watch import Watch, application
 
     logger = logging.getLogger(__name__)
+    kept: dict[str, Kept] = {}
 
     async def judged(experiment: Experiment) -> Report:
+        known = kept.setdefault(experiment.name, Kept(most_bytes=MAX_BYTES // len(files)))
         async with open_source(experiment) as api:
-            seen = await _observe(experiment, api)
+            seen = await known.observe(experiment, api, now=time.monotonic())
         # Seconds of arithmetic: the port goes on answering meanwhile.
         return await asyncio.to_thread(judge, experiment, seen, mode="sequential", noise_floor=floor)
 
@@ -573,15 +601,17 @@ async def _observe(experiment: Experiment, api: Api, progress: Progress | None =
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on standard error where somebody watches."""
+def _progress(series: Path | None, as_json: bool) -> Iterator[Progress]:
+    """A bar on standard error where somebody watches; none where JSON goes to another program."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(stderr=True)
+    # Rich takes some variables of CI for a terminal; a bar belongs on a real one.
+    watched = console.is_terminal and sys.stderr.isatty() and (sys.stdout.isatty() or not as_json)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("asking Prometheus", total=None)
+    with Progress(*columns, console=console, transient=True, disable=not watched) as bar:
+        task = bar.add_task("asking Prometheus" if series is None else "reading what was saved", total=None)
 
         def told(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what)
@@ -592,17 +622,22 @@ def _progress() -> Iterator[Progress]:
 def _print(report: Report, *, as_json: bool) -> None:
     import json
 
-    from rich.console import Console
-
     from brimline import compared
 
     if as_json:
         click.echo(json.dumps(compared.as_json(report), indent=2, allow_nan=False))
         return
+    compared.print_report(report, _console())
+
+
+def _console() -> Console:
+    """Standard output; of a file or a pipe wide enough for the tables."""
+    from rich.console import Console
+
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
-    compared.print_report(report, console)
+    return console
 
 
 def _write(path: Path, option: str, write: Callable[[], Any]) -> None:

@@ -87,6 +87,8 @@ def _metric(metric: MetricResult) -> Json:
         "p_worse": metric.p_worse,
         "hours_needed": metric.hours_needed,
         "noise_floor_ratio": metric.noise_floor_ratio,
+        "events_per_block": metric.events_per_block,
+        "dispersion": metric.dispersion,
         "blocks": [{"start": start, "log_ratio": value} for start, value in metric.blocks],
         "notes": list(metric.notes),
     }

@@ -30,7 +30,7 @@ def print_needed(
         table.add_row(
             Text(f"{'* ' if row.metric.gate else '  '}{wording.plain(row.metric.title)}"),
             f"{row.metric.margin * 100:.3g} %",
-            "–" if row.block_deviation is None else f"{row.block_deviation * 100:.1f} %",
+            _noise(row),
             "–" if row.blocks is None else NEVER if math.isinf(row.blocks) else f"{row.blocks:.0f}",
             "–" if row.hours is None else "" if math.isinf(row.hours) else wording.hours(row.hours),
         )
@@ -46,7 +46,11 @@ def sentences(experiment: Experiment, rows: Sequence[Needed], hours: float | Non
     """What the table comes to."""
     said = []
     if hours is None:
-        unknown = [row.metric.name for row in rows if row.metric.gate and row.hours is None]
+        unknown = [
+            row.metric.name
+            for row in rows
+            if row.metric.gate and row.metric.kind != "rare" and row.hours is None
+        ]
         said.append(f"The noise of {', '.join(unknown)} is not known: give --noise, or more history.")
     elif math.isinf(hours):
         said.append(
@@ -56,8 +60,18 @@ def sentences(experiment: Experiment, rows: Sequence[Needed], hours: float | Non
         )
     else:
         said.append(f"All gates: {wording.hours(hours)} of both variants at once, warm-up included.")
-    said.append("Rare events (preemptions) are decided by their counts, which no plan knows beforehand.")
+    if unknown := [row.metric.title for row in rows if row.metric.kind == "rare" and row.hours is None]:
+        said.append(
+            f"How many events there will be is not known ({', '.join(unknown)}): "
+            "none at all pass, few take long."
+        )
     return said
+
+
+def _noise(row: Needed) -> str:
+    if row.events_per_block is not None:
+        return f"{row.events_per_block:.3g} events"
+    return "–" if row.block_deviation is None else f"{row.block_deviation * 100:.1f} %"
 
 
 def as_json(
@@ -81,6 +95,7 @@ def as_json(
                 "gate": row.metric.gate,
                 "margin_ratio": row.metric.margin,
                 "block_deviation": row.block_deviation,
+                "events_per_block": row.events_per_block,
                 "blocks": finite(row.blocks),
                 "hours": finite(row.hours),
                 "enough": None if row.hours is None else not math.isinf(row.hours),

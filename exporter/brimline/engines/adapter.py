@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from brimline.engines.families import Quantity
 from brimline.exposition_text import Page
 from brimline.readings import EngineReading
 
@@ -76,7 +77,12 @@ def _states_little(_settings: Mapping[str, str]) -> bool:
 class Adapter:
     """One inference engine.
 
-    owns: whether a metric name is one of this engine's own.
+    versions: those whose names and endpoints were read. tested_live: a version that the tests run; empty
+    where none was ever asked.
+    prefixes, suffixes: how names of its own families begin or end. names: further names of its own, whole.
+    table: what its page gives, by field of RankReading; fields with other names are only on the way to one.
+    elsewhere: fields that the table does not give, or not in every case, and what they come from, in words.
+    besides: what `requires` and `recognises` ask of a page beside a name of its own, in words.
     requires: names without which a page is not this engine's, where its names are not telling by themselves.
     recognises: whether a page is this engine's, by all its sample names and its bytes, where single names do
     not tell.
@@ -103,9 +109,16 @@ class Adapter:
 
     name: str
     title: str
-    owns: Callable[[str], bool]
+    versions: str
     wanted: frozenset[bytes]
     read: Callable[[Evidence], EngineReading]
+    tested_live: str = ""
+    prefixes: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+    table: Mapping[str, Quantity] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    besides: str = ""
     requires: frozenset[str] = frozenset()
     recognises: Callable[[Set[str], bytes], bool] = _any_page
     wraps: frozenset[str] = frozenset()
@@ -129,6 +142,10 @@ class Adapter:
     world_size: Callable[[Mapping[str, str]], int | None] = _unknown_size
     predictor: str | None = None
     states_launch: Callable[[Mapping[str, str]], bool] = _states_little
+
+    def owns(self, name: str) -> bool:
+        """True for the name of a sample that is one of this engine's own."""
+        return name.startswith(self.prefixes) or name.endswith(self.suffixes) or name in self.names
 
     @property
     def shown_flags(self) -> frozenset[str]:

@@ -7,19 +7,22 @@ alone is that engine's.
 
 A frontend stands before all workers of a model. The blocks it gives are one worker's, by the last that
 registered, so no capacity is made of them. Its `inflight` requests include its `queued` ones, which last
-until the first token, so neither is what an engine runs or lets wait. A frontend whose names start otherwise
-(DYN_METRICS_PREFIX) is not recognised.
+until the first token, so neither is what an engine runs or lets wait. Where its names begin otherwise
+(DYN_METRICS_PREFIX, --metrics-prefix), it is recognised by how they end, once it knows a model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
 from brimline.engines import sglang, trtllm, vllm
 from brimline.engines.adapter import Adapter, Evidence
 from brimline.engines.families import (
     HistogramOf,
     Key,
+    Name,
     Quantity,
     TableReading,
     counter,
@@ -29,6 +32,7 @@ from brimline.engines.families import (
     read_table,
     wanted_names,
 )
+from brimline.exposition_text import families
 from brimline.readings import EngineReading, RankReading
 
 _COMPONENT = "dynamo_component_"
@@ -36,14 +40,17 @@ _FRONTEND = "dynamo_frontend_"
 
 TABLE: dict[str, Quantity] = {
     "kv_cache_blocks": gauge(
-        _COMPONENT + "total_blocks",
-        _COMPONENT + "kvstats_total_blocks",  # 0.7
+        Name(_COMPONENT + "total_blocks", "1.0"),
+        Name(_COMPONENT + "kvstats_total_blocks", "", "0.7"),
         _FRONTEND + "model_total_kv_blocks",
+        note="of one worker",
     ),
-    "kv_cache_used_blocks": gauge(_COMPONENT + "kvstats_active_blocks"),
-    # Called percent, and runs from 0 to 1.
+    "kv_cache_used_blocks": gauge(Name(_COMPONENT + "kvstats_active_blocks", "", "0.7")),
     "kv_cache_usage_ratio": gauge(
-        _COMPONENT + "gpu_cache_usage_percent", _COMPONENT + "kvstats_gpu_cache_usage_percent", ratio=True
+        Name(_COMPONENT + "gpu_cache_usage_percent", "1.0"),
+        Name(_COMPONENT + "kvstats_gpu_cache_usage_percent", "", "0.7"),
+        ratio=True,
+        note="called percent, and runs from 0 to 1",
     ),
     "kv_cache_block_tokens": gauge(_FRONTEND + "model_kv_cache_block_size"),
     "max_model_len_tokens": gauge(_FRONTEND + "model_context_length"),
@@ -55,7 +62,15 @@ TABLE: dict[str, Quantity] = {
     "request_prompt_tokens": HistogramOf((_FRONTEND + "input_sequence_tokens",)),
     "request_generation_tokens": HistogramOf((_FRONTEND + "output_sequence_tokens",)),
 }
+# Endings of names that only a frontend sends, whatever they begin with.
+_TELLING = ("_model_total_kv_blocks", "_model_kv_cache_block_size", "_model_migration_limit")
 INNER = (vllm.ADAPTER, sglang.ADAPTER, trtllm.ADAPTER)
+ELSEWHERE = {
+    quantity: "a worker: as its engine says"
+    for adapter in INNER
+    for quantity in (*adapter.table, *adapter.elsewhere)
+    if quantity in RankReading.__dataclass_fields__
+}
 WANTED = wanted_names(TABLE).union(*(adapter.wanted for adapter in INNER))
 
 
@@ -74,8 +89,12 @@ def _add(table: TableReading, ranks: dict[Key, RankReading]) -> None:
 
 def read(evidence: Evidence) -> EngineReading:
     """What a Dynamo worker or frontend says, with what the worker's engine says."""
+    return _read(TABLE, evidence)
+
+
+def _read(names: Mapping[str, Quantity], evidence: Evidence) -> EngineReading:
     page = evidence.page
-    table = read_table(page, TABLE, key_by(("model", "model_name"), ("dp_rank",)))
+    table = read_table(page, names, key_by(("model", "model_name"), ("dp_rank",)))
     own = engine_reading("dynamo", page, table)
     inner = [adapter.read(evidence) for adapter in INNER if any(map(adapter.owns, page.samples))]
     ranks = {(rank.model, rank.rank): rank for reading in inner for rank in reading.ranks}
@@ -92,12 +111,40 @@ def read(evidence: Evidence) -> EngineReading:
     )
 
 
+def _fit(body: bytes) -> Adapter:
+    """The adapter of a frontend whose names begin as its operator chose; the usual one of all others."""
+    names = families(body)
+    if any(name.startswith((_COMPONENT, _FRONTEND)) for name in names):
+        return ADAPTER
+    begins = {name.removesuffix(end) + "_" for name in names for end in _TELLING if name.endswith(end)}
+    if len(begins) != 1:
+        return ADAPTER
+    prefix = begins.pop()
+    table = {
+        name: dataclasses.replace(quantity, names=spellings)
+        for name, quantity in TABLE.items()
+        if (
+            spellings := tuple(
+                prefix + one.removeprefix(_FRONTEND) for one in quantity.names if one.startswith(_FRONTEND)
+            )
+        )
+    }
+    return dataclasses.replace(
+        ADAPTER, table=table, wanted=wanted_names(table), read=functools.partial(_read, table)
+    )
+
+
 ADAPTER = Adapter(
     name="dynamo",
+    versions="0.7 to 1.6, worker and frontend",
+    prefixes=(_COMPONENT, _FRONTEND),
+    suffixes=_TELLING,
+    table=TABLE,
+    elsewhere=ELSEWHERE,
     title="Dynamo",
     usual_ports=(8081,),
-    owns=lambda name: name.startswith((_COMPONENT, _FRONTEND)),
     wraps=frozenset(adapter.name for adapter in INNER),
     wanted=WANTED,
+    fit=_fit,
     read=read,
 )

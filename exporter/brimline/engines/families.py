@@ -6,6 +6,7 @@ differ only in labels nobody asked for (several `pid`s, say) combine: ratios by 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,28 @@ SIMULATED = "brimline_simulated_server_info"
 Key = tuple[str, str]  # model, rank
 
 
+class Name(str):
+    """A sample name with the versions of its engine that send it; empty for the first and last ones read."""
+
+    __slots__ = ("since", "to")
+    since: str
+    to: str
+
+    def __new__(cls, text: str, since: str = "", to: str = "") -> Name:
+        name = super().__new__(cls, text)
+        name.since, name.to = since, to
+        return name
+
+    def spelled(self, text: str) -> Name:
+        """Another spelling, sent by the same versions."""
+        return Name(text, self.since, self.to)
+
+
+def spelled(name: str, text: str) -> str:
+    """Another spelling of a name, sent by the same versions."""
+    return name.spelled(text) if isinstance(name, Name) else text
+
+
 @dataclass(frozen=True, slots=True)
 class Scalar:
     """One number for each (model, rank).
@@ -42,6 +65,7 @@ class Scalar:
     ratio: the value must lie in 0..1.
     since, until: versions that give it, the second exclusive; None is open. `expected` says whether a server
     in that range always does, so that its absence is worth a word.
+    note: what is to be known of it beside its name, for people.
     """
 
     names: tuple[str, ...]
@@ -51,6 +75,7 @@ class Scalar:
     expected: bool = False
     since: tuple[int, ...] | None = None
     until: tuple[int, ...] | None = None
+    note: str = ""
 
     def sample_names(self) -> Iterable[str]:
         return self.names
@@ -63,8 +88,8 @@ def gauge(*names: str, **options: Any) -> Scalar:
 
 def counter(*names: str, **options: Any) -> Scalar:
     """A counter, named as scraped; some servers leave `_total` out, so both spellings are looked for."""
-    spelled = tuple(dict.fromkeys(s for n in names for s in (n, n.removesuffix("_total"))))
-    return Scalar(spelled, sum, **options)
+    spellings = (s for n in names for s in (n, spelled(n, n.removesuffix("_total"))))
+    return Scalar(tuple(dict.fromkeys(spellings)), sum, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +102,7 @@ class ByLabel:
     expected: bool = False
     since: tuple[int, ...] | None = None
     until: tuple[int, ...] | None = None
+    note: str = ""
 
     def sample_names(self) -> Iterable[str]:
         return self.names
@@ -90,6 +116,7 @@ class HistogramOf:
     expected: bool = False
     since: tuple[int, ...] | None = None
     until: tuple[int, ...] | None = None
+    note: str = ""
 
     def sample_names(self) -> Iterable[str]:
         return (name + suffix for name in self.names for suffix in ("_bucket", "_sum", "_count"))
@@ -105,7 +132,10 @@ def wanted_names(table: Mapping[str, Quantity], *more: str) -> frozenset[bytes]:
 
 
 def clean_label(text: str) -> str:
-    """A label value fit to pass on: without control and bidirectional characters, at most 128 characters."""
+    """A label value fit to pass on: without control and bidirectional characters, at most 128 characters.
+
+    A longer one is cut in its middle, and ends with a checksum: two paths that differ there stay two.
+    """
     if len(text) <= MAX_LABEL_CHARS and text.isascii() and text.isprintable():
         return text  # nearly all are, and a page has hundreds
     kept = "".join(
@@ -113,7 +143,11 @@ def clean_label(text: str) -> str:
         for c in text
         if c.isprintable() and not 0x202A <= ord(c) <= 0x202E and not 0x2066 <= ord(c) <= 0x2069
     )
-    return kept if len(kept) <= MAX_LABEL_CHARS else kept[: MAX_LABEL_CHARS - 1] + "…"
+    if len(kept) <= MAX_LABEL_CHARS:
+        return kept
+    checksum = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    tail = (MAX_LABEL_CHARS - len(checksum) - 2) // 3
+    return f"{kept[: MAX_LABEL_CHARS - len(checksum) - 2 - tail]}…{kept[-tail:]}~{checksum}"
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
     MAX_COUNT,
     Key,
+    Name,
     Quantity,
     clean_label,
     counter,
@@ -24,16 +25,37 @@ from brimline.engines.families import (
 )
 from brimline.readings import EngineReading, RankReading
 
+# tools/server writes every value with six digits (2025 and 2026).
+_SIX_DIGITS = "six digits: above a million it moves in steps of ten and more"
+
 TABLE: dict[str, Quantity] = {
     "requests_running": gauge("llamacpp:requests_processing", expected=True),
     "requests_waiting": gauge("llamacpp:requests_deferred", expected=True),
-    # Without the tokens that came from the cache, unlike other engines' counters of that name.
-    "prompt_tokens_total": counter("llamacpp:prompt_tokens_total", expected=True),
-    "generation_tokens_total": counter("llamacpp:tokens_predicted_total", expected=True),
-    "prefix_cache_hits_tokens_total": counter("llamacpp:prompt_tokens_cached_total"),
+    # Unlike other engines' counters of that name.
+    "prompt_tokens_total": counter(
+        "llamacpp:prompt_tokens_total",
+        expected=True,
+        note=f"without the tokens that came from the cache; {_SIX_DIGITS}",
+    ),
+    "generation_tokens_total": counter("llamacpp:tokens_predicted_total", expected=True, note=_SIX_DIGITS),
+    "prefix_cache_hits_tokens_total": counter(Name("llamacpp:prompt_tokens_cached_total", "2026")),
     "spec_decode_draft_tokens_total": counter("llamacpp:spec_decode_num_draft_tokens_total"),
     "spec_decode_accepted_tokens_total": counter("llamacpp:spec_decode_num_accepted_tokens_total"),
-    "kv_cache_usage_ratio": gauge("llamacpp:kv_cache_usage_ratio", ratio=True),
+    "kv_cache_usage_ratio": gauge(Name("llamacpp:kv_cache_usage_ratio", "", "May 2025"), ratio=True),
+    "kv_cache_used_tokens": gauge(Name("llamacpp:kv_cache_tokens", "", "May 2025")),
+}
+ELSEWHERE = {
+    "prefix_cache_queries_tokens_total": "tokens that were processed and tokens that came from the cache",
+    "kv_cache_usage_ratio": "used over capacity, in tokens",
+    "kv_cache_used_tokens": (
+        "`n_prompt_tokens` of the slots of /slots that are at work, which holds what they generated, too"
+    ),
+    "kv_cache_capacity_tokens": (
+        "`n_ctx` of all slots together, of one where they share their cache; absent where nothing tells "
+        "whether they do, as the launch settings would"
+    ),
+    "kv_cache_max_concurrency_requests": "capacity over context length",
+    "max_model_len_tokens": "`n_ctx` of a slot",
 }
 SIMULATED = "brimline_simulated_server_info"
 WANTED = wanted_names(TABLE, SIMULATED)
@@ -259,9 +281,13 @@ FLAGS = frozenset(
 
 ADAPTER = Adapter(
     name="llamacpp",
+    versions="2024 to 2026",
+    tested_live="2026.10",
+    prefixes=("llamacpp:",),
+    table=TABLE,
+    elsewhere=ELSEWHERE,
     title="llama.cpp",
     usual_ports=(8080, 8081),
-    owns=lambda name: name.startswith("llamacpp:"),
     owned_by="llamacpp",
     metrics_switch="with --metrics",
     wanted=WANTED,

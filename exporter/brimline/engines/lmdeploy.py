@@ -28,7 +28,9 @@ from brimline.readings import EngineReading
 
 TABLE: dict[str, Quantity] = {
     "requests_running": gauge("lmdeploy:num_requests_running"),
-    "requests_waiting": gauge("lmdeploy:num_requests_waiting"),
+    "requests_waiting": gauge(
+        "lmdeploy:num_requests_waiting", note="and those of `lmdeploy:num_api_requests_waiting`"
+    ),
     "requests_finished_total": ByLabel(
         ("lmdeploy:request_success_total", "lmdeploy:request_success"), "finished_reason"
     ),
@@ -37,10 +39,16 @@ TABLE: dict[str, Quantity] = {
     "spec_decode_draft_tokens_total": counter("lmdeploy:spec_decode_num_draft_tokens_total"),
     "spec_decode_accepted_tokens_total": counter("lmdeploy:spec_decode_num_accepted_tokens_total"),
     "prefix_cache_hits_tokens_total": counter("lmdeploy:cached_tokens_total"),
-    "kv_cache_usage_ratio": gauge("lmdeploy:gpu_cache_usage_perc", ratio=True),
+    "kv_cache_usage_ratio": gauge(
+        "lmdeploy:gpu_cache_usage_perc",
+        ratio=True,
+        note="whether cached prefixes count as used was not read",
+    ),
     "time_to_first_token_seconds": HistogramOf(("lmdeploy:time_to_first_token_seconds",)),
-    # Seconds as well. time_per_output_token_seconds is a request's mean.
-    "inter_token_latency_seconds": HistogramOf(("lmdeploy:iter_token_latency",)),
+    # time_per_output_token_seconds is a request's mean.
+    "inter_token_latency_seconds": HistogramOf(
+        ("lmdeploy:iter_token_latency",), note="seconds, though its name does not say so"
+    ),
     "request_e2e_latency_seconds": HistogramOf(("lmdeploy:e2e_request_latency_seconds",)),
     "request_prompt_tokens": HistogramOf(("lmdeploy:request_prompt_tokens",)),
     "request_generation_tokens": HistogramOf(("lmdeploy:request_generation_tokens",)),
@@ -78,9 +86,11 @@ def read(evidence: Evidence) -> EngineReading:
 
 ADAPTER = Adapter(
     name="lmdeploy",
+    versions="0.16",
+    prefixes=("lmdeploy:",),
+    table=TABLE,
     title="LMDeploy",
     usual_ports=(23333,),
-    owns=lambda name: name.startswith("lmdeploy:"),
     owned_by="lmdeploy",
     metrics_switch="without --disable-metrics",
     wanted=WANTED,

@@ -7,13 +7,17 @@ tokens of the K/V cache.
 
 from __future__ import annotations
 
-from brimline.engines.adapter import Adapter, Evidence
+from collections.abc import Mapping
+from typing import Any
+
+from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
     SIMULATED,
     START_TIME,
     ByLabel,
     HistogramOf,
     Quantity,
+    clean_label,
     counter,
     engine_reading,
     gauge,
@@ -42,18 +46,45 @@ _OWN = wanted_names(TABLE, MAX_REQUESTS)
 WANTED = _OWN | wanted_names({}, SIMULATED, START_TIME)
 
 
+def _models(documents: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    models = documents.get("/v1/models")
+    entries = models.get("data") if isinstance(models, dict) else None
+    return [
+        entry
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    ]
+
+
 def read(evidence: Evidence) -> EngineReading:
     """What a NIM server says of itself."""
-    return engine_reading("nim", evidence.page, read_table(evidence.page, TABLE, key_by(("model_name",))))
+    models = _models(evidence.documents)
+    lengths = {
+        clean_label(entry["id"]): float(length)
+        for entry in models
+        if isinstance(length := entry.get("max_model_len"), int) and 0 < length < 1 << 53
+    }
+    table = read_table(evidence.page, TABLE, key_by(("model_name",)))
+    for (model, _), values in table.values.items():
+        if model in lengths:
+            values["max_model_len_tokens"] = lengths[model]
+    base = next((entry for entry in models if not entry.get("parent")), {})
+    root = base.get("root")
+    return engine_reading("nim", evidence.page, table, served_root=root if isinstance(root, str) else None)
 
 
 ADAPTER = Adapter(
     name="nim",
+    versions="1.x",
+    names=frozenset(map(bytes.decode, _OWN)),
+    table=TABLE,
+    elsewhere={"max_model_len_tokens": "`max_model_len` of /v1/models, where it stands there"},
+    besides=f"`{MAX_REQUESTS}` and `gpu_cache_usage_perc` both stand there",
     title="NVIDIA NIM",
     usual_ports=(8000,),
-    owns=lambda name: name.encode() in _OWN,
     requires=frozenset({MAX_REQUESTS, "gpu_cache_usage_perc"}),
     metrics_paths=("/v1/metrics",),
     wanted=WANTED,
+    endpoints=(Endpoint("/v1/models"),),
     read=read,
 )

@@ -1,4 +1,4 @@
-"""Ollama 0.1.33 to 0.13 and the main branch of 2026; not tested against a live server.
+"""Ollama 0.1.38 to the main branch of 2026; not tested against a live server.
 
 It has no metrics page (its routes, server/routes.go, 2026): what is known stands in /api/ps, asked in every
 round, and /api/version. /api/ps lists the models that are loaded, each with the memory that Ollama counts
@@ -24,6 +24,16 @@ from brimline.engines.families import MAX_RANKS, clean_label
 from brimline.readings import EngineReading, RankReading
 
 MAX_BYTES = 1 << 60
+
+ELSEWHERE = {
+    "max_model_len_tokens": "`context_length` of /api/ps, since 0.10",
+    "model_memory_bytes": (
+        "`size_vram` of /api/ps on the GPUs, what `size` is more in main memory; weights, K/V cache and "
+        "buffers together"
+    ),
+    "kv_cache_capacity_tokens": "context length times `num_parallel`, where `launch` declares that",
+    "kv_cache_max_concurrency_requests": "`num_parallel`, where `launch` declares it",
+}
 
 
 def _entries(state: Any) -> list[dict[str, Any]]:
@@ -115,9 +125,10 @@ def _is_program(words: Sequence[str]) -> bool:
 
 ADAPTER = Adapter(
     name="ollama",
+    versions="0.1.38 to the main branch of 2026",
+    elsewhere=ELSEWHERE,
     title="Ollama",
     usual_ports=(11434,),
-    owns=lambda _name: False,
     wanted=frozenset(),
     metrics_paths=("/api/ps",),
     is_state=_is_state,

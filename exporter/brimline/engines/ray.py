@@ -14,12 +14,27 @@ import itertools
 
 from brimline.engines import vllm
 from brimline.engines.adapter import Adapter, Evidence
-from brimline.engines.families import Scalar
+from brimline.engines.families import Quantity, Scalar, spelled
 from brimline.exposition_text import Page, Sample
 from brimline.readings import EngineReading
 
+
+def _rays(name: str) -> tuple[str, ...]:
+    """vLLM's name as Ray spells it, older and newer."""
+    return spelled(name, f"ray_{name}"), spelled(name, f"ray_{name.replace(':', '_')}")
+
+
+TABLE: dict[str, Quantity] = {
+    quantity: dataclasses.replace(source, names=tuple(one for name in source.names for one in _rays(name)))
+    for quantity, source in vllm.TABLE.items()
+}
+ELSEWHERE = {
+    quantity: f"{source}; where the page holds one model and one pool"
+    for quantity, source in vllm.ELSEWHERE.items()
+    if quantity.startswith("kv_cache_")
+}
 _NAMES = sorted(name for name in map(bytes.decode, vllm.WANTED) if name.startswith("vllm:"))
-_SPELLINGS = {name: (f"ray_{name}", f"ray_{name.replace(':', '_')}") for name in _NAMES}
+_SPELLINGS = {name: _rays(name) for name in _NAMES}
 WANTED = frozenset(spelling.encode() for spellings in _SPELLINGS.values() for spelling in spellings)
 
 # The labels that vLLM's families carry; all others are Ray's.
@@ -40,7 +55,7 @@ def _combined(name: str, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
 
 
 def _as_vllm_page(page: Page) -> Page:
-    found = {name: page.get(colon) or page.get(plain) for name, (colon, plain) in _SPELLINGS.items()}
+    found = {name: next(filter(None, map(page.get, spellings)), ()) for name, spellings in _SPELLINGS.items()}
     samples = {name: _combined(name, rows) for name, rows in found.items() if rows}
     # The row of the pool names no model: whose it is shows only where the page holds one.
     pools = found[vllm.CONFIG_INFO]
@@ -59,8 +74,11 @@ def read(evidence: Evidence) -> EngineReading:
 
 ADAPTER = Adapter(
     name="ray",
+    versions="2.32 to 2026",
+    prefixes=("ray_vllm:", "ray_vllm_"),
+    table=TABLE,
+    elsewhere=ELSEWHERE,
     title="Ray Serve LLM",
-    owns=lambda name: name.startswith(("ray_vllm:", "ray_vllm_")),
     wanted=WANTED,
     read=read,
 )

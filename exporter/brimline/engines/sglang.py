@@ -24,6 +24,7 @@ from brimline.engines.families import (
     ByLabel,
     HistogramOf,
     Key,
+    Name,
     Quantity,
     Scalar,
     clean_label,
@@ -31,6 +32,7 @@ from brimline.engines.families import (
     engine_reading,
     key_by,
     read_table,
+    spelled,
     wanted_names,
 )
 from brimline.engines.launch import normalize
@@ -38,6 +40,7 @@ from brimline.exposition_text import Page
 from brimline.readings import EngineReading
 
 _GIB = 1 << 30
+_ROUNDING = 0.0051  # of a figure with two decimals
 
 # With priority scheduling, the rows of each priority stand beside their total, whose priority is empty.
 _TOTAL = {"priority": ""}
@@ -45,48 +48,96 @@ _TOTAL = {"priority": ""}
 
 def _named(*names: str) -> tuple[str, ...]:
     """The names as the server spells them and as gateways do."""
-    return tuple(prefix + name for name in names for prefix in ("sglang:", "sglang_"))
+    return tuple(spelled(name, prefix + name) for name in names for prefix in ("sglang:", "sglang_"))
 
 
-def _total(*names: str, combine: Callable[[Iterable[float]], float] = max, ratio: bool = False) -> Scalar:
+def _total(
+    *names: str,
+    combine: Callable[[Iterable[float]], float] = max,
+    ratio: bool = False,
+    note: str = "",
+) -> Scalar:
     """A scheduler's number; each tensor-parallel rank may show a copy, so the largest is taken."""
-    return Scalar(_named(*names), combine, where=_TOTAL, ratio=ratio)
+    return Scalar(_named(*names), combine, where=_TOTAL, ratio=ratio, note=note)
 
+
+_AT_END = "moves when a request ends"
 
 TABLE: dict[str, Quantity] = {
-    # The second names are those of 0.3.5.
-    "requests_running": _total("num_running_reqs", "num_requests_running"),
-    "requests_waiting": _total("num_queue_reqs", "num_requests_waiting"),
-    "prompt_tokens_total": counter(*_named("prompt_tokens_total")),
-    "generation_tokens_total": counter(*_named("generation_tokens_total")),
-    # Since 0.5.7; older gauges of retracted requests start anew at every log line.
-    "preemptions_total": _total("num_retracted_requests_total", "num_retracted_requests"),
+    # The last names of several are those of 0.3.5.
+    "requests_running": _total(Name("num_running_reqs", "0.4.0"), Name("num_requests_running", "", "0.3.5")),
+    "requests_waiting": _total(
+        Name("num_queue_reqs", "0.4.0"),
+        Name("num_requests_waiting", "", "0.3.5"),
+        note="not the queues of grammars, nor those of disaggregated prefill and decode",
+    ),
+    "prompt_tokens_total": counter(*_named("prompt_tokens_total"), note=f"with cached ones; {_AT_END}"),
+    "generation_tokens_total": counter(*_named("generation_tokens_total"), note=_AT_END),
+    # The last one is a gauge that only grows. num_retracted_reqs starts anew at every log line.
+    "preemptions_total": _total(
+        Name("num_retracted_requests_total", "0.5.7"),
+        Name("num_retracted_requests", "0.5.7"),
+        Name("total_retracted_reqs", "0.4.10", "0.5.2"),
+    ),
     # Split by `cache_source` since 0.5.9, where `total` holds the requests whose source is not known.
-    "prefix_cache_hits_tokens_total": counter(*_named("cached_tokens_total")),
-    # The fullest of the full-attention, sliding-window and Mamba pools; rounded to two decimals.
-    "kv_cache_usage_ratio": _total("token_usage", ratio=True),
-    "kv_cache_used_tokens": _total("kv_used_tokens", "num_used_tokens"),
-    "kv_cache_capacity_tokens": _total("max_total_num_tokens"),
-    "kv_cache_blocks": _total("num_pages"),
-    "kv_cache_block_tokens": _total("page_size"),
-    "max_model_len_tokens": _total("context_len"),
+    "prefix_cache_hits_tokens_total": counter(
+        *_named(Name("cached_tokens_total", "0.4.5")),
+        note=f"from GPU, host and storage; absent until the first; {_AT_END}",
+    ),
+    "kv_cache_usage_ratio": _total(
+        "token_usage", ratio=True, note="rounded to two decimals; of a hybrid model that of its fullest pool"
+    ),
+    "kv_cache_used_tokens": _total(
+        Name("kv_used_tokens", "0.5.11"), "num_used_tokens", note="cached prefixes count as free"
+    ),
+    "kv_cache_capacity_tokens": _total(Name("max_total_num_tokens", "0.5.6")),
+    "kv_cache_blocks": _total(Name("num_pages", "0.5.11")),
+    "kv_cache_block_tokens": _total(Name("page_size", "0.5.11")),
+    "max_model_len_tokens": _total(Name("context_len", "0.5.11")),
     "time_to_first_token_seconds": HistogramOf(_named("time_to_first_token_seconds")),
-    # The second name up to 0.4.3, where it counted tokens as well.
+    # The second name counted tokens as well.
     "inter_token_latency_seconds": HistogramOf(
-        _named("inter_token_latency_seconds", "time_per_output_token_seconds")
+        _named(
+            Name("inter_token_latency_seconds", "0.4.5"), Name("time_per_output_token_seconds", "", "0.4.3")
+        )
     ),
     "request_e2e_latency_seconds": HistogramOf(_named("e2e_request_latency_seconds")),
-    "request_prompt_tokens": HistogramOf(_named("prompt_tokens_histogram", "request_prompt_tokens")),
+    "request_prompt_tokens": HistogramOf(
+        _named("prompt_tokens_histogram", Name("request_prompt_tokens", "", "0.3.5"))
+    ),
     "request_generation_tokens": HistogramOf(
-        _named("generation_tokens_histogram", "request_generation_tokens")
+        _named("generation_tokens_histogram", Name("request_generation_tokens", "", "0.3.5"))
     ),
     # Not passed on as they are: each pool's usage, unrounded since 0.5.10, and GiB since 0.5.18.
-    "full_usage": _total("full_token_usage", ratio=True),
-    "window_usage": _total("swa_token_usage", ratio=True),
-    "mamba_usage": _total("mamba_usage", ratio=True),
-    "kv_cache_gib": _total("kv_cache_memory_usage_gb"),
-    "weights_gib": _total("weight_memory_usage_gb"),
-    "graphs_gib": ByLabel(_named("graph_memory_usage_gb"), "phase", max),
+    "full_usage": _total(Name("full_token_usage", "0.5.10"), ratio=True),
+    "window_usage": _total(Name("swa_token_usage", "0.5.2"), ratio=True),
+    "mamba_usage": _total(Name("mamba_usage", "0.5.5"), ratio=True),
+    "kv_cache_gib": _total(Name("kv_cache_memory_usage_gb", "0.5.18")),
+    "weights_gib": _total(Name("weight_memory_usage_gb", "0.5.18")),
+    "graphs_gib": ByLabel(_named(Name("graph_memory_usage_gb", "0.5.18")), "phase", max),
+}
+ELSEWHERE = {
+    "kv_cache_usage_ratio": (
+        "since 0.5.10 the largest of `sglang:full_token_usage`, `swa_token_usage` and `mamba_usage`, all "
+        "exact; before, used over capacity, where that agrees with the rounded figure"
+    ),
+    "kv_cache_used_bytes": "the usage's share of the capacity",
+    "kv_cache_capacity_tokens": (
+        "before 0.5.6 `max_total_num_tokens` of /get_server_info, or `token_capacity` of its `memory_usage`"
+    ),
+    "kv_cache_capacity_bytes": (
+        "`sglang:kv_cache_memory_usage_gb` (GiB) since 0.5.18; since 0.4.9 `kvcache` of `memory_usage` in "
+        "/server_info or /get_server_info, to two decimals"
+    ),
+    "kv_cache_blocks": "in 0.5.9 and 0.5.10 the label `num_pages` of `sglang:cache_config_info`",
+    "kv_cache_block_tokens": "in 0.5.9 and 0.5.10 its label `page_size`; before, `page_size` of the settings",
+    "kv_cache_max_concurrency_requests": "capacity in tokens over context length",
+    "max_model_len_tokens": "before 0.5.11 `max_model_len` of /v1/models",
+    "prefix_cache_queries_tokens_total": "the prompt tokens, once there are cached ones",
+    "measured_memory_bytes": (
+        "`sglang:weight_memory_usage_gb` and `graph_memory_usage_gb` of all phases since 0.5.18 (GiB); since "
+        "0.4.9 `weight` and `graph` of the same `memory_usage`; of the rank that keeps statistics"
+    ),
 }
 
 CONFIG_INFO = _named("cache_config_info")  # 0.5.9 and 0.5.10 only
@@ -141,6 +192,7 @@ _SETTINGS = FLAGS | {"model_path"}
 _OVERRIDES = "json_model_override_args"  # JSON, which must not be cut
 _SERVER_INFO = _SETTINGS | {
     "version", "max_total_num_tokens", "internal_states", "memory_usage", "kvcache", "weight", "graph",
+    "token_capacity",
 }  # fmt: skip
 
 _model_and_rank = key_by(("model_name", "name", "model"), ("dp_rank",))
@@ -166,15 +218,21 @@ def _server_info(documents: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _memory_usage(info: Mapping[str, Any]) -> Mapping[str, float]:
-    """GiB on a GPU by the server's own words; empty where the document holds several schedulers."""
+    """GiB on a GPU, and tokens of the pool, by the server's own words.
+
+    Of several schedulers, whose order in the document is that of their answers, what all state alike.
+    """
     states = info.get("internal_states")
-    if not isinstance(states, list) or len(states) != 1 or not isinstance(states[0], dict):
-        return {}
-    usage = states[0].get("memory_usage")
-    if not isinstance(usage, dict):
-        return {}
-    sizes = {name: _positive(usage.get(name)) for name in ("kvcache", "weight", "graph")}
-    return {name: size for name, size in sizes.items() if size is not None}
+    usages = [
+        state.get("memory_usage") if isinstance(state, dict) else None
+        for state in (states if isinstance(states, list) else [])
+    ]
+    stated: dict[str, float] = {}
+    for name in ("kvcache", "weight", "graph", "token_capacity"):
+        values = {_positive(usage.get(name)) if isinstance(usage, dict) else None for usage in usages}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            stated[name] = value
+    return stated
 
 
 def _max_model_lens(documents: Mapping[str, Any]) -> dict[str, float]:
@@ -199,19 +257,51 @@ def _pages(page: Page) -> dict[Key, dict[str, float]]:
     return pages
 
 
-def _complete(values: dict[str, Any]) -> None:
-    """Turn what the table read into the reading's quantities, in place."""
-    usages = [values.pop(name, None) for name in ("full_usage", "window_usage", "mamba_usage")]
-    if usages[0] is not None:
-        values["kv_cache_usage_ratio"] = max(usage for usage in usages if usage is not None)
-    # Zero where the engine keeps its pool outside the allocator that it asks.
-    if gib := values.pop("kv_cache_gib", None):
-        values["kv_cache_capacity_bytes"] = float(round(gib * _GIB))
-    phases = values.pop("graphs_gib", None) or {}
-    measured = {"weights": values.pop("weights_gib", None), "cuda_graphs": sum(phases.values())}
-    # Zero where it was not measured, too.
+def _usage(values: dict[str, Any], capacity: float | None) -> float | None:
+    """The usage of the fullest pool, as exactly as it is stated."""
+    pools = [values.pop(name, None) for name in ("full_usage", "window_usage", "mamba_usage")]
+    rounded: float | None = values.get("kv_cache_usage_ratio")
+    if pools[0] is not None:
+        return max((usage for usage in pools if usage is not None), default=rounded)
+    used = values.get("kv_cache_used_tokens")
+    if rounded is None or used is None or not capacity:
+        return rounded
+    # Of a hybrid model the rounded figure may be another pool's than the tokens are.
+    exact: float = used / capacity
+    return exact if abs(exact - rounded) <= _ROUNDING and exact <= 1 else rounded
+
+
+def _bytes(gib: float) -> float:
+    return float(round(gib * _GIB))
+
+
+def _complete(values: dict[str, Any], stated: Mapping[str, float | None], usage: Mapping[str, float]) -> None:
+    """Turn what the table read into the reading's quantities, in place.
+
+    stated: quantities by /server_info and others, which the page goes before. usage: GiB by /server_info.
+    """
+    # Zero where the engine keeps its pool outside the allocator that it asks, or where it was not measured.
+    gib = {
+        "kvcache": values.pop("kv_cache_gib", None) or usage.get("kvcache"),
+        "weight": values.pop("weights_gib", None) or usage.get("weight"),
+        "graph": sum((values.pop("graphs_gib", None) or {}).values()) or usage.get("graph"),
+    }
+    for quantity, value in stated.items():
+        if value is not None:
+            values.setdefault(quantity, value)
+    if (ratio := _usage(values, values.get("kv_cache_capacity_tokens"))) is not None:
+        values["kv_cache_usage_ratio"] = ratio
+    capacity, length = values.get("kv_cache_capacity_tokens"), values.get("max_model_len_tokens")
+    if capacity is not None and length:
+        values["kv_cache_max_concurrency_requests"] = capacity / length
+    if (size := gib["kvcache"]) is not None:
+        values["kv_cache_capacity_bytes"] = _bytes(size)
+        if ratio is not None:
+            values["kv_cache_used_bytes"] = float(round(ratio * _bytes(size)))
     values["measured_memory_bytes"] = {
-        component: float(round(gib * _GIB)) for component, gib in measured.items() if gib
+        component: _bytes(size)
+        for component, name in (("weights", "weight"), ("cuda_graphs", "graph"))
+        if (size := gib[name]) is not None
     } or None
     if "prompt_tokens_total" in values and "prefix_cache_hits_tokens_total" in values:
         # Both count when a request ends, and the prompt includes what came from the cache.
@@ -224,29 +314,16 @@ def read(evidence: Evidence) -> EngineReading:
     table = read_table(page, TABLE, _key)
     lengths = _max_model_lens(evidence.documents)
     pages = _pages(page)
+    usage = _memory_usage(info)
+    # Not behind a gateway, whose own documents these would be.
+    is_alone = len({model for model, _ in table.values}) == 1 and all(r.isdecimal() for _, r in table.values)
     for key, values in table.values.items():
-        _complete(values)
-        stated = {
-            **pages.get(key, {}),
-            "kv_cache_capacity_tokens": _positive(info.get("max_total_num_tokens")),
-            "max_model_len_tokens": lengths.get(key[0]),
-        }
-        if len(table.values) == 1:
-            usage = _memory_usage(info)
-            if "kvcache" in usage:
-                stated["kv_cache_capacity_bytes"] = float(round(usage["kvcache"] * _GIB))
-            values["measured_memory_bytes"] = (
-                values["measured_memory_bytes"]
-                or {
-                    component: float(round(usage[name] * _GIB))
-                    for component, name in (("weights", "weight"), ("cuda_graphs", "graph"))
-                    if name in usage
-                }
-                or None
-            )
-        for quantity, value in stated.items():
-            if value is not None:
-                values.setdefault(quantity, value)
+        stated: dict[str, float | None] = {**pages.get(key, {}), "max_model_len_tokens": lengths.get(key[0])}
+        if is_alone:
+            pool = _positive(info.get("max_total_num_tokens")) if len(table.values) == 1 else None
+            stated["kv_cache_capacity_tokens"] = pool or usage.get("token_capacity")
+            stated.setdefault("kv_cache_block_tokens", _positive(info.get("page_size")))
+        _complete(values, stated, usage if is_alone else {})
     version, path = info.get("version"), info.get("model_path")
     return engine_reading(
         "sglang",
@@ -287,9 +364,12 @@ def _world_size(settings: Mapping[str, str]) -> int | None:
 
 ADAPTER = Adapter(
     name="sglang",
+    versions="0.3.5 to 0.5.23",
+    prefixes=("sglang:", "sglang_"),
+    table=TABLE,
+    elsewhere=ELSEWHERE,
     title="SGLang",
     usual_ports=(30000,),
-    owns=lambda name: name.startswith(("sglang:", "sglang_")),
     owned_by="sglang",
     metrics_switch="with --enable-metrics",
     wanted=WANTED,

@@ -17,6 +17,7 @@ from brimline.engines.families import (
     MAX_COUNT,
     SIMULATED,
     HistogramOf,
+    Name,
     Quantity,
     clean_label,
     counter,
@@ -30,12 +31,12 @@ from brimline.engines.launch import normalize
 from brimline.readings import EngineReading
 
 TABLE: dict[str, Quantity] = {
-    "requests_running": gauge("tgi_batch_current_size"),
+    "requests_running": gauge("tgi_batch_current_size", note="of the batch that is computed"),
     "requests_waiting": gauge("tgi_queue_size"),
     "prompt_tokens_total": counter("tgi_request_input_length_sum"),
     "generation_tokens_total": counter("tgi_request_generated_tokens_sum"),
     # Set once, by 3.x only.
-    "kv_cache_capacity_tokens": gauge("tgi_batch_max_total_tokens"),
+    "kv_cache_capacity_tokens": gauge(Name("tgi_batch_max_total_tokens", "3.0")),
     "request_e2e_latency_seconds": HistogramOf(("tgi_request_duration",)),
     "request_prompt_tokens": HistogramOf(("tgi_request_input_length",)),
     "request_generation_tokens": HistogramOf(("tgi_request_generated_tokens",)),
@@ -76,7 +77,16 @@ def read(evidence: Evidence) -> EngineReading:
     # The router refuses requests whose prompt and answer together are longer.
     length = float(settings["max_total_tokens"]) if "max_total_tokens" in settings else None
     ranks = tuple(
-        dataclasses.replace(rank, model=settings.get("model_id", ""), max_model_len_tokens=length)
+        dataclasses.replace(
+            rank,
+            model=settings.get("model_id", ""),
+            max_model_len_tokens=length,
+            kv_cache_max_concurrency_requests=(
+                rank.kv_cache_capacity_tokens / length
+                if length and rank.kv_cache_capacity_tokens is not None
+                else None
+            ),
+        )
         for rank in reading.ranks
     )
     return dataclasses.replace(reading, ranks=ranks, settings=settings)
@@ -84,9 +94,16 @@ def read(evidence: Evidence) -> EngineReading:
 
 ADAPTER = Adapter(
     name="tgi",
+    versions="to 3.3.7, its last release",
+    prefixes=("tgi_",),
+    table=TABLE,
+    elsewhere={
+        "kv_cache_max_concurrency_requests": "capacity in tokens over context length",
+        "max_model_len_tokens": "`max_total_tokens` of /info",
+    },
+    besides="no name of vLLM's stands beside them: adapters of vLLM send both",
     title="TGI",
     usual_ports=(3000, 8080),
-    owns=lambda name: name.startswith("tgi_"),
     recognises=_recognises,
     wanted=WANTED,
     endpoints=(Endpoint("/info", fields=_INFO),),

@@ -3,8 +3,8 @@
 Names: the README files of tensorrtllm_backend (0b9d7d5) and vllm_backend (8de0c14). The backends' families
 stand on Triton's page among its own `nv_inference_…`; a page of those alone serves models of other kinds and
 is no engine, and one of `vllm:` families alone is vLLM's. The TensorRT-LLM backend gives no total of tokens:
-its token numbers are gauges, of one iteration. The vLLM backend gives counters and histograms only, where the
-model's REPORT_CUSTOM_METRICS is on.
+its token numbers are gauges, of one iteration, and its memory is that of buffers alone. The vLLM backend
+gives counters and histograms only, where the model's REPORT_CUSTOM_METRICS is on.
 """
 
 from __future__ import annotations
@@ -45,6 +45,22 @@ TABLE: dict[str, Quantity] = {
     # Not passed on: shows that the model is there, where its server batches in the old way.
     "old_batching": Scalar(("nv_trt_llm_v1_metrics",)),
 }
+ELSEWHERE = {
+    "kv_cache_usage_ratio": "used over all blocks, where both are there",
+    "kv_cache_capacity_tokens": "blocks times the tokens of one",
+    "kv_cache_used_tokens": "used blocks times the tokens of one",
+} | {
+    name: f"vLLM's backend: `{vllm.TABLE[name].names[-1]}`"
+    for name in (
+        "prompt_tokens_total",
+        "generation_tokens_total",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "request_e2e_latency_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    )
+}
 WANTED = wanted_names(TABLE) | vllm.WANTED
 
 
@@ -82,9 +98,13 @@ def read(evidence: Evidence) -> EngineReading:
 
 ADAPTER = Adapter(
     name="triton",
+    versions="the backends of 2025",
+    prefixes=("nv_trt_llm_", "nv_inference_"),
+    table=TABLE,
+    elsewhere=ELSEWHERE,
+    besides="a backend for language models speaks there: `nv_trt_llm_` or `vllm:`",
     title="Triton",
     usual_ports=(8002,),
-    owns=lambda name: name.startswith(("nv_trt_llm_", "nv_inference_")),
     recognises=_recognises,
     wraps=frozenset({"vllm"}),
     wanted=WANTED,

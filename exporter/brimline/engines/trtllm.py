@@ -7,6 +7,7 @@ load and the K/V cache are there with `enable_iter_perf_stats: true`, the rest w
 
 The Prometheus page is /prometheus/metrics. /metrics and /perf_metrics are queues that a reader empties, so
 neither is ever asked. `time_per_output_token_seconds` is a request's mean, not the time between two tokens.
+`gpu_memory_usage_bytes` is not read: whether it is the server's memory or the whole card's was not verified.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from brimline.engines.families import (
     ByLabel,
     HistogramOf,
     Key,
+    Name,
     Quantity,
     clean_label,
     counter,
@@ -30,8 +32,11 @@ from brimline.engines.families import (
     read_table,
     wanted_names,
 )
+from brimline.engines.launch import normalize
+from brimline.exposition_text import Page
 from brimline.readings import EngineReading
 
+_AT_END = "moves when a request ends"
 _BARE = frozenset({"request_success_total", "e2e_request_latency_seconds_count"})
 
 
@@ -41,27 +46,53 @@ def _named(*names: str) -> tuple[str, ...]:
 
 def _first_five(name: str) -> tuple[str, ...]:
     """A name that 1.0 and 1.1 sent without a prefix."""
-    return (*_named(name), name)
+    return (*_named(name), Name(name, "1.0", "1.1"))
 
+
+_OF_ITERATIONS = "with enable_iter_perf_stats"
 
 TABLE: dict[str, Quantity] = {
-    "requests_running": gauge(*_named("num_requests_running")),
-    "requests_waiting": gauge(*_named("num_requests_waiting")),
+    "requests_running": gauge(*_named("num_requests_running"), note=_OF_ITERATIONS),
+    "requests_waiting": gauge(*_named("num_requests_waiting"), note=_OF_ITERATIONS),
     "requests_finished_total": ByLabel(_first_five("request_success_total"), "finished_reason"),
-    "prompt_tokens_total": counter(*_named("prompt_tokens_total")),
-    "generation_tokens_total": counter(*_named("generation_tokens_total")),
-    "prefix_cache_hits_tokens_total": counter(*_named("prompt_cached_tokens_total")),
+    "prompt_tokens_total": counter(*_named("prompt_tokens_total"), note=_AT_END),
+    "generation_tokens_total": counter(*_named("generation_tokens_total"), note=_AT_END),
+    "prefix_cache_hits_tokens_total": counter(*_named("prompt_cached_tokens_total"), note=_AT_END),
     "spec_decode_draft_tokens_total": counter(*_named("spec_decode_num_draft_tokens_total")),
     "spec_decode_accepted_tokens_total": counter(*_named("spec_decode_num_accepted_tokens_total")),
-    "kv_cache_usage_ratio": gauge(*_named("kv_cache_utilization"), ratio=True),
-    "kv_cache_blocks": gauge(*_named("kv_cache_max_blocks")),
-    "kv_cache_used_blocks": gauge(*_named("kv_cache_used_blocks")),
-    "kv_cache_block_tokens": gauge(*_named("kv_cache_tokens_per_block")),
+    "kv_cache_usage_ratio": gauge(
+        *_named("kv_cache_utilization"),
+        ratio=True,
+        note=f"{_OF_ITERATIONS}; whether cached prefixes count as used was not verified",
+    ),
+    "kv_cache_blocks": gauge(*_named("kv_cache_max_blocks"), note=_OF_ITERATIONS),
+    "kv_cache_used_blocks": gauge(*_named("kv_cache_used_blocks"), note=_OF_ITERATIONS),
+    "kv_cache_block_tokens": gauge(*_named("kv_cache_tokens_per_block"), note=_OF_ITERATIONS),
     "time_to_first_token_seconds": HistogramOf(_first_five("time_to_first_token_seconds")),
     "request_e2e_latency_seconds": HistogramOf(_first_five("e2e_request_latency_seconds")),
+    # Not passed on as they are: blocks, where the cached tokens are not counted.
+    "reused_blocks": counter(*_named("kv_cache_reused_blocks_total")),
+    "missed_blocks": counter(*_named("kv_cache_missed_blocks_total")),
+}
+ELSEWHERE = {
+    "kv_cache_capacity_tokens": "blocks times the tokens of one",
+    "kv_cache_used_tokens": "used blocks times the tokens of one",
+    "prefix_cache_queries_tokens_total": (
+        "the prompt tokens; where cached ones are not counted, `trtllm_kv_cache_reused_blocks_total` and "
+        "`missed_blocks_total` together, times the tokens of one"
+    ),
+    "prefix_cache_hits_tokens_total": (
+        "else `trtllm_kv_cache_reused_blocks_total` times the tokens of one block"
+    ),
 }
 _OWN = wanted_names(TABLE)
-WANTED = _OWN | wanted_names({}, SIMULATED, START_TIME)
+# Info rows, by what their labels repeat of the launch settings; which labels there are differs by version.
+CONFIG_LABELS: dict[str, dict[str, str]] = {
+    "model_config_info": {"model": "model", "dtype": "dtype", "quantization": "quantization"},
+    "parallel_config_info": {"tp_size": "tp_size", "pp_size": "pp_size", "ep_size": "ep_size"},
+    "kv_cache_config_info": {"page_size": "tokens_per_block"},
+}
+WANTED = _OWN | wanted_names({}, SIMULATED, START_TIME, *_named(*CONFIG_LABELS))
 
 _model_and_rank = key_by(("model_name", "model"))
 
@@ -74,6 +105,16 @@ def _key(labels: Mapping[str, str]) -> Key:
 def _recognises(names: Set[str], body: bytes) -> bool:
     prefixed = any(name.startswith(("trtllm_", "trtllm:")) for name in names)
     return prefixed or (names >= _BARE and b'engine_type="' in body)
+
+
+def _settings(page: Page) -> dict[str, str]:
+    settings = {}
+    for name, labels in CONFIG_LABELS.items():
+        for row in next((rows for one in _named(name) if (rows := page.get(one))), ())[:1]:
+            for label, setting in labels.items():
+                if (value := row.labels.get(label, "None")) not in ("None", "", "undefined"):
+                    settings[setting] = normalize(setting, clean_label(value))
+    return settings
 
 
 def _drains(body: bytes) -> bool:
@@ -93,9 +134,13 @@ def read(evidence: Evidence) -> EngineReading:
         ):
             if block_tokens is not None and blocks in values:
                 values[tokens] = values[blocks] * block_tokens
+        reused, missed = values.pop("reused_blocks", None), values.pop("missed_blocks", None)
         if "prompt_tokens_total" in values and "prefix_cache_hits_tokens_total" in values:
             # Both count when a request ends, and the prompt includes what came from the cache.
             values["prefix_cache_queries_tokens_total"] = values["prompt_tokens_total"]
+        elif block_tokens is not None and reused is not None and missed is not None:
+            values["prefix_cache_hits_tokens_total"] = reused * block_tokens
+            values["prefix_cache_queries_tokens_total"] = (reused + missed) * block_tokens
     document = evidence.documents.get("/version")
     version = document.get("version") if isinstance(document, dict) else None
     return engine_reading(
@@ -103,6 +148,7 @@ def read(evidence: Evidence) -> EngineReading:
         evidence.page,
         table,
         engine_version=clean_label(version) if isinstance(version, str) and version else None,
+        settings=_settings(evidence.page),
     )
 
 
@@ -134,10 +180,15 @@ FLAGS = frozenset(
 
 ADAPTER = Adapter(
     name="trtllm",
+    versions="1.0 to the main branch of 2026",
+    prefixes=("trtllm_", "trtllm:"),
+    names=frozenset(map(bytes.decode, _OWN)),
+    table=TABLE,
+    elsewhere=ELSEWHERE,
+    besides="or, without a prefix, two of the first five names and a label `engine_type`",
     title="TensorRT-LLM",
     owned_by="tensorrt_llm",  # so that its /metrics, which drains its queue, is never tried
     usual_ports=(8000,),
-    owns=lambda name: name.startswith(("trtllm_", "trtllm:")) or name.encode() in _OWN,
     recognises=_recognises,
     metrics_paths=("/prometheus/metrics",),
     drains=_drains,

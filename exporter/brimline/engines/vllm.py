@@ -17,6 +17,7 @@ from brimline.engines.families import (
     ByLabel,
     HistogramOf,
     Key,
+    Name,
     Quantity,
     TableReading,
     clean_label,
@@ -34,42 +35,92 @@ from brimline.readings import EngineReading, RankReading
 # V1 declares every family with its labels at start; V0 only after the first request, so it owes nothing.
 V1 = (0, 8, 5)
 
+_PREFIX_UNIT = "up to 0.8.5 blocks, which are turned into tokens; V0 gives a rate of hits, which is not read"
+
 TABLE: dict[str, Quantity] = {
     "requests_running": gauge("vllm:num_requests_running", expected=True, since=V1),
-    "requests_waiting": gauge("vllm:num_requests_waiting", expected=True, since=V1),
+    "requests_waiting": gauge(
+        "vllm:num_requests_waiting",
+        expected=True,
+        since=V1,
+        note="since 0.33 with the requests that the scheduler has put off",
+    ),
     "requests_waiting_by_reason": ByLabel(
-        ("vllm:num_requests_waiting_by_reason",), "reason", max, expected=True, since=(0, 21)
+        (Name("vllm:num_requests_waiting_by_reason", "0.20.2"),), "reason", max, expected=True, since=(0, 21)
     ),
     "requests_finished_total": ByLabel(
         ("vllm:request_success_total", "vllm:request_success"), "finished_reason"
     ),
-    "prompt_tokens_total": counter("vllm:prompt_tokens_total", expected=True, since=V1),
+    "prompt_tokens_total": counter(
+        "vllm:prompt_tokens_total", expected=True, since=V1, note="with those that came from a cache"
+    ),
     "generation_tokens_total": counter("vllm:generation_tokens_total", expected=True, since=V1),
-    "preemptions_total": counter("vllm:num_preemptions_total", expected=True, since=V1),
-    # Called gpu_… up to 0.10, where 0.9 and 0.10 send both.
+    "preemptions_total": counter(Name("vllm:num_preemptions_total", "0.5.0"), expected=True, since=V1),
+    # 0.9.2 to 0.10 send both; 0.11 the older one only where it is asked to show what is hidden.
     "prefix_cache_queries_tokens_total": counter(
-        "vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total", expected=True, since=V1
+        Name("vllm:prefix_cache_queries_total", "0.9.2"),
+        Name("vllm:gpu_prefix_cache_queries_total", "0.7.3", "0.11"),
+        expected=True,
+        since=V1,
+        note=_PREFIX_UNIT,
     ),
     "prefix_cache_hits_tokens_total": counter(
-        "vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total", expected=True, since=V1
+        Name("vllm:prefix_cache_hits_total", "0.9.2"),
+        Name("vllm:gpu_prefix_cache_hits_total", "0.7.3", "0.11"),
+        expected=True,
+        since=V1,
+        note=_PREFIX_UNIT,
     ),
-    "spec_decode_draft_tokens_total": counter("vllm:spec_decode_num_draft_tokens_total"),
-    "spec_decode_accepted_tokens_total": counter("vllm:spec_decode_num_accepted_tokens_total"),
-    # The only name up to 0.8; 0.9.2 to 0.10 send both; from 0.12 the new one alone.
+    "spec_decode_draft_tokens_total": counter(Name("vllm:spec_decode_num_draft_tokens_total", "0.8.5")),
+    "spec_decode_accepted_tokens_total": counter(Name("vllm:spec_decode_num_accepted_tokens_total", "0.8.5")),
+    # The only name up to 0.8; 0.9.2 to 0.10 send both; 0.11 where asked; from 0.12 the new one alone.
     "kv_cache_usage_ratio": gauge(
-        "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", ratio=True, expected=True, since=V1
+        Name("vllm:kv_cache_usage_perc", "0.9.2"),
+        Name("vllm:gpu_cache_usage_perc", "", "0.11"),
+        ratio=True,
+        expected=True,
+        since=V1,
     ),
     "time_to_first_token_seconds": HistogramOf(
         ("vllm:time_to_first_token_seconds",), expected=True, since=V1
     ),
     "inter_token_latency_seconds": HistogramOf(
-        ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"), expected=True, since=V1
+        (
+            Name("vllm:inter_token_latency_seconds", "0.10.2"),
+            Name("vllm:time_per_output_token_seconds", "", "0.12"),
+        ),
+        expected=True,
+        since=V1,
     ),
     "request_e2e_latency_seconds": HistogramOf(
         ("vllm:e2e_request_latency_seconds",), expected=True, since=V1
     ),
     "request_prompt_tokens": HistogramOf(("vllm:request_prompt_tokens",), expected=True, since=V1),
     "request_generation_tokens": HistogramOf(("vllm:request_generation_tokens",), expected=True, since=V1),
+}
+
+ELSEWHERE = {
+    "kv_cache_blocks": (
+        "label `num_gpu_blocks` of `vllm:cache_config_info`, divided by the data-parallel ranks, over which "
+        "it is summed; absent with the Rust front end"
+    ),
+    "kv_cache_used_blocks": "the usage of all blocks but one, which since 0.9 is never handed out",
+    "kv_cache_block_tokens": (
+        "label `block_size` of `vllm:cache_config_info`; of a hybrid model its smallest group's"
+    ),
+    "kv_cache_capacity_tokens": (
+        "since 0.24 the label `kv_cache_size_tokens`, of each rank; before, blocks times `block_size` (times "
+        "the GPUs that share a context), unless a label names a sliding window or a Mamba state"
+    ),
+    "kv_cache_used_tokens": "the used blocks' share of the capacity",
+    "kv_cache_capacity_bytes": (
+        "since 0.10.2 the label `kv_cache_memory_bytes`, where the server was given that budget"
+    ),
+    "kv_cache_used_bytes": "the used blocks' share of the capacity",
+    "kv_cache_max_concurrency_requests": (
+        "since 0.24 the label `kv_cache_max_concurrency`; before, capacity in tokens over context length"
+    ),
+    "max_model_len_tokens": "`max_model_len` of /v1/models",
 }
 
 CONFIG_INFO = "vllm:cache_config_info"
@@ -388,9 +439,13 @@ FLAGS = frozenset(
 
 ADAPTER = Adapter(
     name="vllm",
+    versions="0.4.2 to 0.33, engines V0 and V1, the Python and the Rust front end",
+    tested_live="0.32 on CPU",
+    prefixes=("vllm:",),
+    table=TABLE,
+    elsewhere=ELSEWHERE,
     title="vLLM",
     usual_ports=(8000, 8001, 8002, 8003),
-    owns=lambda name: name.startswith("vllm:"),
     owned_by="vllm",
     metrics_switch="without --disable-log-stats",
     wanted=WANTED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from brimline.ab.inference import (
     of_blocks,
     of_replicas,
     overall,
+    rare_blocks_needed,
+    rare_blocks_to_decide,
     rate_ratio,
     sequence_factor,
     t_quantile,
@@ -178,6 +181,86 @@ def test_blocks_needed_give_the_wanted_power() -> None:
     assert 0.76 < passed < 0.86
 
 
+def test_looking_at_any_time_needs_more_blocks() -> None:
+    spread = 0.06
+    count = int(blocks_needed(spread, MARGIN, sequential=True))
+
+    random = np.random.default_rng(1)
+    runs = [
+        replace(of_blocks(random.normal(0, spread, count)), sequential=True, degrees=count - 1)
+        for _ in range(2000)
+    ]
+    passed = np.mean([run.bound(0.95, upper=True) < MARGIN for run in runs])
+    assert count >= 1.5 * blocks_needed(spread, MARGIN)
+    assert 0.76 < passed < 0.86
+
+
+def passing(
+    per_block: float, exposure: float, blocks: int, *, bursts: float, looks: bool = False, ratio: float = 1.0
+) -> float:
+    """The share of simulated runs of so many blocks that pass. bursts: variance of a block's rate over it."""
+    random = np.random.default_rng(2)
+    passed = 0
+    for _ in range(400):
+        rates = per_block / (1 + exposure) * np.array([1.0, exposure * ratio])
+        size = (blocks, 2)
+        if bursts:
+            events = random.poisson(random.gamma(rates / bursts, bursts, size)).astype(float)
+        else:
+            events = random.poisson(rates, size).astype(float)
+        found = rate_ratio(
+            events[:, 0],
+            np.full(blocks, 1.0),
+            events[:, 1],
+            np.full(blocks, exposure),
+            looks=blocks if looks else 0,
+        )
+        passed += verdict_of(found, math.log(1.5)) in ("pass", "better") or math.isnan(found.ratio)
+    return passed / 400
+
+
+@pytest.mark.parametrize(
+    ("per_block", "exposure", "bursts", "looks"),
+    [
+        (20.0, 1.0, 0.0, False),
+        (4.0, 1.0, 0.0, False),
+        (20.0, 0.8, 2.0, False),
+        (60.0, 1.2, 4.0, False),
+        (20.0, 1.0, 0.0, True),
+    ],
+)
+def test_blocks_needed_for_rare_events_give_the_wanted_power(
+    per_block: float, exposure: float, bursts: float, looks: bool
+) -> None:
+    needed = rare_blocks_needed(
+        per_block, math.log(1.5), exposure=exposure, dispersion=1 + bursts, sequential=looks
+    )
+
+    count = int(needed)
+    # Where a block's rate varies, the dispersion is itself known from these few blocks only.
+    assert 0.7 < passing(per_block, exposure, count, bursts=bursts, looks=looks) < 0.9
+    assert passing(per_block, exposure, max(count // 3, 2), bursts=bursts, looks=looks) < 0.55
+
+
+def test_events_that_never_come_are_waited_for_in_vain() -> None:
+    assert rare_blocks_needed(0.0, math.log(1.5)) == math.inf
+
+
+def test_rates_that_stay_as_they_are_are_decided_after_so_many_blocks() -> None:
+    """A fifth more: inside a margin of a half, and certain once there are enough events."""
+    rates = RateRatio(baseline=100, candidate=120, exposure=1.0, dispersion=1.0, degrees=9)
+    margin = math.log(1.5)
+    needed = rare_blocks_to_decide(rates, 10, margin)
+
+    def upper(blocks: float) -> float:
+        grown = replace(rates, baseline=10 * blocks, candidate=12 * blocks, degrees=blocks - 1)
+        return grown.bound(0.95, upper=True)
+
+    assert upper(needed) < margin <= upper(needed - 1)
+    # Exactly at the margin nothing is ever decided.
+    assert rare_blocks_to_decide(replace(rates, candidate=150), 10, margin) == math.inf
+
+
 def test_no_time_suffices_where_boots_differ_by_the_margin() -> None:
     assert blocks_needed(0.06, 0.02, boot_error=0.02) == math.inf
 
@@ -267,12 +350,48 @@ def test_no_events_in_either_arm_are_no_difference() -> None:
 def test_events_of_one_arm_alone_have_one_bound() -> None:
     tokens = np.full(8, 1e6)
 
-    rates = rate_ratio(np.zeros(8), tokens, np.array([0, 1, 0, 0, 2, 0, 0, 1.0]), tokens)
+    rates = rate_ratio(np.zeros(8), tokens, np.array([0, 1, 0, 1, 1, 0, 0, 1.0]), tokens)
 
     assert rates.ratio == math.inf
     assert math.isfinite(rates.bound(0.975, upper=False))
     assert rates.p_worse == pytest.approx(0.5**4, rel=1e-4)
     assert rates.bound(0.95, upper=True) == math.inf
+
+
+@pytest.mark.parametrize("size", [1, 10, 300])
+@pytest.mark.parametrize("bursts", [2, 3, 5])
+def test_a_burst_counts_once_however_many_events_are_in_it(size: int, bursts: int) -> None:
+    tokens, events = np.full(16, 1e6), np.zeros(16)
+    events[:bursts] = size
+
+    rates = rate_ratio(np.zeros(16), tokens, events, tokens)
+
+    # Each block's burst might as well have been the other arm's: the chance that none was.
+    assert rates.p_worse == pytest.approx(0.5**bursts, rel=1e-4)
+
+
+def test_bursts_of_the_baseline_alone_prove_nothing_either() -> None:
+    tokens, events = np.full(16, 1e6), np.zeros(16)
+    events[[2, 9, 12]] = 40
+
+    assert rate_ratio(events, tokens, np.zeros(16), tokens).bound(0.95, upper=True) > math.log(1.5)
+
+
+def test_one_event_of_the_other_arm_makes_no_certainty_of_three_bursts() -> None:
+    tokens, few, bursts = np.full(16, 1e6), np.zeros(16), np.zeros(16)
+    bursts[[2, 9, 12]] = 10
+    few[2] = 1
+
+    assert rate_ratio(few, tokens, bursts, tokens).p_worse > 0.1
+
+
+def test_as_many_more_in_every_block_is_no_burst() -> None:
+    tokens = np.full(16, 1e6)
+
+    rates = rate_ratio(np.full(16, 10.0), tokens, np.full(16, 30.0), tokens)
+
+    assert rates.dispersion == 1.0
+    assert rates.bound(0.975, upper=False) > math.log(2.3)
 
 
 def test_what_moves_both_arms_at_once_is_no_dispersion() -> None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from brimline.ab.experiment import Experiment, parse
-from brimline.ab.needed import Needed, deviations, longest, needed
+from brimline.ab.needed import Events, Needed, deviations, events_of, longest, needed
 from brimline.compared.hours import as_json, print_needed
 from reports import comparison, metric, report
 
@@ -72,10 +72,43 @@ def test_a_gate_whose_noise_is_not_known_leaves_the_whole_unknown() -> None:
     assert row(rows, "time_to_first_token").hours is None
 
 
-def test_rare_and_static_quantities_are_not_planned() -> None:
-    assert not {"preemptions", "kv_cache_capacity_tokens"} & {
-        one.metric.name for one in needed(experiment(), {})
-    }
+def test_what_boots_do_not_move_is_not_kept_waiting_for_more_of_them() -> None:
+    rows = needed(experiment("boot_deviation: 0.05\n"), {"kv_bytes_per_token": 0.0001})
+
+    assert row(rows, "kv_bytes_per_token").blocks == 6
+
+
+def test_static_quantities_are_not_planned() -> None:
+    assert "kv_cache_capacity_tokens" not in {one.metric.name for one in needed(experiment(), {})}
+
+
+def test_rare_events_are_planned_by_how_many_there_were() -> None:
+    noise = {"inter_token_latency": 0.02, "time_to_first_token": 0.02}
+    unknown = needed(experiment(), noise, replicas=3)
+    none = needed(experiment(), noise, {"preemptions": Events(0.0)}, replicas=3)
+    few = needed(experiment(), noise, {"preemptions": Events(2.0)}, replicas=3)
+    in_bursts = needed(experiment(), noise, {"preemptions": Events(2.0, 3.0)}, replicas=3)
+
+    assert row(unknown, "preemptions").blocks is None
+    assert longest(unknown) == row(unknown, "inter_token_latency").hours
+    assert row(none, "preemptions").blocks == 6
+    # By normal quantiles (1.645 + 0.842)^2 * 4 / ln(1.5)^2 = 150 events, two in each block.
+    assert 70 <= (row(few, "preemptions").blocks or 0) <= 85
+    assert longest(few) == row(few, "preemptions").hours
+    assert (row(in_bursts, "preemptions").blocks or 0) == pytest.approx(
+        3 * (row(few, "preemptions").blocks or 0), rel=0.1
+    )
+
+
+def test_of_several_candidates_the_one_with_the_fewest_events_counts() -> None:
+    found = events_of(
+        report(
+            comparison(metrics=(metric("preemptions", events_per_block=8.0, dispersion=4.0),)),
+            comparison(metrics=(metric("preemptions", events_per_block=3.0, dispersion=1.0),)),
+        )
+    )
+
+    assert found == {"preemptions": Events(8.0, 4.0)}
 
 
 def test_the_deviation_is_that_of_the_blocks_of_the_noisiest_candidate() -> None:

@@ -11,6 +11,7 @@ import pytest
 from brimline.ab.experiment import Experiment, parse
 from brimline.ab.fetch import observe
 from brimline.ab.observations import Observations, ReplicaObservations
+from brimline.ab.procedure import judge
 from brimline.ab.saved_series import SavedSeries
 from brimline.errors import DataSourceError
 from brimline.prometheus_api import MAX_CHUNK_SECONDS, Row, Rows
@@ -74,9 +75,118 @@ def test_who_changes_arms_stays_where_it_was_first() -> None:
 
     assert [len(arm.replicas) for arm in found.arms.values()] == [0, 1]
     assert (
-        "t (i) is labelled b and a within the window; it is counted for b, where it was first" in found.gaps
+        "t (i) is labelled b and a within the window, and was not started anew near the change; it is "
+        "counted for b, where it was first" in found.gaps
     )
     assert len(only(found, "b").up.times) == len(TIMES)
+
+
+# --- one GPU, one name: a variant after the other
+
+
+def one_life(variant: str, times: Sequence[float], began: float, tokens: float) -> list[Row]:
+    """The server from one start on, with what tells it from the life before."""
+    return [
+        *server(variant, times),
+        row("target_start_time_seconds", began, times),
+        row("target_config_fingerprint_info", 1, times, fingerprint=f"of {tokens:g}"),
+        row("target_setting_info", 1, times, setting="max_model_len", value=f"{tokens:g}"),
+        row("kv_cache_capacity_tokens", tokens, times, rank="0"),
+        row("generation_tokens_total", counted(100, began), times, model="m", rank="0"),
+        row("gpu_memory_used_peak_bytes", tokens * 1e5, times, target="", gpu="G"),
+        row("target_gpu_info", 1, times, gpu="G", rank="0"),
+    ]
+
+
+def capacity(found: Observations, arm: str) -> float:
+    return only(found, arm).boots[-1].observed["kv_cache_capacity_tokens"]
+
+
+def test_a_server_started_anew_as_the_other_variant_is_of_each_in_its_time() -> None:
+    before, after = TIMES[:120], TIMES[130:]
+    rows = one_life("a", before, START - 5000, 1e5) + one_life("b", after, after[0] - 20, 2e5)
+
+    found = observed(rows)
+
+    a, b = only(found, "a"), only(found, "b")
+    assert (capacity(found, "a"), capacity(found, "b")) == (1e5, 2e5)
+    assert (a.settings["max_model_len"], b.settings["max_model_len"]) == ("100000", "200000")
+    assert (a.fingerprint, b.fingerprint) == ("of 100000", "of 200000")
+    assert (a.up.times[-1], b.up.times[0]) == (before[-1], after[0])
+    assert (a.boots[-1].observed["memory_used_peak_bytes"], len(a.boots), len(b.boots)) == (1e10, 1, 1)
+    assert (list(a.starts), list(b.starts)) == ([START - 5000], [after[0] - 20])
+    # What the counter shows at first was counted for the variant that began then, not for the one before it.
+    assert b.series.counters["generation_tokens_total"].values.sum() == pytest.approx(
+        100 * (after[-1] - after[0])
+    )
+    assert not len(a.changes)
+    assert not len(b.changes)
+    assert found.shared == ()
+    assert "t (i) was a, then b, started anew for each" in found.gaps
+
+
+@pytest.mark.parametrize("label_moves", [100, 140])
+def test_a_label_that_is_changed_before_or_after_the_restart_belongs_to_it(label_moves: int) -> None:
+    rows = one_life("a", TIMES[:120], START - 5000, 1e5) + one_life("a", TIMES[120:], TIMES[120] - 20, 2e5)
+    rows = [one for one in rows if one.labels["__name__"] != "brimline_target_info"]
+    rows += [server("a", TIMES[:label_moves])[0], server("b", TIMES[label_moves:])[0]]
+
+    found = observed(rows)
+
+    assert (capacity(found, "a"), capacity(found, "b")) == (1e5, 2e5)
+    assert only(found, "a").up.times[-1] == TIMES[119]
+
+
+def test_variants_that_take_turns_under_one_name_have_a_boot_for_each_turn() -> None:
+    turns = [TIMES[:60], TIMES[60:120], TIMES[120:190], TIMES[190:]]
+    rows = []
+    for number, times in enumerate(turns):
+        tokens = 2e5 if number % 2 else 1e5
+        rows += one_life("b" if number % 2 else "a", times, times[0] - 10, tokens)
+
+    found = observed(rows)
+
+    assert [len(only(found, arm).boots) for arm in "ab"] == [2, 2]
+    assert (capacity(found, "a"), capacity(found, "b")) == (1e5, 2e5)
+    assert len(only(found, "a").up.times) == len(turns[0]) + len(turns[2])
+
+
+def test_a_restart_without_a_stated_start_is_seen_by_counters_that_fall() -> None:
+    rows = one_life("a", TIMES[:120], START - 5000, 1e5) + one_life("b", TIMES[120:], TIMES[120] - 20, 2e5)
+    rows = [one for one in rows if "start_time" not in one.labels["__name__"]]
+    rows = [one for one in rows if "fingerprint" not in one.labels["__name__"]]
+
+    found = observed(rows)
+
+    assert (capacity(found, "a"), capacity(found, "b")) == (1e5, 2e5)
+    # So that it is known to warm up.
+    assert list(only(found, "b").series.resets) == [TIMES[120]]
+
+
+def test_a_label_that_moves_long_after_a_restart_is_a_promotion() -> None:
+    rows = one_life("b", TIMES[:60], START - 5000, 1e5) + one_life("b", TIMES[60:], TIMES[60] - 20, 1e5)
+    rows = [one for one in rows if one.labels["__name__"] != "brimline_target_info"]
+    rows += [server("b", TIMES[:200])[0], server("a", TIMES[200:])[0]]
+
+    found = observed(rows)
+
+    assert [len(arm.replicas) for arm in found.arms.values()] == [0, 1]
+    assert any("not started anew near the change" in gap for gap in found.gaps)
+
+
+def test_before_and_after_under_one_name_is_judged_as_before_and_after() -> None:
+    rows = one_life("a", TIMES[:120], START - 5000, 1e5) + one_life("b", TIMES[120:], TIMES[120] - 20, 2e5)
+    text = EXPERIMENT + "treatment: [max_model_len]\nblock_length: 5m\nwarmup: 1m\n"
+
+    report = judge(parse(text, now=2e9), observed(rows, text))
+
+    [comparison] = report.comparisons
+    assert report.verdict == "inconclusive"
+    assert any(reason.startswith("not_concurrent") for reason in comparison.reasons)
+    static = {one.name: one for one in comparison.static}
+    assert static["kv_cache_capacity_tokens"].observed_delta_ratio == 1.0
+    assert static["kv_cache_capacity_tokens"].verdict == "better"
+    assert comparison.differing_settings == (("max_model_len", "100000", "200000"),)
 
 
 def test_servers_of_one_name_get_their_exporters_into_theirs() -> None:

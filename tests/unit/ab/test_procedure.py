@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, with_replica
+from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, unscraped, with_replica
 from brimline.ab.experiment import Experiment, parse
 from brimline.ab.observations import Boot, Observations, wanted
 from brimline.ab.procedure import against_itself, judge, noise_floor_of, swap_plan
@@ -249,6 +249,22 @@ def test_a_gap_of_more_than_a_fifth_drops_the_block(missing: int, dropped: int) 
     report = judge(planned, with_replica(observations, "a", 0, up=Series(up.times[kept], up.values[kept])))
 
     assert len(report.dropped) == dropped
+
+
+@pytest.mark.parametrize("minutes", [31, 86])
+def test_what_grew_while_nothing_was_scraped_is_no_load_of_the_block_after(minutes: float) -> None:
+    planned = experiment()
+    observations = unscraped(
+        observed(planned, PREEMPTING), "b", START + 3900, START + 3900 + minutes * 60 + 30
+    )
+
+    report = judge(planned, observations)
+    load = next(one for one in only(report).guards if one.name == "load")
+
+    assert only(report).verdict != "not_comparable"
+    assert float(load.detail.split()[6]) == pytest.approx(1.0, abs=0.06)
+    # All of the gap's tokens in one block would be its logarithm of 3 and more.
+    assert max(abs(value) for _, value in row(report, "tokens_per_running_request").blocks) < 0.1
 
 
 def test_too_few_blocks_are_inconclusive_and_say_how_long() -> None:
@@ -620,6 +636,27 @@ def test_what_is_to_be_fetched_follows_from_the_metrics() -> None:
     assert quantities.histograms == {"inter_token_latency_seconds", "time_to_first_token_seconds"}
     assert "seconds" not in quantities.counters | quantities.gauges
     assert "" not in quantities.counters | quantities.gauges
+
+
+def test_of_servers_that_are_mostly_idle_samples_decide_nothing() -> None:
+    """Seen at scrapes only, a request that runs for a fifth of the time is there in a few of them."""
+    planned = experiment()
+    observations = observed(planned)
+    for variant in ("a", "b"):
+        series = observations.arms[variant].replicas[0].series
+        gauges = {
+            name: Series(one.times, one.values * (np.arange(len(one.times)) % 5 == 0))
+            for name, one in series.gauges.items()
+        }
+        observations = with_replica(observations, variant, 0, series=replace(series, gauges=gauges))
+
+    report = judge(planned, observations)
+
+    usage = row(report, "kv_cache_usage")
+    assert usage.verdict == "inconclusive"
+    assert "a server was idle in 80% of the samples" in "; ".join(usage.notes)
+    # Both of its gauges are of the same scrape.
+    assert row(report, "kv_bytes_per_token").verdict == "pass"
 
 
 def test_hours_needed_are_said_where_noise_leaves_it_open() -> None:

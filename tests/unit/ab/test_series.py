@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from brimline.ab import series
 from brimline.ab.series import EMPTY, Series
@@ -19,11 +20,32 @@ def test_a_counter_that_fell_began_anew_from_zero() -> None:
     assert series.resets(counter).tolist() == [30]
 
 
-def test_a_gap_leaves_its_growth_to_the_sample_after_it() -> None:
-    counter = samples((0, 100), (15, 110), (90, 160))
+def test_growth_over_a_gap_is_shared_out_by_time() -> None:
+    # 10 each 15 s, and nothing read from 60 to 240: two thirds of those 120 are of the stretch before 180.
+    times = [*range(0, 75, 15), *range(240, 315, 15)]
+    counter = samples(*((time, time * 2 / 3) for time in times))
 
-    assert series.growth(counter).times.tolist() == [15, 90]
-    assert series.growth(counter).values.tolist() == [10, 50]
+    grown = series.growth(counter)
+
+    assert grown.times.tolist() == times[1:]
+    assert grown.over_gaps == ((60, 240, 120),)
+    assert series.in_stretches(grown, np.array([0.0, 180, 300])).tolist() == pytest.approx([120, 80])
+
+
+def test_a_scrape_that_failed_is_no_gap() -> None:
+    counter = samples((0, 100), (15, 110), (45, 160), (60, 170))
+
+    assert series.growth(counter).over_gaps == ()
+    assert series.growth(counter).values.tolist() == [10, 50, 10]
+
+
+def test_each_counter_has_its_own_gaps() -> None:
+    steady = samples(*((time, time) for time in range(0, 151, 15)))
+    away = samples(*((time, 2 * time) for time in (0, 15, 30, 120, 135, 150)))
+
+    grown = series.total_growth([steady, away])
+
+    assert series.in_stretches(grown, np.array([0.0, 75, 150])).tolist() == pytest.approx([225, 225])
 
 
 def test_samples_that_are_no_numbers_are_passed_over() -> None:

@@ -135,3 +135,28 @@ def test_a_page_that_drains_a_queue_is_asked_last() -> None:
 
 def test_every_adapter_is_registered_under_its_own_name() -> None:
     assert {name: adapter.name for name, adapter in ENGINES.items()} == {name: name for name in ENGINES}
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        # MLC-LLM: no types, tabs, and labels without quotes.
+        (
+            (
+                b"# NOTE: these metrics count token in the internal tokenizer of the model\n"
+                b"prompt_tokens_sum\t25\nengine_decode_time_sum{batch_size=1}\t0.5\n"
+            ),
+            "this is MLC-LLM",
+        ),
+        (b'npu_cache_usage_perc{model_name="m"} 0.5\nnum_requests_running{model_name="m"} 1\n', "MindIE"),
+        (b'litellm_proxy_total_requests_metric_total{model="m"} 5\n', "LiteLLM, a gateway"),
+        (b'nv_inference_count{model="resnet",version="1"} 5\n', "REPORT_CUSTOM_METRICS"),
+        (b"ray_node_mem_used 5\nray_serve_num_router_requests 1\n", "Ray without vLLM's metrics"),
+        (b'inference_pool_ready_pods{name="p"} 5\n', "endpoint picker"),
+        (b'DCGM_FI_DEV_FB_USED{gpu="0"} 5\n', "dcgm-exporter"),
+    ],
+    ids=["MLC-LLM", "MindIE", "LiteLLM", "Triton alone", "Ray alone", "endpoint picker", "dcgm-exporter"],
+)
+def test_a_program_that_is_often_taken_for_an_engine_is_named(page: bytes, said: str) -> None:
+    assert engines_on(page) == []
+    assert said in describe_foreign_page(page)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from brimline.engines import Evidence, engines_on
+from brimline.engines import Evidence, adapter_of, engines_on, evidence_of
 from brimline.engines.dynamo import ADAPTER
 from brimline.exposition_text import scan
 from brimline.readings import EngineReading
@@ -124,3 +124,26 @@ def test_the_names_of_0_7_are_read() -> None:
     [rank] = reading_of(page).ranks
 
     assert (rank.kv_cache_blocks, rank.kv_cache_used_blocks, rank.kv_cache_usage_ratio) == (100, 25, 0.25)
+
+
+@pytest.mark.parametrize("prefix", ["nim_llm_", "my_frontend_"])
+def test_a_frontend_may_begin_its_names_as_its_operator_likes(prefix: str) -> None:
+    """DYN_METRICS_PREFIX"""
+    body = FRONTEND.replace("dynamo_frontend_", prefix).encode()
+
+    adapter = adapter_of("dynamo", body)
+    [rank] = adapter.read(evidence_of(adapter, body)).ranks
+
+    assert engines_on(body) == ["dynamo"]
+    assert rank == reading_of(FRONTEND).ranks[0]
+
+
+def test_the_usual_names_need_no_fitting() -> None:
+    assert adapter_of("dynamo", FRONTEND.encode()) is ADAPTER
+    assert adapter_of("dynamo", (COMPONENT + VLLM).encode()) is ADAPTER
+
+
+def test_of_two_beginnings_neither_is_guessed() -> None:
+    both = FRONTEND.replace("dynamo_frontend_", "a_") + FRONTEND.replace("dynamo_frontend_", "b_")
+
+    assert adapter_of("dynamo", both.encode()) is ADAPTER

@@ -348,11 +348,18 @@ def test_what_is_on_the_page_or_was_impossible_is_not_missing() -> None:
         ("evil\u202egpj.exe\u2066", "evilgpj.exe"),
         ("lone \ud800 half", "lone  half"),
         ("x" * 128, "x" * 128),
-        ("x" * 129, "x" * 127 + "…"),
+        ("x" * 129, "x" * 79 + "…" + "x" * 39 + "~0ec9eb33"),
     ],
 )
 def test_a_label_from_elsewhere_is_short_and_printable(text: str, label: str) -> None:
     assert clean_label(text) == label
+
+
+def test_two_long_names_stay_two() -> None:
+    middle = "/models/" + "x" * 200
+    names = [f"{middle}/snapshots/{name}/{'y' * 200}" for name in ("a", "b")]
+
+    assert len({clean_label(name) for name in names}) == 2
 
 
 @settings(deadline=None)

@@ -357,3 +357,11 @@ def test_slots_are_asked_in_every_round_and_props_are_not() -> None:
         "/v1/models": False,
         "/slots": True,
     }
+
+
+def test_builds_before_may_2025_state_their_cache_on_the_page() -> None:
+    page = "llamacpp:kv_cache_usage_ratio 0.25\nllamacpp:kv_cache_tokens 512\n"
+
+    [rank] = ADAPTER.read(Evidence(scan(page.encode(), ADAPTER.wanted), {"/props": {}})).ranks
+
+    assert (rank.kv_cache_usage_ratio, rank.kv_cache_used_tokens) == (0.25, 512)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from brimline.engines import Evidence, engines_on
 from brimline.engines.nim import ADAPTER
 from brimline.exposition_text import scan
@@ -47,3 +51,26 @@ def test_common_names_alone_are_not_nims() -> None:
 
 def test_its_page_is_not_at_the_usual_path() -> None:
     assert ADAPTER.metrics_paths == ("/v1/metrics",)
+
+
+def test_the_model_list_may_state_the_context_length() -> None:
+    models = {
+        "data": [
+            {"id": "lora", "parent": "m", "root": "lora"},
+            {"id": "m", "root": "meta/m", "parent": None, "max_model_len": 8192},
+        ]
+    }
+
+    reading = ADAPTER.read(Evidence(scan(PAGE.encode(), ADAPTER.wanted), {"/v1/models": models}))
+
+    assert reading.ranks[0].max_model_len_tokens == 8192
+    assert reading.served_root == "meta/m"
+
+
+@pytest.mark.parametrize(
+    "models", [{"data": [None, {"id": "m", "max_model_len": "many"}]}, [], {"data": 5}, {"data": [{"id": 5}]}]
+)
+def test_a_damaged_model_list_says_nothing(models: Any) -> None:
+    [rank] = ADAPTER.read(Evidence(scan(PAGE.encode(), ADAPTER.wanted), {"/v1/models": models})).ranks
+
+    assert rank.max_model_len_tokens is None

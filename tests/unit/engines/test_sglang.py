@@ -93,9 +93,6 @@ def test_usage_is_the_fullest_pools_unrounded_one_where_the_page_has_it() -> Non
     )
     assert only_rank(reading_of(fuller)).kv_cache_usage_ratio == 0.75
 
-    older = "\n".join(line for line in PAGE.splitlines() if "full_token_usage" not in line) + "\n"
-    assert only_rank(reading_of(older)).kv_cache_usage_ratio == 0.26
-
 
 def test_gb_of_the_pool_are_gib() -> None:
     assert only_rank(reading_of(PAGE)).kv_cache_capacity_bytes == 12.5 * 1024**3
@@ -266,3 +263,109 @@ def test_damaged_documents_cost_nothing_but_what_they_would_have_said() -> None:
 )
 def test_gpus_are_those_of_all_ranks(settings: dict[str, str], gpus: int | None) -> None:
     assert ADAPTER.world_size(settings) == gpus
+
+
+# --- what is exact
+
+
+def older(used: str, rounded: str, *more: str) -> str:
+    """A page of 0.5.6 to 0.5.9, where the usage is rounded."""
+    lines = [
+        f'sglang:num_used_tokens{{model_name="m"}} {used}',
+        f'sglang:token_usage{{model_name="m"}} {rounded}',
+    ]
+    return "\n".join([*lines, 'sglang:max_total_num_tokens{model_name="m"} 102400.0', *more]) + "\n"
+
+
+def test_before_0_5_10_the_rounded_usage_is_made_exact_by_the_tokens() -> None:
+    assert only_rank(reading_of(older("26400.0", "0.26"))).kv_cache_usage_ratio == 26400 / 102400
+    assert only_rank(reading_of(older("200.0", "0.0"))).kv_cache_usage_ratio == 200 / 102400
+
+
+def test_a_rounded_usage_of_another_pool_stays_as_it_is() -> None:
+    """Of a hybrid model the rounded figure is the fullest pool's, the tokens are those of full attention."""
+    assert only_rank(reading_of(older("26400.0", "0.9"))).kv_cache_usage_ratio == 0.9
+
+
+def test_a_capacity_in_the_settings_makes_it_exact_too() -> None:
+    page = 'sglang:num_used_tokens{model_name="m"} 250\nsglang:token_usage{model_name="m"} 0.12\n'
+
+    rank = only_rank(reading_of(page, {"/get_server_info": {"max_total_num_tokens": 2000}}))
+
+    assert rank.kv_cache_usage_ratio == 0.125
+
+
+def test_used_bytes_are_the_usages_share() -> None:
+    assert only_rank(reading_of(PAGE)).kv_cache_used_bytes == 0.2578125 * 12.5 * 1024**3
+
+
+# --- retractions by version
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ('sglang:num_retracted_requests_total{model_name="m"} 3', 3),
+        ('sglang:total_retracted_reqs{model_name="m"} 3', 3),  # 0.4.10 to 0.5.2: a gauge that only grows
+        ('sglang:num_retracted_reqs{model_name="m",pid="7"} 3', None),  # starts anew at each line of the log
+    ],
+)
+def test_retracted_requests_are_preemptions(line: str, count: float | None) -> None:
+    page = f'sglang:num_running_reqs{{model_name="m"}} 1\n{line}\n'
+
+    assert only_rank(reading_of(page)).preemptions_total == count
+
+
+# --- several schedulers
+
+
+TWO_RANKS = "".join(f'sglang:token_usage{{model_name="m",dp_rank="{rank}"}} 0.5\n' for rank in range(2))
+
+
+def info_of(*usages: dict[str, float]) -> dict[str, Any]:
+    return {"/server_info": {"internal_states": [{"memory_usage": usage} for usage in usages]}}
+
+
+def test_what_all_schedulers_state_alike_is_every_ranks() -> None:
+    usage = {"weight": 15.5, "kvcache": 40.0, "token_capacity": 300_000}
+
+    ranks = reading_of(TWO_RANKS, info_of(usage, {**usage, "kvcache": 39.0})).ranks
+
+    assert [rank.kv_cache_capacity_tokens for rank in ranks] == [300_000] * 2
+    assert [rank.measured_memory_bytes for rank in ranks] == [{"weights": 15.5 * 1024**3}] * 2
+    assert [rank.kv_cache_capacity_bytes for rank in ranks] == [None] * 2  # whose is which is not said
+
+
+def test_behind_a_gateway_the_documents_are_not_the_workers() -> None:
+    page = 'sglang_num_running_reqs{model_name="m",worker_addr="http://a:30000"} 1\n'
+
+    rank = only_rank(reading_of(page, info_of({"weight": 15.5, "token_capacity": 300_000})))
+
+    assert (rank.measured_memory_bytes, rank.kv_cache_capacity_tokens) == (None, None)
+
+
+def test_labels_of_roles_and_ranks_make_no_copies() -> None:
+    page = "".join(
+        f'sglang:num_running_reqs{{engine_type="unified",model_name="m",moe_ep_rank="{ep}",pp_rank="{pp}",'
+        f'tp_rank="{tp}"}} 4\n'
+        for ep in range(2)
+        for pp in range(2)
+        for tp in range(2)
+    )
+
+    assert only_rank(reading_of(page)).requests_running == 4
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        'sglang:num_requests_running{name="m"} 4\n',  # 0.3.5
+        'sglang:num_running_reqs{model_name="m"} 4\n',  # 0.4.0 to 0.4.3
+        'sglang:num_running_reqs{engine_type="unified",model_name="m"} 4\n',  # 0.4.5
+        'sglang:num_running_reqs{engine_type="unified",model_name="m",pp_rank="0",tp_rank="0"} 4\n',  # 0.4.10
+    ],
+)
+def test_every_era_names_its_model(page: str) -> None:
+    rank = only_rank(reading_of(page))
+
+    assert (rank.model, rank.rank, rank.requests_running) == ("m", "0", 4)

@@ -112,3 +112,54 @@ def test_no_queue_that_a_reader_empties_is_asked() -> None:
     assert asked.isdisjoint({"/metrics", "/perf_metrics"})
     assert METRICS_PATHS[0] in ADAPTER.metrics_paths
     assert all(e.path not in ("/metrics", "/perf_metrics") for a in ENGINES.values() for e in a.endpoints)
+
+
+def test_blocks_that_were_reused_stand_for_cached_tokens_where_those_are_not_counted() -> None:
+    """With iteration statistics alone the tokens of requests are not there."""
+    page = (
+        f"trtllm_kv_cache_tokens_per_block{LABELS} 32\n"
+        f"trtllm_kv_cache_reused_blocks_total{LABELS} 10\n"
+        f"trtllm_kv_cache_missed_blocks_total{LABELS} 30\n"
+    )
+
+    [blocks] = reading_of(page).ranks
+    [tokens] = reading_of(PAGE + page).ranks
+
+    assert (blocks.prefix_cache_hits_tokens_total, blocks.prefix_cache_queries_tokens_total) == (320, 1280)
+    assert (tokens.prefix_cache_hits_tokens_total, tokens.prefix_cache_queries_tokens_total) == (300, 900)
+
+
+def test_info_rows_give_the_settings_that_their_labels_name() -> None:
+    page = PAGE + (
+        'trtllm_model_config_info{model_name="m",engine_type="trtllm",model="org/m",dtype="bfloat16",'
+        'quantization="FP8",gpu_type="H100"} 1\n'
+        'trtllm_parallel_config_info{model_name="m",engine_type="trtllm",tp_size="2",pp_size="1"} 1\n'
+        'trtllm_kv_cache_config_info{model_name="m",engine_type="trtllm",page_size="32"} 1\n'
+        'trtllm_speculative_config_info{model_name="m",engine_type="trtllm",method="None"} 1\n'
+    )
+
+    assert reading_of(page).settings == {
+        "model": "org/m",
+        "dtype": "bfloat16",
+        "quantization": "FP8",
+        "tp_size": "2",
+        "pp_size": "1",
+        "tokens_per_block": "32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "drains"),
+    [
+        (b"[]", True),
+        (b" [ ]\n", True),
+        (b'[{"iter": 3, "iterLatencyMS": 5.5}]', True),
+        (b'[{"gpuMemUsage": 5, "iterLatencyMS": 5.5}]', True),
+        (b'[{"name": "something else"}]', False),
+        (b"{}", False),
+        (b"trtllm_x 1\n", False),
+        (b"", False),
+    ],
+)
+def test_the_queue_is_known_by_its_shape(body: bytes, drains: bool) -> None:
+    assert ADAPTER.drains(body) is drains
