@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import subprocess
 import sys
@@ -117,10 +118,8 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     ports = []
     for answer in (well, None, changing):
-        numbers = itertools.count()
-        server = await loop.create_server(
-            lambda answer=answer, numbers=numbers: Connection(answer, numbers), "0.0.0.0", 0, backlog=4096
-        )
+        connect = functools.partial(Connection, answer, itertools.count())
+        server = await loop.create_server(connect, "0.0.0.0", 0, backlog=4096)
         ports.append(server.sockets[0].getsockname()[1])
     print(*ports, flush=True)
     await asyncio.Event().wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -60,6 +61,7 @@ class Serving:
         python: tuple[str, ...] = (),
         program: tuple[str, str] = ("-m", "brimline"),
         open_files: int | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.log_path = folder / "serve.log"
         command = [sys.executable, *python, *program, "serve", *arguments]
@@ -71,6 +73,7 @@ class Serving:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **(environ or {})},
             )
         try:
             match = eventually(self._listening, within=60)
@@ -144,5 +147,13 @@ def write_config(folder: Path, targets: Mapping[str, object], **more: object) ->
     return path
 
 
-def serving(folder: Path, targets: Mapping[str, object], *arguments: str, **more: object) -> Serving:
-    return Serving(folder, "--config", str(write_config(folder, targets, **more)), *arguments)
+def serving(
+    folder: Path,
+    targets: Mapping[str, object],
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    **more: object,
+) -> Serving:
+    """A process that serves these targets, with more keys of the configuration."""
+    config = str(write_config(folder, targets, **more))
+    return Serving(folder, "--config", config, *arguments, environ=environ)

@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 
 from brimline import discovery
+from fake_nvml import State, build
 from fake_servers import FAULTS, FakeServer, FakeVllm, answer, dead_port, hang, when
 from serving import Got, Serving, serving, take, write_config
 from waiting import eventually
@@ -271,6 +272,40 @@ def test_sigterm_ends_the_process_while_it_looks_for_servers(tmp_path: Path) -> 
     assert "Traceback" not in exporter.log
 
 
+def test_sigterm_with_a_gpu_that_hangs_and_fifty_scrapes_in_flight_answers_all_and_ends(
+    tmp_path: Path,
+) -> None:
+    build(tmp_path)
+    two_gpus: dict[str, int | str] = {"count": 2, "total": 80 << 30, "used": 1 << 30, "reserved": 0}
+    state = State(tmp_path, {**two_gpus, "hang.nvmlDeviceGetMemoryInfo.0": 600})
+    environ = {**state.environment, "LD_LIBRARY_PATH": str(tmp_path)}
+    gpu = {"sample_interval": "100ms"}
+    with (
+        FakeServer({"*": hang}) as hanging,
+        contextlib.ExitStack() as stack,
+        serving(tmp_path, {"hanging": hanging.url}, gpu=gpu, environ=environ) as exporter,
+    ):
+        header = {"X-Prometheus-Scrape-Timeout-Seconds": "2"}
+        eventually(lambda: b'reason="hang"' in exporter.metrics(**header).body, within=30)
+        scrapes = [stack.enter_context(contextlib.closing(exporter.connection())) for _ in range(50)]
+        for scrape in scrapes:
+            scrape.request("GET", "/metrics")
+        exporter.ask("/-/healthy")  # answered after what was sent before
+        begun = time.monotonic()
+        exporter.process.send_signal(signal.SIGTERM)
+        pages = [take(scrape) for scrape in scrapes]
+        status = exporter.process.wait(10)
+        lasted = time.monotonic() - begun
+
+    assert status == 0
+    assert lasted < 4  # two seconds, and the time to notice on a loaded machine
+    assert [page.status for page in pages] == [200] * 50
+    assert {page.values("brimline_target_up")["hanging"] for page in pages} == {0}
+    assert all(b'brimline_gpu_memory_used_bytes{gpu="GPU-fake-1"}' in page.body for page in pages)
+    assert all(b'brimline_gpu_memory_used_bytes{gpu="GPU-fake-0"}' not in page.body for page in pages)
+    assert "Traceback" not in exporter.log
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [
@@ -363,29 +398,41 @@ def test_sighup_reloads_too(tmp_path: Path, vllm: FakeServer) -> None:
     assert refused.values("brimline_target_up") == {"new": 1}
 
 
-def test_a_scrape_sees_all_of_the_old_or_all_of_the_new_targets(tmp_path: Path, vllm: FakeServer) -> None:
+def test_under_two_hundred_reloads_a_scrape_sees_all_of_the_old_or_all_of_the_new_targets(
+    tmp_path: Path, vllm: FakeServer
+) -> None:
     sets = [{"a1": vllm.url, "a2": vllm.url}, {"b1": vllm.url, "b2": vllm.url, "b3": vllm.url}]
-    seen: list[frozenset[str]] = []
+    bad = ["targets: [{name: a1}]\n", "targets: [", "\xff", "x: 1\n"]
+    seen: list[tuple[frozenset[str], frozenset[str]]] = []
     done = threading.Event()
 
     def scrape() -> None:
         while not done.is_set():
-            seen.append(frozenset(exporter.metrics().values("brimline_target_up")))
+            page = exporter.metrics()
+            up, values = page.values("brimline_target_up"), page.values("brimline_generation_tokens_total")
+            seen.append((frozenset(up), frozenset(values)))
 
     with serving(tmp_path, sets[0]) as exporter:
-        scraping = threading.Thread(target=scrape)
-        scraping.start()
+        scraping = [threading.Thread(target=scrape) for _ in range(2)]
+        for thread in scraping:
+            thread.start()
         try:
-            for turn in range(20):
-                write_config(tmp_path, sets[(turn + 1) % 2])
-                assert exporter.reload().status == 200
-                count = len(seen)
-                eventually(lambda before=count: len(seen) > before)  # type: ignore[misc]
+            for turn in range(200):
+                if turn % 3 == 2:
+                    (tmp_path / "brimline.yaml").write_text(bad[turn // 3 % len(bad)], "latin-1")
+                    assert exporter.reload().status == 400
+                else:
+                    write_config(tmp_path, sets[turn % 2])
+                    assert exporter.reload().status == 200
         finally:
+            count = len(seen)
+            eventually(lambda: len(seen) > count + 4, within=60)
             done.set()
-            scraping.join()
+            for thread in scraping:
+                thread.join()
 
-    assert set(seen) == {frozenset(sets[0]), frozenset(sets[1])}
+    # Of each target that was there, its values too.
+    assert set(seen) == {(frozenset(names), frozenset(names)) for names in sets}
 
 
 def test_without_a_configuration_there_is_nothing_to_reload(tmp_path: Path) -> None:

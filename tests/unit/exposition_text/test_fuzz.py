@@ -11,10 +11,11 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from brimline.engines import ENGINES, adapter_of, describe_foreign_page, engines_on, evidence_of
@@ -223,13 +224,13 @@ LINE = re.compile(
 
 
 def oracle(
-    parse: Callable[[str], Iterator[object]], text: str
+    parse: Callable[[str], Iterable[Metric]], text: str
 ) -> dict[str, list[tuple[dict[str, str], str]]] | None:
     """The samples that the client library finds, by name; None where it takes the text for malformed."""
     found: dict[str, list[tuple[dict[str, str], str]]] = {}
     try:
         for family in parse(text):
-            for sample in family.samples:  # type: ignore[attr-defined]
+            for sample in family.samples:
                 found.setdefault(sample.name, []).append((dict(sample.labels), str(float(sample.value))))
     except (ValueError, KeyError, IndexError, AttributeError, TypeError):
         return None
