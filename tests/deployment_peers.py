@@ -18,13 +18,25 @@ def render(question: Json) -> Json:
     import helm_python
 
     try:
+        values = question["values"]
+        for text in question.get("sets", []):
+            values = merged(values, helm_python.parse_set_string(text))
         with helm_python.Chart.load(question["chart"]) as chart:
             manifests = chart.render(
-                question["values"], name=question.get("name", "brimline"), namespace=question["namespace"]
+                values, name=question.get("name", "brimline"), namespace=question["namespace"]
             )
     except helm_python.HelmError as error:
         return {"error": str(error)}
     return {"manifests": manifests}
+
+
+def merged(values: Json, more: Json) -> Json:
+    """The values with more laid over them."""
+    out = dict(values)
+    for key, value in more.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else value
+    return out
 
 
 def lint(question: Json) -> Json:

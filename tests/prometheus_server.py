@@ -90,14 +90,15 @@ def running_prometheus(
     rules: Mapping[str, str] | None = None,
     alertmanager_port: int | None = None,
     scrape: Mapping[str, Any] | None = None,
+    jobs: Sequence[Mapping[str, Any]] = (),
     flags: Sequence[str] = (),
 ) -> Iterator[Prometheus]:
     """Prometheus that scrapes exporters on the ports as one job.
 
     labels: what the scrape adds to the exporters' series; labels_by_port: to those of one. more: other jobs
     by name, with their ports; the labels of their pages stand as they are. rules: files of rules by name.
-    scrape: how the exporters are scraped, in the words of a scrape configuration. flags: more of its command
-    line.
+    scrape: how the exporters are scraped, in the words of a scrape configuration. jobs: further ones, whole.
+    flags: more of its command line.
     """
     port = free_port()
     targets = [
@@ -107,9 +108,9 @@ def running_prometheus(
         }
         for exporter in ports
     ]
-    jobs: list[dict[str, Any]] = [{"job_name": "brimline", "static_configs": targets, **(scrape or {})}]
+    scraped: list[dict[str, Any]] = [{"job_name": "brimline", "static_configs": targets, **(scrape or {})}]
     for name, other in (more or {}).items():
-        jobs.append(
+        scraped.append(
             {
                 "job_name": name,
                 "honor_labels": True,
@@ -120,7 +121,7 @@ def running_prometheus(
         (folder / name).write_text(text)
     document: dict[str, Any] = {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
-        "scrape_configs": jobs,
+        "scrape_configs": [*scraped, *jobs],
         "rule_files": [str(folder / name) for name in rules or {}],
     }
     if alertmanager_port is not None:

@@ -20,6 +20,7 @@ from brimline.readings import (
     PARTS,
     TARGET_REASONS,
     DeviceReading,
+    DiscoveryReading,
     Footprint,
     Histogram,
     RankReading,
@@ -70,6 +71,19 @@ def _exporter(
     name: str, help_: str, labels: Labels, rows: Callable[[Snapshot], Iterable[Row]], kind: Kind = "gauge"
 ) -> Family:
     return Family(name, kind, help_, labels, rows, "exporter")
+
+
+def _discovery(
+    name: str, help_: str, value: Callable[[DiscoveryReading], float | None], kind: Kind = "gauge"
+) -> Family:
+    def rows(snapshot: Snapshot) -> Iterable[Row]:
+        for reading in snapshot.discovery:
+            if (known := value(reading)) is not None:
+                yield (reading.source,), known
+
+    return _exporter(
+        name, f"{help_} source: files, kubernetes. Absent where it is not used.", ("source",), rows, kind
+    )
 
 
 def _target(
@@ -489,6 +503,28 @@ METRICS: tuple[Family, ...] = (
         "When the configuration in force was read. Never absent.",
         (),
         _one(lambda snapshot: snapshot.reload_success_time),
+    ),
+    _discovery(
+        "discovery_up",
+        "1 if the newest targets from this source are known, 0 while it or a part of it cannot be read; "
+        "those known before stay.",
+        lambda reading: float(reading.up),
+    ),
+    _discovery(
+        "discovery_targets",
+        "Targets that come from this source.",
+        lambda reading: float(reading.targets),
+    ),
+    _discovery(
+        "discovery_last_success_timestamp_seconds",
+        "When this source was last read whole; absent before that.",
+        lambda reading: reading.success_time,
+    ),
+    _discovery(
+        "discovery_errors_total",
+        "How often this source, or a part of it, turned unreadable.",
+        lambda reading: float(reading.errors),
+        kind="counter",
     ),
     # load
     _rank("requests_running", f"Requests that are being computed. {_NOT_UP}"),

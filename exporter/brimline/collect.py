@@ -52,6 +52,7 @@ from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
 from brimline.listeners import Listeners
 from brimline.prediction import (
+    Answers,
     CalibrationError,
     ModelError,
     Prediction,
@@ -63,6 +64,7 @@ from brimline.prediction import (
 from brimline.processes import command_line, listening_pid, read_memory
 from brimline.readings import (
     TARGET_REASONS,
+    DiscoveryReading,
     EngineReading,
     Footprint,
     GpuReading,
@@ -75,6 +77,7 @@ from brimline.readings import (
 )
 from brimline.reconcile import Tenant, account, beyond_card
 from brimline.threads import in_daemon_thread
+from brimline.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,14 @@ SLOW_SECONDS = 1.0
 GPU_SOURCE_MAX_AGE = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """The metrics page of a server. path: None where it has none that Prometheus reads."""
+
+    engine: str = ""
+    path: str | None = None
+
+
 @dataclass(slots=True)
 class _Detected:
     """What was found out about a server, valid until it restarts."""
@@ -117,6 +128,34 @@ class _Detected:
     launch_known: bool = False
     unread_config: bool = False
     is_outdated: bool = False
+
+
+@dataclass(slots=True)
+class _Understood:
+    """What follows from a server's settings, kept for as long as it states the same."""
+
+    detected: _Detected
+    stated: Mapping[str, str]
+    settings: Mapping[str, str]
+    declared: Mapping[str, str]
+    mismatches: Mapping[str, bool]
+    _fingerprinted: tuple[tuple[str, str | None, frozenset[str]], str] | None = None
+
+    @classmethod
+    def of(cls, detected: _Detected, stated: Mapping[str, str]) -> _Understood:
+        live = {name: clean_label(value) for name, value in stated.items()}
+        declared = _visible(detected.launch, detected.adapter)
+        settings = dict(sorted((declared | live).items()))
+        return cls(detected, stated, settings, declared, mismatches(declared, live))
+
+    def fingerprint(self, reading: EngineReading) -> str:
+        """A digest of the engine, its models and the settings."""
+        of = (reading.engine, reading.engine_version, frozenset(rank.model for rank in reading.ranks))
+        if self._fingerprinted is None or self._fingerprinted[0] != of:
+            engine, version, models = of
+            said = json.dumps([engine, version, sorted(models), sorted(self.settings.items())])
+            self._fingerprinted = of, hashlib.sha256(said.encode()).hexdigest()[:16]
+        return self._fingerprinted[1]
 
 
 @dataclass(slots=True)
@@ -142,6 +181,15 @@ async def _all_or_none(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
         raise
 
 
+class Shared:
+    """What the readers of all targets have together."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.turns = Turns()
+        self.listeners = Listeners(monotonic)
+        self.answers = Answers(monotonic)
+
+
 class TargetReader:
     """Reads one target, round after round.
 
@@ -157,7 +205,7 @@ class TargetReader:
         histograms: str,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
-        listeners: Listeners | None = None,
+        shared: Shared | None = None,
         quiet_launch: bool = False,
         quiet: bool = False,
     ) -> None:
@@ -172,6 +220,7 @@ class TargetReader:
         self._monotonic = monotonic
         self._quiet_launch = quiet_launch
         self._detected: _Detected | None = None
+        self._page: MetricsPage | None = None  # as it was read last; it stays while the server is down
         self._errors = dict.fromkeys(TARGET_REASONS, 0)
         self._was: tuple[bool, str] | None = None
         self._defect: str | None = None
@@ -183,13 +232,16 @@ class TargetReader:
         self._unparsed_total = 0
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
-        self._prediction = Prediction(
-            monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
-        )
-        self._listeners = listeners or Listeners(monotonic)
+        shared = shared or Shared(monotonic)
+        self._turns = shared.turns
+        self._listeners = shared.listeners
         if target.is_loopback:
             self._listeners.add(target.port)
+        self._prediction = Prediction(
+            shared.answers, monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
+        )
         self._round_began = 0.0
+        self._understood: _Understood | None = None
         self._readable_model: Path | None = None
         self._looked_at_model: tuple[Path | None, float] = (None, 0.0)
         self._model_look: asyncio.Future[tuple[Path, bool, bool]] | None = None
@@ -251,8 +303,10 @@ class TargetReader:
         self._client.trace.clear()
         is_known = self._detected is not None
         try:
-            async with asyncio.timeout(self.timeout):
-                snapshot = await self._read()
+            async with self._turns.one():
+                started = self._monotonic()
+                async with asyncio.timeout(self.timeout):
+                    snapshot = await self._read()
         except TimeoutError:
             detail = f"no whole answer within {self.timeout:g} s: it hangs, or needs a longer timeout"
             return self.failed("timeout", detail, started)
@@ -353,6 +407,20 @@ class TargetReader:
         self._troubles = frozenset(problem.reason for problem in snapshot.problems)
 
     @property
+    def page(self) -> MetricsPage | None:
+        """The server's own metrics page, read or declared; None where nobody knows yet."""
+        if self._page is not None or self.target.engine == "auto":
+            declared = self.target.metrics_path
+            return self._page if self._page is not None or declared is None else MetricsPage("", declared)
+        adapter = ENGINES[self.target.engine]
+        if adapter.is_state is not None:
+            return MetricsPage(adapter.name)
+        path = self.target.metrics_path
+        if path is None and len(adapter.metrics_paths) == 1:
+            path = adapter.metrics_paths[0]
+        return None if path is None else MetricsPage(adapter.name, path)
+
+    @property
     def trace(self) -> list[str]:
         """What was asked in the last round, and how it was answered."""
         return list(self._client.trace)
@@ -365,13 +433,16 @@ class TargetReader:
         live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
         problems = list(detected.problems)
         calls = [self._document(endpoint, problems) for endpoint in live]
-        if answer is None:
+        answers: list[Any] = []
+        if answer is not None:
+            answers = await _all_or_none(*calls)
+        elif calls or self._is_to_read_again(detected):
             again = self._read_again(detected)
             answer, _, *answers = await _all_or_none(
                 self._client.get_page(detected.metrics_path), again, *calls
             )
-        else:
-            answers = await _all_or_none(*calls)
+        else:  # the usual case, without a task for each of them
+            answer = await self._client.get_page(detected.metrics_path)
         problems += detected.unread_problems
         documents = dict(detected.documents)
         documents |= {
@@ -379,7 +450,14 @@ class TargetReader:
         }
         if self.keep_raw:
             self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
-        evidence = evidence_of(detected.adapter, answer.body, documents, answer.headers, detected.launch)
+        evidence = evidence_of(
+            detected.adapter,
+            answer.body,
+            documents,
+            answer.headers,
+            detected.launch,
+            with_buckets=self._histograms == "full",
+        )
         if self._is_foreign(evidence.page, answer.body, detected.adapter):
             self._detected = None
             return await self._read()  # says what answers there now
@@ -388,15 +466,18 @@ class TargetReader:
             self._detected = None
             return await self._read()
         self._detected = detected
+        has_page = detected.adapter.is_state is None
+        self._page = MetricsPage(detected.adapter.name, detected.metrics_path if has_page else None)
         return await self._understand(detected, reading, problems)
 
     async def _read_again(self, detected: _Detected) -> None:
         """Ask once more for settings that could not be read, but not in each scrape."""
-        now = self._monotonic()
-        if not detected.unread or now - detected.since < RETRY_AFTER:
-            return
-        detected.since = now
-        await self._read_documents(detected, detected.unread)
+        if self._is_to_read_again(detected):
+            detected.since = self._monotonic()
+            await self._read_documents(detected, detected.unread)
+
+    def _is_to_read_again(self, detected: _Detected) -> bool:
+        return bool(detected.unread) and self._monotonic() - detected.since >= RETRY_AFTER
 
     async def _read_documents(self, detected: _Detected, endpoints: Sequence[Endpoint]) -> None:
         """Add the endpoints' documents to what is known, and note which of them could not be read."""
@@ -595,9 +676,9 @@ class TargetReader:
         self, detected: _Detected, reading: EngineReading, problems: list[Problem]
     ) -> TargetSnapshot:
         adapter = detected.adapter
-        live = {name: clean_label(value) for name, value in reading.settings.items()}
-        declared = _visible(detected.launch, adapter)
-        settings = dict(sorted((declared | live).items()))
+        known = self._understood
+        if known is None or known.detected is not detected or known.stated != reading.settings:
+            known = self._understood = _Understood.of(detected, reading.settings)
         if reading.bad_values:
             problems.append(Problem("bad_values", f"impossible values of {', '.join(reading.bad_values)}"))
         if reading.dropped_series:
@@ -607,7 +688,7 @@ class TargetReader:
         self._last_success = self._clock()
         self._ranks = tuple(dict.fromkeys(rank.rank for rank in reading.ranks))
         # Settings that could not be asked for, or a page that names no model yet, are no other configuration.
-        fingerprint = None if detected.unread or not reading.ranks else _fingerprint(reading, settings)
+        fingerprint = None if detected.unread or not reading.ranks else known.fingerprint(reading)
         if fingerprint is not None:
             if self._fingerprint is not None and fingerprint != self._fingerprint:
                 self._config_changed = self._last_success
@@ -617,11 +698,11 @@ class TargetReader:
             up=True,
             reading=reading,
             problems=tuple(problems),
-            settings=settings,
+            settings=known.settings,
             settings_complete=adapter.states_launch(reading.settings)
             or (detected.launch_known and not detected.unread_config),
-            mismatches=mismatches(declared, live),
-            declared=declared,
+            mismatches=known.mismatches,
+            declared=known.declared,
             fingerprint=fingerprint,
         )
 
@@ -833,12 +914,6 @@ def _visible(settings: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
     return {name: clean_label(value) for name, value in sorted(settings.items()) if name in shown}
 
 
-def _fingerprint(reading: EngineReading, settings: Mapping[str, str]) -> str:
-    models = sorted({rank.model for rank in reading.ranks})
-    said = json.dumps([reading.engine, reading.engine_version, models, sorted(settings.items())])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
 def with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple[EngineReading, str | None]:
     """The reading with its KV cache in bytes, where they are known, and what they come from."""
     if reading.sleeping:
@@ -939,7 +1014,7 @@ class Collector:
         self._quiet_launch = quiet_launch
         self._open_gpus = open_gpus
         self._session: aiohttp.ClientSession | None = None
-        self._listeners = Listeners(monotonic)
+        self._shared = Shared(monotonic)
         self._config = config
         self._readers: tuple[TargetReader, ...] = ()
         self._gpu: GpuReader | None = None
@@ -947,6 +1022,7 @@ class Collector:
         self._rounds: list[_Round] = []
         self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
+        self.discovery: Callable[[], tuple[DiscoveryReading, ...]] = tuple
 
     @property
     def config(self) -> Config:
@@ -978,7 +1054,7 @@ class Collector:
             known = old.get(target.name)
             readers.append(known if known is not None and known.is_like(fresh) else fresh)
         self._readers = tuple(readers)
-        self._listeners.keep({target.port for target in config.targets if target.is_loopback})
+        self._shared.listeners.keep({target.port for target in config.targets if target.is_loopback})
         gpu_key = (config.gpu, config.peak_window, wants_pids(config.targets))
         if gpu_key != self._gpu_key:
             if self._gpu is not None:
@@ -1006,9 +1082,13 @@ class Collector:
             histograms=config.histograms_of(target),
             clock=self._clock,
             monotonic=self._monotonic,
-            listeners=self._listeners,
+            shared=self._shared,
             quiet_launch=self._quiet_launch,
         )
+
+    def pages(self) -> list[tuple[Target, MetricsPage | None]]:
+        """The metrics pages of the targets themselves; None where nobody knows one yet."""
+        return [(reader.target, reader.page) for reader in self._readers]
 
     def reader(self, name: str) -> TargetReader | None:
         """The reader of a configured target."""
@@ -1059,6 +1139,7 @@ class Collector:
             reload_successful=not self._refusals,
             reload_success_time=self.reload_success_time,
             reload_problem="\n".join(self._refusals.values()) or None,
+            discovery=self.discovery(),
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:

@@ -5,8 +5,11 @@ Every mistake is a ConfigError that reads `FILE:LINE: what; what to do` (see str
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -26,9 +29,7 @@ SECRET_MASK = "<secret>"  # noqa: S105 - what is shown instead of one
 
 # Keys of the published format whose feature is not in this version. Accepting them would promise what does
 # not happen.
-NOT_YET = {
-    "targets_files": "targets from further files",
-}
+NOT_YET: dict[str, str] = {}
 
 Role = Literal["", "baseline", "candidate"]
 
@@ -78,6 +79,7 @@ class PidSource(_Struct, frozen=True):
     from_pid: bool
 
 
+@functools.lru_cache(4096)  # asked for each target in each scrape
 def is_loopback(url: str) -> bool:
     """True where a url leads to this machine, as far as the address tells."""
     host = urlsplit(url).hostname or ""
@@ -133,6 +135,34 @@ class Target(_Struct, frozen=True):
         return parts.port or (443 if parts.scheme == "https" else 80)
 
 
+class PodTargets(_Struct, frozen=True):
+    """What holds for every pod that is a target: keys of a target that annotations cannot set."""
+
+    timeout: Seconds | None = None
+    min_interval: Seconds = Seconds(0.0)
+    histograms: Literal["none", "sums", "full"] | None = None
+    bearer_token_file: str | None = None
+    basic_auth: BasicAuth | None = None
+    headers: dict[str, str] = {}
+    tls: Tls | None = None
+
+    @property
+    def has_credentials(self) -> bool:
+        """True where something goes to each pod that only a trusted one may see."""
+        certificate = self.tls is not None and self.tls.cert_file is not None
+        return bool(self.bearer_token_file or self.basic_auth or self.headers or certificate)
+
+
+class KubernetesConfig(_Struct, frozen=True):
+    """Which pods are targets: those on `node` that say so by annotation."""
+
+    node: str
+    namespaces: list[str] = []
+    selector: str = ""
+    kubeconfig: str | None = None
+    targets: PodTargets = PodTargets()
+
+
 class Config(_Struct, frozen=True):
     """Everything `brimline serve` was told."""
 
@@ -143,6 +173,8 @@ class Config(_Struct, frozen=True):
     gpu: GpuConfig = GpuConfig()
     models: dict[str, str] = {}
     alerts: dict[str, dict[str, bool | int | float | str]] = {}
+    targets_files: list[str] = []
+    kubernetes: KubernetesConfig | None = None
     targets: list[Target] = []
 
     def timeout_of(self, target: Target) -> float:
@@ -161,22 +193,33 @@ _HINTS = {
 }
 
 
-_KEYS_AT: dict[Place, type[msgspec.Struct]] = {
-    (): Config,
-    ("gpu",): GpuConfig,
+class TargetsFile(_Struct, frozen=True):
+    """A file of `targets_files`."""
+
+    targets: list[Target]
+
+
+_KEYS_OF_TARGETS: dict[Place, type[msgspec.Struct]] = {
     ("targets", 0): Target,
     ("targets", 0, "basic_auth"): BasicAuth,
     ("targets", 0, "tls"): Tls,
     ("targets", 0, "gpus"): GpuSource,
     ("targets", 0, "launch_command"): PidSource,
 }
+_KEYS_AT: dict[Place, type[msgspec.Struct]] = {
+    **_KEYS_OF_TARGETS,
+    (): Config,
+    ("gpu",): GpuConfig,
+    ("kubernetes",): KubernetesConfig,
+    ("kubernetes", "targets"): PodTargets,
+    ("kubernetes", "targets", "basic_auth"): BasicAuth,
+    ("kubernetes", "targets", "tls"): Tls,
+}
 
-
-_SCHEMA = Schema(
-    keys_at=_KEYS_AT,
-    hints=_HINTS,
-    not_yet=NOT_YET,
-    secret_keys=frozenset({"basic_auth", "headers"}),
+_SECRET_KEYS = frozenset({"basic_auth", "headers"})
+_SCHEMA = Schema(keys_at=_KEYS_AT, hints=_HINTS, not_yet=NOT_YET, secret_keys=_SECRET_KEYS)
+_SCHEMA_OF_TARGETS = Schema(
+    keys_at={**_KEYS_OF_TARGETS, (): TargetsFile}, hints=_HINTS, secret_keys=_SECRET_KEYS
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -251,7 +294,14 @@ def _check_target(source: Source, target: Target, index: int) -> None:
             raise refuse("tls", "tls settings on an http url have no effect; write https:// or remove them")
         if (target.tls.cert_file is None) != (target.tls.key_file is None):
             raise refuse("tls", "cert_file and key_file belong together; give both or neither")
-    for name, value in target.headers.items():
+    _check_headers(source, place, target.headers)
+
+
+def _check_headers(source: Source, place: Place, headers: Mapping[str, str]) -> None:
+    def refuse(key: str, what: str) -> ConfigError:
+        return source.error((*place, key), what)
+
+    for name, value in headers.items():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(
             r"[\x00-\x08\x0a-\x1f\x7f]", value
         ):
@@ -274,8 +324,109 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)
 
 
+_NODE = re.compile(r"\*|\$\{[A-Za-z_][A-Za-z0-9_]*\}|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def _check_kubernetes(source: Source, kubernetes: KubernetesConfig) -> None:
+    place: Place = ("kubernetes",)
+    if not _NODE.fullmatch(kubernetes.node):
+        raise source.error(
+            (*place, "node"),
+            f"{kubernetes.node!r} is no node; write its name, ${{NODE_NAME}} for that of an environment "
+            'variable, or "*" for all nodes',
+        )
+    for index, namespace in enumerate(kubernetes.namespaces):
+        if not _NAMESPACE.fullmatch(namespace):
+            raise source.error(
+                (*place, "namespaces", index), f"{namespace!r} is no namespace; write a name such as default"
+            )
+    if not kubernetes.selector.isprintable():
+        raise source.error(
+            (*place, "selector"), "selector holds a line break or the like; write one such as app=vllm"
+        )
+    targets = kubernetes.targets
+    inside: Place = (*place, "targets")
+    if targets.bearer_token_file is not None and targets.basic_auth is not None:
+        raise source.error(
+            (*inside, "basic_auth"), "bearer_token_file and basic_auth both stand here; keep one"
+        )
+    if targets.timeout is not None and not targets.timeout > 0:
+        raise source.error(
+            (*inside, "timeout"), "a timeout of zero reads nothing; write a duration such as 5s"
+        )
+    if targets.tls is not None and (targets.tls.cert_file is None) != (targets.tls.key_file is None):
+        raise source.error((*inside, "tls"), "cert_file and key_file belong together; give both or neither")
+    _check_headers(source, inside, targets.headers)
+    if targets.has_credentials and not kubernetes.namespaces:
+        raise source.error(
+            inside,
+            "credentials would go to any pod that asks for it by annotation; "
+            "list the namespaces whose pods may have them",
+        )
+
+
+# Names of other ends are what editors leave beside a file while it is edited.
+_ENDS = (".yaml", ".yml", ".json")
+
+
+def _check_pattern(source: Source, pattern: str, index: int) -> None:
+    place: Place = ("targets_files", index)
+    folder, _, name = pattern.rpartition("/")
+    if any(character in folder for character in "*?["):
+        raise source.error(
+            place, f"{pattern!r} has a pattern in a folder's name; write patterns in the last part only"
+        )
+    if not name.endswith(_ENDS) or "\0" in pattern:
+        raise source.error(
+            place,
+            f"{pattern!r} does not end in {', '.join(_ENDS[:-1])} or {_ENDS[-1]}; write one such as "
+            "targets/*.yaml",
+        )
+
+
+def _check_targets(source: Source, targets: list[Target]) -> None:
+    seen: dict[str, int] = {}
+    for index, target in enumerate(targets):
+        _check_target(source, target, index)
+        if target.name in seen:
+            first = source.lines[("targets", seen[target.name])]
+            raise source.error(
+                ("targets", index, "name"),
+                f"the target name {target.name!r} stands twice (first on line {first}); rename one",
+            )
+        seen[target.name] = index
+
+
+def _places(source: Source, targets: list[Target]) -> dict[str, str]:
+    """Where each target stands, as FILE:LINE by its name."""
+    return {
+        target.name: f"{source.name}:{source.lines[('targets', index, 'name')]}"
+        for index, target in enumerate(targets)
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadTargets:
+    """The targets of a file, and where each stands: FILE:LINE by its name."""
+
+    targets: tuple[Target, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_targets(text: str, name: str) -> ReadTargets:
+    """What a file of `targets_files` says. Raises ConfigError."""
+    file, source = read_struct(text, name, TargetsFile, _SCHEMA_OF_TARGETS)
+    _check_targets(source, file.targets)
+    return ReadTargets(targets=tuple(file.targets), places=_places(source, file.targets))
+
+
 def parse(text: str, name: str = "brimline.yaml") -> Config:
     """Config from the text of a file; `name` stands in the error messages. Raises ConfigError."""
+    return _parse(text, name)[0]
+
+
+def _parse(text: str, name: str) -> tuple[Config, Source]:
     config, source = read_struct(text, name, Config, _SCHEMA)
     try:
         parse_listen(config.listen)
@@ -316,22 +467,35 @@ def parse(text: str, name: str = "brimline.yaml") -> Config:
             raise source.error(
                 ("alerts", alert), f"unknown alert {alert!r}; known: {', '.join(thresholds.ALERTS)}"
             )
-    seen: dict[str, int] = {}
-    for index, target in enumerate(config.targets):
-        _check_target(source, target, index)
-        if target.name in seen:
-            first = source.lines[("targets", seen[target.name])]
-            raise source.error(
-                ("targets", index, "name"),
-                f"the target name {target.name!r} stands twice (first on line {first}); rename one",
-            )
-        seen[target.name] = index
-    return config
+    for index, pattern in enumerate(config.targets_files):
+        _check_pattern(source, pattern, index)
+    if config.kubernetes is not None:
+        _check_kubernetes(source, config.kubernetes)
+    _check_targets(source, config.targets)
+    return config, source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigFile:
+    """A configuration file that was read; an empty one without a path.
+
+    places: where each of its targets stands, FILE:LINE by name.
+    """
+
+    config: Config = field(default_factory=Config)
+    path: Path | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_config(path: Path) -> ConfigFile:
+    """A configuration file. Raises ConfigError, also where it cannot be read."""
+    config, source = _parse(read_text(path), str(path))
+    return ConfigFile(config=config, path=path, places=_places(source, config.targets))
 
 
 def load(path: Path) -> Config:
     """Config from a file. Raises ConfigError, also where the file cannot be read."""
-    return parse(read_text(path), str(path))
+    return read_config(path).config
 
 
 def masked(config: Config) -> str:
@@ -345,6 +509,9 @@ def masked(config: Config) -> str:
         raise NotImplementedError  # pragma: no cover - msgspec hands over custom types only
 
     plain = msgspec.to_builtins(config, enc_hook=encode)
+    pods = plain.get("kubernetes", {}).get("targets", {})
+    if pods.get("headers"):
+        pods["headers"] = dict.fromkeys(pods["headers"], SECRET_MASK)
     for target in plain.get("targets", []):
         if target.get("headers"):
             target["headers"] = dict.fromkeys(target["headers"], SECRET_MASK)

@@ -202,7 +202,7 @@ class _Connection(asyncio.Protocol):
         self._make_handler = make_handler
         self._handler: web.RequestHandler | None = None
         self._transport: asyncio.Transport | None = None
-        self._opened: asyncio.Transport | None = None  # the encrypted one where there is TLS
+        self._encrypted: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._fetch_timer: asyncio.TimerHandle | None = None
         self._busy = False
@@ -231,12 +231,15 @@ class _Connection(asyncio.Protocol):
         try:
             await guard.refresh()
             opened: asyncio.Transport | None = transport
+            if transport.is_closing():  # a handshake would wait for bytes that cannot come
+                self.abort()
+                return
             if (context := guard.tls()) is not None:
                 opened = await self._shake_hands(guard, context, transport)
             if opened is None or transport.is_closing() or self._handler is None:
                 self.abort()
                 return
-            self._opened = opened
+            self._encrypted = None if opened is transport else opened
             self._handler.connection_made(opened)
             self._opening = None
             for data in self._early:
@@ -313,8 +316,10 @@ class _Connection(asyncio.Protocol):
         self._handler.pause_writing()
         loop = asyncio.get_running_loop()
         self._fetch_timer = loop.call_later(self._connections.limits.fetch_seconds, self.abort)
-        opened = self._opened or self._transport
-        self._connections.unfetched(self, opened.get_write_buffer_size())
+        held = self._transport.get_write_buffer_size()
+        if self._encrypted is not None:  # has a buffer of its own, of what is not encrypted yet
+            held += self._encrypted.get_write_buffer_size()
+        self._connections.unfetched(self, held)
 
     def resume_writing(self) -> None:
         self._stop_fetch_timer()

@@ -221,6 +221,22 @@ class HostReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveryReading:
+    """What is known of a source of targets beside the configuration file: `files` or `kubernetes`.
+
+    up: whether the newest of it is known. targets: how many there are of it. success_time: when it was last
+    read whole. errors: how often it could not be.
+    """
+
+    source: str
+    up: bool
+    targets: int = 0
+    success_time: float | None = None
+    errors: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessReading:
     """The server's own processes on this machine. pids: the one that listens, and all that it started.
 
@@ -518,6 +534,7 @@ class Snapshot:
     reload_successful: bool = True
     reload_success_time: float | None = None
     reload_problem: str | None = None
+    discovery: tuple[DiscoveryReading, ...] = ()
 
     def target(self, name: str) -> TargetSnapshot | None:
         """The target of that name."""

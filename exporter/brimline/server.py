@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gzip
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,13 @@ import msgspec
 from aiohttp import web
 
 from brimline.collect import Collector, Raw, TargetReader
-from brimline.config import Config, load, masked
+from brimline.config import ConfigFile, masked, read_config
 from brimline.errors import ConfigError
-from brimline.exposition import render
+from brimline.exposition import pieces
+from brimline.fleet import Fleet
 from brimline.port import ConnectionLimits, serve_application
 from brimline.readings import EngineReading, Snapshot
+from brimline.scrape_targets import scrape_targets
 
 if TYPE_CHECKING:
     from brimline.guard import PortGuard
@@ -31,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 # What Prometheus needs to take over the answer before its own timeout (blackbox_exporter's default).
 TIMEOUT_OFFSET = 0.5
-GZIP_FROM_BYTES = 1024
 _SECRET_HEADERS = {"set-cookie", "authorization", "www-authenticate"}
 
 
@@ -69,8 +70,10 @@ class Exporter:
         *,
         planner: Planner | None = None,
         guard: PortGuard | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         self.collector = collector
+        self.fleet = fleet or Fleet(collector, collector.config, path=config_path)
         self.guard = guard
         if guard is not None:
             guard.told = lambda problem: collector.note_refusal("web.config.file", problem)
@@ -78,24 +81,42 @@ class Exporter:
         self._listen = listen
         self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
         self._known_planner = planner
+        self._reloads: set[asyncio.Task[str | None]] = set()
         self.ready = False
 
-    def reload(self) -> str | None:
-        """Put the configuration file in force again; what is wrong with it where it was refused."""
+    def reload_soon(self) -> None:
+        """Begin to reload, as a signal does that nobody waits for."""
+        task = asyncio.ensure_future(self.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def reload(self) -> str | None:
+        """Put all files in force again; what is wrong where one was refused."""
+        if self.guard is not None:
+            self.guard.expire()
+            await self.guard.refresh()
+        refused = await self._reload_config()
+        return refused or (self.guard.problem if self.guard is not None else None)
+
+    async def _reload_config(self) -> str | None:
         if self._config_path is None:
             return "started without a configuration file: there is nothing to reload"
         try:
-            config = load(self._config_path)
+            read = read_config(self._config_path)
         except ConfigError as error:
             self.collector.note_refusal("config", str(error))
             logger.error("config=%s reload=refused detail=%r", self._config_path, str(error))
             return str(error)
+        config = read.config
         if self._listen is None and config.listen != self.collector.config.listen:
             logger.warning("listen=%s takes effect at the next start only", config.listen)
-        self.collector.configure(config)
+        if config.kubernetes != self.collector.config.kubernetes:
+            logger.warning("kubernetes takes effect at the next start only")
+        await self.fleet.settle(config, read.places)
         self.collector.note_refusal("config", None)
-        logger.info("config=%s reload=done targets=%d", self._config_path, len(config.targets))
-        return None
+        targets = len(self.collector.config.targets)
+        logger.info("config=%s reload=done targets=%d", self._config_path, targets)
+        return self.fleet.problem
 
     def application(self) -> web.Application:
         """The routes."""
@@ -106,6 +127,7 @@ class Exporter:
         application.router.add_get("/-/ready", self._ready)
         application.router.add_post("/-/reload", self._reload)
         application.router.add_get("/config", self._config)
+        application.router.add_get("/sd", self._scrape_targets)
         application.router.add_get("/debug", self._debug)
         application.router.add_get("/plan", self._plan)
         application.router.add_post("/plan/predict", self._plan_predict)
@@ -120,12 +142,12 @@ class Exporter:
             )
         budget = scrape_budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"))
         snapshot = await self.collector.snapshot(budget)
-        body, content_type = render(snapshot, request.headers.get("Accept", ""))
+        parts, content_type = pieces(snapshot, request.headers.get("Accept", ""))
         headers = {"Content-Type": content_type}
-        if len(body) >= GZIP_FROM_BYTES and _accepts_gzip(request.headers.get("Accept-Encoding", "")):
-            body = gzip.compress(body, compresslevel=1)
+        if _accepts_gzip(request.headers.get("Accept-Encoding", "")):
+            parts = _compressed(parts)
             headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-        return web.Response(body=body, headers=headers)
+        return web.Response(body=b"".join(parts), headers=headers)
 
     async def _status(self, _request: web.Request) -> web.Response:
         # Imported at the first look: the templates cost memory that a mere scrape need not pay.
@@ -144,17 +166,20 @@ class Exporter:
         return web.Response(text="Brimline is ready.\n")
 
     async def _reload(self, _request: web.Request) -> web.Response:
-        refused = self.reload()
-        if self.guard is not None:
-            self.guard.expire()
-            await self.guard.refresh()
-            refused = refused or self.guard.problem
+        refused = await self.reload()
         if refused is not None:
             return web.Response(status=400, text=f"{refused}\n")
         return web.Response(text="Configuration reloaded.\n")
 
     async def _config(self, _request: web.Request) -> web.Response:
         return web.Response(text=masked(self.collector.config), content_type="text/yaml", charset="utf-8")
+
+    async def _scrape_targets(self, _request: web.Request) -> web.Response:
+        pages = self.collector.pages()
+        if any(page is None for _, page in pages):
+            await self.collector.snapshot()
+            pages = self.collector.pages()
+        return web.json_response(scrape_targets((target, page) for target, page in pages if page is not None))
 
     async def _debug(self, request: web.Request) -> web.Response:
         name = request.query.get("target", "")
@@ -249,6 +274,14 @@ def _accepts_gzip(header: str) -> bool:
     return False
 
 
+def _compressed(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The parts as one gzip stream, at the level that costs least CPU."""
+    compressor = zlib.compressobj(level=1, wbits=31)
+    for part in parts:
+        yield compressor.compress(part)
+    yield compressor.flush()
+
+
 async def serve(
     exporter: Exporter,
     host: str,
@@ -285,9 +318,9 @@ async def serve(
     )
 
 
-def open_config(path: Path | None, listen: str | None) -> Config:
+def open_config(path: Path | None, listen: str | None) -> ConfigFile:
     """The configuration of a start: the file's, or an empty one; `listen` overrides. Raises ConfigError."""
-    config = load(path) if path is not None else Config()
+    read = ConfigFile() if path is None else read_config(path)
     if listen is None:
-        return config
-    return msgspec.structs.replace(config, listen=listen)
+        return read
+    return dataclasses.replace(read, config=msgspec.structs.replace(read.config, listen=listen))

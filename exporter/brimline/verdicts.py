@@ -44,6 +44,7 @@ BLOCKS = f"{PREFIX}ab_blocks"
 REQUIRED = f"{PREFIX}ab_required_seconds"
 UP = f"{PREFIX}ab_up"
 ERRORS = f"{PREFIX}ab_errors_total"
+GATE = f"{PREFIX}ab_gate"
 JUDGED = f"{PREFIX}ab_judged_timestamp_seconds"
 STARTED = f"{PREFIX}ab_started_timestamp_seconds"
 CHANGED = f"{PREFIX}ab_verdict_changed_timestamp_seconds"
@@ -103,6 +104,13 @@ EXPOSED = (
         "counter",
         ("experiment",),
         "Attempts to judge that failed since the watch started. Never absent.",
+    ),
+    Exposed(
+        GATE,
+        "gauge",
+        ("experiment",),
+        "1 where the verdict may decide a rollout, 0 where it is for looking only: blocks are shorter or "
+        "fewer than its bounds need. Absent before the first verdict.",
     ),
     Exposed(
         JUDGED,

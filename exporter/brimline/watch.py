@@ -10,9 +10,11 @@ import asyncio
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,7 @@ LEAST_PAUSE, MOST_PAUSE = 5.0, 3600.0
 FIRST_RETRY, LAST_RETRY = 10.0, 300.0
 
 NOT_YET = "not judged yet"
+_FIGURES = re.compile(r"\d+")
 
 # From an experiment to its report. Raises BrimlineError.
 Judge = Callable[[Experiment], Awaitable[Report]]
@@ -93,10 +96,11 @@ class Watched:
             logger.info("experiment=%r state=up", self.name)
         self.report, self.judged_at, self.problem, self.is_up = report, now, problem, True
 
-    def fail(self, problem: str) -> None:
-        """Note that an attempt failed; the last report stays."""
-        if self.is_up is not False or problem != self.problem:
-            logger.warning("experiment=%r state=down detail=%r", self.name, problem)
+    def fail(self, problem: str, defect: Exception | None = None) -> None:
+        """Note that an attempt failed; the last report stays. One line for each state, whatever it lasts."""
+        # Times and durations in it are others with each attempt, and no other state.
+        if self.is_up is not False or _FIGURES.sub("", problem) != _FIGURES.sub("", self.problem or ""):
+            logger.warning("experiment=%r state=down detail=%r", self.name, problem, exc_info=defect)
         self.problem, self.is_up = problem, False
         self.errors += 1
 
@@ -110,6 +114,8 @@ def document(watched: Watched, now: float) -> dict[str, Any]:
             "schema_version": SCHEMA_VERSION,
             "experiment": watched.name,
             "verdict": "inconclusive",
+            "is_gate": False,
+            "no_gate": NOT_YET,
             "comparisons": [],
         }
     )
@@ -139,7 +145,7 @@ class Watch:
             )
         self.experiments: dict[str, Watched] = {}
         for path in paths:
-            name = load(path, now=clock()).name
+            name = _load(path, clock()).name
             if name in self.experiments:
                 raise ConfigError(
                     f"{path}: the experiment {name!r} is in {self.experiments[name].path}, too; rename one"
@@ -174,7 +180,7 @@ class Watch:
         experiment = None
         try:
             # Read again, so that a margin may be changed, and because `now` in it is now.
-            experiment = load(watched.path, now=self.clock())
+            experiment = _load(watched.path, self.clock())
             if experiment.name != watched.name:
                 raise ConfigError(
                     f"{watched.path}: the experiment is now {experiment.name!r}; start the watch anew"
@@ -185,12 +191,23 @@ class Watch:
             watched.fail(str(error))
         except TimeoutError:
             watched.fail(f"not judged within {MAX_JUDGING_SECONDS:g} s; is Prometheus overloaded?")
-        except Exception as error:  # a defect in one experiment must end neither the watch nor the others
-            logger.exception("experiment=%r could not be judged", watched.name)
-            watched.fail(f"a defect of Brimline: {type(error).__name__}; see the log")
+        except Exception as error:  # noqa: BLE001 - a defect in one must end neither the watch nor the others
+            watched.fail(f"a defect of Brimline: {type(error).__name__}; see the log", error)
         else:
             watched.take(report, self.clock())
         return experiment
+
+
+def _load(path: Path, now: float) -> Experiment:
+    """The experiment. Raises ConfigError, also for a window on which looking again and again cannot stand."""
+    experiment = load(path, now=now)
+    if experiment.is_sliding:
+        start = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        raise ConfigError(
+            f"{path}: the window slides, and the bounds of a watch hold from one start on; "
+            f"write its start, such as `window: {{start: {start}}}`"
+        )
+    return experiment
 
 
 def pause_after(experiment: Experiment, now: float) -> float:
@@ -218,6 +235,7 @@ def _rows(watched: Watched) -> Iterator[tuple[str, _Row]]:
     if watched.report is None:
         return
     yield verdicts.STARTED, ((name,), watched.report.start)
+    yield verdicts.GATE, ((name,), float(watched.report.is_gate))
     for comparison in watched.report.comparisons:
         changed = watched.changed.get(comparison.candidate)
         if changed is not None:
@@ -298,7 +316,10 @@ _GOOD, _BAD = frozenset({"better", "pass"}), frozenset({"worse", "not_comparable
 
 
 def _hook(watch: Watch, request: web.Request, wanted: frozenset[str]) -> web.Response:
-    """200 where the verdict is one of those and young enough, else 403: for hooks that know yes and no."""
+    """200 where the verdict is one of those, young enough, and for a gate; else 403.
+
+    For hooks that know yes and no: what is for looking only confirms nothing and takes nothing back.
+    """
     watched = watch.experiments.get(request.match_info["name"])
     if watched is None:
         return web.Response(status=404, text="There is no experiment of that name.\n")
@@ -313,6 +334,8 @@ def _hook(watch: Watch, request: web.Request, wanted: frozenset[str]) -> web.Res
     said = f"{verdict}, {age:.0f} s ago"
     if not age <= longest:
         return web.Response(status=403, text=f"{said}: too old ({watched.problem or 'not judged since'})\n")
+    if answer["no_gate"] is not None:
+        return web.Response(status=403, text=f"{said}, but {answer['no_gate']}\n")
     if wanted is _GOOD and watched.problem is not None and watched.is_up:
         # Half the servers may be missing from it: nothing is promoted by that.
         return web.Response(status=403, text=f"{said}: {watched.problem}\n")

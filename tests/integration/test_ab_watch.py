@@ -149,6 +149,11 @@ def test_the_watch_judges_and_answers_by_name(world: World) -> None:
     assert document["problem"] is None
     assert document["simulated"] is True
     assert document["is_gate"] is False
+    for hook in ("confirm", "rollback"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get_text(f"http://127.0.0.1:{world.watch_port}/api/v1/{hook}/{EXPERIMENT}")
+        assert refused.value.code == 403
+        refused.value.close()
     [comparison] = document["comparisons"]
     static = {row["name"]: row for row in comparison["static"]}
     # 8 bits in place of 16, as the simulation and the predictor each have it.
@@ -227,26 +232,15 @@ def test_run_prints_the_verdict_and_leaves_files_for_a_ci(world: World) -> None:
         )
     )
 
-    assert done.returncode in (0, 1, 3), done.stderr
+    assert done.returncode in (1, 3), done.stderr  # never 0: such blocks are not for a gate
     assert "simulated: no server and no GPU was measured" in done.stdout
     assert "short blocks: not for a gate" in done.stdout
     assert re.search(r"tokens that the pool holds +416,480 +832,976 +\+100\.0 % +\+100\.0 %", done.stdout)
-    assert done.stderr == ""  # no bar where nobody watches
+    told = [line for line in done.stderr.splitlines() if "short blocks: not for a gate" not in line]
+    assert told == []  # no bar where nobody watches
     assert files["md"].read_text().startswith("### context\\-window")
     assert files["xml"].read_text().startswith("<?xml")
     assert "<circle" in files["html"].read_text()
-
-
-def test_run_exits_as_is_asked_where_nothing_is_decided(world: World, tmp_path: Path) -> None:
-    file = tmp_path / "e.yaml"
-    file.write_text(world.file.read_text().replace("min_blocks: 3", "min_blocks: 1000"))
-
-    codes = [
-        brimline("ab", "run", file, "--json", *more).returncode
-        for more in ([], ["--inconclusive-as", "pass"], ["--inconclusive-as", "fail"])
-    ]
-
-    assert codes == [3, 0, 1]
 
 
 def test_run_refuses_variants_that_differ_in_more_than_the_treatment(world: World, tmp_path: Path) -> None:

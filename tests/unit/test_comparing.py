@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from brimline.ab.inference import Verdict
 from brimline.ab.noise_floor import NoiseFloor, written
-from brimline.cli import cli
+from brimline.ab.result import Report
+from brimline.cli import cli, comparing, main
+from brimline.verdicts import WORDS
+from reports import comparison, report
 
 FILE = (
     "name: kv\nprometheus: {url: 'http://127.0.0.1:9'}\n"
@@ -47,6 +51,24 @@ def test_a_prometheus_that_does_not_answer_is_status_5(command: Sequence[str], f
     assert done.exit_code == 5
     assert "http://127.0.0.1:9" in done.output
     assert "check prometheus.url" in done.output
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read"), ("two\nlines\n", "more than one line")]
+)
+def test_a_token_that_cannot_be_read_is_the_files_mistake(
+    content: str | None, told: str, file: Path, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_text(content)
+    file.write_text(FILE.replace("'}", f"', bearer_token_file: {token}}}", 1))
+
+    done = ab("run", file)
+
+    assert done.exit_code == 2
+    assert f"{token}" in done.output
+    assert told in done.output
 
 
 def test_saved_series_that_are_not_there_are_status_5(file: Path, tmp_path: Path) -> None:
@@ -170,3 +192,101 @@ def test_help_imports_no_heavy_library(words: Sequence[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.endswith("[]\n")
+
+
+# --- the exit status is all that a CI reads
+
+
+def judged_as(monkeypatch: pytest.MonkeyPatch, answer: Report | BaseException) -> None:
+    """Let the experiment be judged so: series that come to each verdict would be hours of them."""
+
+    async def judged(*_: object) -> Report:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(comparing, "_judged", judged)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gate", "looking", "as_pass", "as_fail"),
+    [
+        ("better", 0, 3, 0, 1),
+        ("pass", 0, 3, 0, 1),
+        ("worse", 1, 1, 1, 1),
+        ("inconclusive", 3, 3, 0, 1),
+        ("not_comparable", 4, 4, 4, 4),
+    ],
+)
+def test_what_is_for_looking_only_never_exits_as_a_gate_that_passed(
+    verdict: Verdict,
+    gate: int,
+    looking: int,
+    as_pass: int,
+    as_fail: int,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged_as(monkeypatch, report(comparison(verdict=verdict)))
+    assert ab("run", file).exit_code == gate
+
+    judged_as(monkeypatch, report(comparison(verdict=verdict), no_gate="short blocks: not for a gate"))
+    done = ab("run", file)
+
+    assert done.exit_code == looking
+    assert WORDS[verdict] in done.output
+    assert ("exit status 3 in place of 0" in done.output) is (gate == 0)
+    assert ab("run", file, "--inconclusive-as", "pass").exit_code == as_pass
+    assert ab("run", file, "--inconclusive-as", "fail").exit_code == as_fail
+
+
+@pytest.mark.parametrize(("error", "status"), [(TypeError("of\nours"), 5), (KeyboardInterrupt(), 130)])
+def test_what_is_no_answer_never_exits_as_worse(
+    error: BaseException,
+    status: int,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    judged_as(monkeypatch, error)
+    monkeypatch.setattr(sys, "argv", ["brimline", "ab", "run", str(file)])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    said = capsys.readouterr().err
+    assert ended.value.code == status
+    assert said.strip().splitlines() == [
+        "brimline: a defect of Brimline: TypeError: of ours; report it with what BRIMLINE_DEBUG=1 shows"
+        if status == 5
+        else "brimline: interrupted"
+    ]
+
+
+def test_a_defect_has_its_traceback_where_somebody_debugs(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged_as(monkeypatch, TypeError("x"))
+    monkeypatch.setattr(sys, "argv", ["brimline", "ab", "run", str(file)])
+    monkeypatch.setenv("BRIMLINE_DEBUG", "1")
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["--version"], 0), (["ab", "nonsense"], 2)])
+def test_the_command_line_keeps_its_own_statuses(
+    words: Sequence[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["brimline", *words])
+
+    try:
+        main()
+        code: object = 0
+    except SystemExit as ended:
+        code = ended.code
+
+    assert (code or 0) == status
+    assert not capsys.readouterr().err.startswith("brimline: a defect")

@@ -53,7 +53,6 @@ NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
 HOLDS_SECRET = "would hold a secret in this file; use bearer_token_file or basic_auth"
 ONE_SOURCE = "gpus names not one source; write {file: PATH} or {listener: true}"
 REPLAY = "gpu.path names the recording of the backend replay; give both or neither"
-LATER = "does not work in this version yet; remove the key"
 MAPPING = "write a mapping of keys to values"
 A_UUID = "write a GPU's UUID or index"
 
@@ -61,8 +60,8 @@ A_UUID = "write a GPU's UUID or index"
 MISTAKES = {
     # keys
     "unknown-top-key": (
-        "2: unknown key 'target'; known: alerts, gpu, histograms, listen, models, peak_window, "
-        "scrape_timeout, targets"
+        "2: unknown key 'target'; known: alerts, gpu, histograms, kubernetes, listen, models, peak_window, "
+        "scrape_timeout, targets, targets_files"
     ),
     "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
     "unknown-gpu-key": (
@@ -92,7 +91,39 @@ MISTAKES = {
         "2: model name 'a model' is no plain name; use letters, digits and . _ : / - (at most 128)"
     ),
     "model-path": "2: models.a: found the number 3; write text",
-    "not-yet-targets-files": f"1: 'targets_files' (targets from further files) {LATER}",
+    # further files
+    "targets-files-is-text": "1: targets_files: found the text 'targets.yaml'; write a list",
+    "targets-files-of-another-end": (
+        "3: 'targets/*' does not end in .yaml, .yml or .json; write one such as targets/*.yaml"
+    ),
+    "targets-files-pattern-in-folder": (
+        "2: '/etc/*/targets.yaml' has a pattern in a folder's name; write patterns in the last part only"
+    ),
+    # pods
+    "unknown-kubernetes-key": (
+        "3: unknown key 'nodes' in kubernetes; known: kubeconfig, namespaces, node, selector, targets"
+    ),
+    "unknown-kubernetes-targets-key": (
+        "4: unknown key 'url' in kubernetes.targets; known: basic_auth, bearer_token_file, headers, "
+        "histograms, min_interval, timeout, tls"
+    ),
+    "kubernetes-without-node": "1: kubernetes: the key 'node' is missing; add it",
+    "kubernetes-node": (
+        "2: '$NODE_NAME' is no node; write its name, ${NODE_NAME} for that of an environment variable, "
+        'or "*" for all nodes'
+    ),
+    "kubernetes-namespace": "3: 'Prod_1' is no namespace; write a name such as default",
+    "kubernetes-selector-with-line-break": (
+        "3: selector holds a line break or the like; write one such as app=vllm"
+    ),
+    "kubernetes-credentials-for-everybody": (
+        "3: credentials would go to any pod that asks for it by annotation; "
+        "list the namespaces whose pods may have them"
+    ),
+    "kubernetes-bearer-and-basic": f"6: bearer_token_file and basic_auth {TWICE}",
+    "kubernetes-timeout-of-zero": "3: a timeout of zero reads nothing; write a duration such as 5s",
+    "kubernetes-cert-without-key": "4: cert_file and key_file belong together; give both or neither",
+    "kubernetes-header-with-secret": f"4: 'Authorization' {HOLDS_SECRET}",
     # alerts
     "alerts-is-a-list": f"1: alerts: found a list; {MAPPING}",
     "alert-is-text": f"3: alerts.BrimlineTargetSlow: found the text '5m'; {MAPPING}",

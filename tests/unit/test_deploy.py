@@ -31,9 +31,10 @@ def test_argo_asks_the_watch_and_every_word_has_one_meaning() -> None:
     assert set(WORDS) - success - failure == {"inconclusive"}
 
 
-def test_argo_goes_by_no_old_verdict() -> None:
+def test_argo_goes_by_no_old_verdict_and_by_none_that_is_for_looking_only() -> None:
     for condition in ("successCondition", "failureCondition"):
         assert "result.age_seconds < {{args.longest-age}}" in METRIC[condition]
+        assert "&& result.is_gate &&" in METRIC[condition]
 
 
 def test_every_argument_of_argo_is_declared() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import msgspec
 import pytest
 import yaml
 
-from brimline.config import Config, GpuSource, Seconds, parse
+from brimline.config import Config, GpuSource, Seconds, parse, parse_targets
 from brimline_dashboards.recording import Dcgm
 from brimline_dashboards.rules import Options, files
 from deployment import DEPLOY, REPOSITORY, Json, ask_peers, built, documents, of_kind, only
@@ -27,8 +29,8 @@ VERSIONS = ("1.25.0", "1.37.0")
 MODES = ("sidecar", "sidecar-nvml", "daemonset")
 NO_SCHEMA = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of Prometheus' operator
 LARGEST_CONFIG_MAP = 1 << 20
-LARGEST_ANNOTATION = 256 << 10
-SERVER_SIDE = "kubectl apply --server-side"
+SERVER_SIDE = "kubectl apply --server-side -n monitoring -k dashboards"
+DOCUMENT = (REPOSITORY / "docs/deploy.md").read_text()
 
 EVERYTHING: Json = {
     "podMonitor": {"enabled": True},
@@ -154,10 +156,16 @@ def exporter(objects: list[Json]) -> Json:
 
 
 def configuration(objects: list[Json]) -> Config:
-    """What the mounted ConfigMap says."""
+    """What the mounted ConfigMap says, with the targets of its other file."""
     [volume] = [volume for volume in pod(objects)["volumes"] if volume["name"] == "brimline"]
-    config_map = only(objects, "ConfigMap", name=volume["configMap"]["name"])
-    return parse(config_map["data"]["brimline.yaml"])
+    files_by_name = dict(only(objects, "ConfigMap", name=volume["configMap"]["name"])["data"])
+    config = parse(files_by_name.pop("brimline.yaml"))
+    found = [
+        target for name in config.targets_files for target in parse_targets(files_by_name[name], name).targets
+    ]
+    assert set(config.targets_files) == set(files_by_name)
+    assert not config.targets
+    return msgspec.structs.replace(config, targets=found)
 
 
 def test_kubernetes_own_schemas_refuse_nothing(renderings: dict[str, list[Json]]) -> None:
@@ -392,11 +400,9 @@ def test_the_boards_fit(renderings: dict[str, list[Json]]) -> None:
             assert json.loads(text) == json.loads((REPOSITORY / "dashboards/generated" / file).read_text())
             assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
             assert len(json.dumps(one)) < LARGEST_CONFIG_MAP
-    largest = max(len(json.dumps(one)) for one in of_kind(renderings["kustomize monitoring"], "ConfigMap"))
-    if largest > LARGEST_ANNOTATION:
-        # A plain `kubectl apply` writes the object into one of its annotations.
-        assert SERVER_SIDE in (REPOSITORY / "dashboards/kustomization.yaml").read_text()
-        assert f"{SERVER_SIDE} -n monitoring -k dashboards" in (REPOSITORY / "docs/deploy.md").read_text()
+    # A plain `kubectl apply` writes the object into one of its annotations, of 256 KiB: it is nearly full.
+    assert SERVER_SIDE in (REPOSITORY / "dashboards/kustomization.yaml").read_text()
+    assert SERVER_SIDE in DOCUMENT
 
 
 def test_a_release_fits_into_the_secret_that_helm_keeps_it_in(
@@ -506,3 +512,76 @@ def test_every_value_has_its_schema() -> None:
     assert set(schema["properties"]) == {*values, "global"}
     keys = {field.name for field in msgspec.structs.fields(Config)}
     assert set(schema["properties"]["config"]["properties"]) == keys
+
+
+def test_a_chart_of_somebody_else_takes_the_sidecar(helm: dict[str, list[Json]], tmp_path: Path) -> None:
+    """What docs/deploy.md shows of it, in a chart that has ours as a dependency."""
+    [shown] = re.findall(r"```yaml\n(      labels:.*?)```", DOCUMENT, re.DOTALL)
+    parent = tmp_path / "inference"
+    (parent / "templates").mkdir(parents=True)
+    (parent / "charts").mkdir()
+    (parent / "charts/brimline").symlink_to(CHART)
+    (parent / "Chart.yaml").write_text(
+        "apiVersion: v2\nname: inference\nversion: 1.0.0\n"
+        "dependencies: [{name: brimline, version: 0.1.0, repository: ''}]\n"
+    )
+    (parent / "templates/server.yaml").write_text(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: own}\nspec:\n  selector: {}\n"
+        f"  template:\n    metadata:\n{shown}"
+    )
+    own = {"mode": "sidecar-nvml", "server": {"create": False}}
+
+    [answer] = ask_peers(
+        [{"ask": "render", "chart": str(parent), "values": {"brimline": own}, "namespace": "inference"}]
+    )
+
+    assert "error" not in answer
+    objects = [
+        each
+        for file, text in answer["manifests"].items()
+        if file.endswith(".yaml")
+        for each in documents(text)
+    ]
+    assert exporter(objects) == exporter(helm["sidecar-nvml"])
+    assert configuration(objects) == configuration(helm["sidecar-nvml"])
+    labels = workload(objects)["spec"]["template"]["metadata"]["labels"]
+    [policy] = of_kind(objects, "NetworkPolicy")
+    assert policy["spec"]["podSelector"]["matchLabels"] == labels
+
+
+COMMANDS = [
+    line.replace("\\\n", " ")
+    for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.DOTALL)
+    for line in re.split(r"(?<!\\)\n", block)
+]
+
+
+def test_the_documented_commands_of_helm_render() -> None:
+    """As they are written, with what they set."""
+    questions = []
+    for command in (line for line in COMMANDS if line.startswith("helm ")):
+        words = shlex.split(command)
+        sets = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+        _, _, name, chart, _, namespace = words[:6]
+        questions.append(
+            {
+                "ask": "render",
+                "chart": str(REPOSITORY / chart),
+                "sets": sets,
+                "values": {},
+                "name": name,
+                "namespace": namespace,
+            }
+        )
+
+    answers = ask_peers(questions)
+
+    assert len(questions) == 3
+    assert [answer.get("error") for answer in answers] == [None] * len(questions)
+
+
+def test_the_documented_overlays_are_there() -> None:
+    named = [command.split()[-1] for command in COMMANDS if command.startswith("kubectl apply")]
+
+    assert [name for name in named if not (REPOSITORY / name / "kustomization.yaml").is_file()] == []
+    assert {Path(name).name for name in named} == {"dashboards", *MODES}

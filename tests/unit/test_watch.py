@@ -99,6 +99,25 @@ def test_it_judges_again_when_the_next_block_has_ended_and_is_stored(tmp_path: P
     assert rounds.windows == [NOW, NOW + 820]
 
 
+def test_a_window_that_slides_is_refused(tmp_path: Path) -> None:
+    sliding = file(tmp_path, window="{last: 6h}")
+
+    with pytest.raises(ConfigError, match=r"the window slides.*write its start, such as `window: \{start: "):
+        Watch([sliding], Rounds().judge, clock=lambda: NOW)
+
+
+def test_a_window_that_came_to_slide_is_a_problem_and_ends_nothing(tmp_path: Path) -> None:
+    path = file(tmp_path)
+    rounds = Rounds(report(), report())
+    watch = Watch([path], rounds.judge, clock=lambda: NOW)
+    file(tmp_path, window="{last: 6h}")
+
+    [watched] = watch.experiments.values()
+    asyncio.run(watch._attempt(watched))
+
+    assert "the window slides" in (watched.problem or "")
+
+
 def test_pauses_are_bounded(tmp_path: Path) -> None:
     long, short = (
         experiments.load(file(tmp_path, name, block_length=length), now=NOW)
@@ -215,6 +234,26 @@ def test_state_changes_are_logged_once(tmp_path: Path, caplog: pytest.LogCapture
     ]
 
 
+def test_a_query_that_grows_with_the_clock_is_no_other_state(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "brimline.watch")
+    texts = [f"refused (query: brimline_target_info[{length}ms])" for length in (965029, 976729, 1000001)]
+
+    Rounds(*(DataSourceError("connection", text) for text in texts)).run(file(tmp_path))
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"experiment='kv-dtype' state=down detail={texts[0]!r}"
+    ]
+
+
+def test_the_traceback_of_a_defect_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Rounds(ZeroDivisionError("x"), ZeroDivisionError("x"), ValueError("y")).run(file(tmp_path))
+
+    assert caplog.text.count("Traceback") == 2
+    assert len(caplog.records) == 2
+
+
 def test_two_files_of_one_experiment_and_too_many_are_refused(tmp_path: Path) -> None:
     path = file(tmp_path)
     other = tmp_path / "copy.yaml"
@@ -304,6 +343,13 @@ def test_a_metric_of_the_user_cannot_take_the_place_of_the_whole() -> None:
 
     labels = {"experiment": "kv-dtype", "candidate": "fp8", "metric": "overall", "verdict": "worse"}
     assert found[verdicts.VERDICT, frozenset(labels.items())] == 1
+
+
+def test_what_is_for_looking_only_is_told_to_prometheus() -> None:
+    of_one = frozenset({("experiment", "kv-dtype")})
+
+    assert samples(judged())[verdicts.GATE, of_one] == 1
+    assert samples(judged(report(no_gate="short blocks")))[verdicts.GATE, of_one] == 0
 
 
 # --- the port
@@ -401,6 +447,17 @@ def test_hooks_that_know_yes_and_no_get_one(
 
     assert [status for status, _ in answers] == [confirm, rollback]
     assert answers[0][1] == f"{verdict}, 60 s ago: every gate is inside its margin\n"
+
+
+@pytest.mark.parametrize("verdict", ["pass", "worse", "not_comparable"])
+def test_a_hook_says_neither_by_what_is_no_gate(tmp_path: Path, verdict: Verdict) -> None:
+    watch = Watch([file(tmp_path)], Rounds().judge, clock=lambda: NOW + 60)
+    looking = report(comparison(verdict=verdict), no_gate="short blocks: not for a gate")
+    watch.experiments["kv-dtype"].take(looking, NOW)
+
+    answers = asked(watch, "/api/v1/confirm/kv-dtype", "/api/v1/rollback/kv-dtype")
+
+    assert answers == [(403, f"{verdict}, 60 s ago, but short blocks: not for a gate\n")] * 2
 
 
 def test_a_hook_says_neither_by_a_verdict_that_is_old_or_not_there(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ LEAST_BUSY = 0.5
 # Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
 LIKE_LOADS = (0.9, 1.1)
 
+SHORT_BLOCKS = "short blocks: not for a gate"
+SLIDING = (
+    "not for a gate: the window slides, so that looking again and again is not allowed for; "
+    "write `window: {start: …}` for bounds that hold at any time"
+)
 OTHER_BOUNDS = "the arms count in buckets of other bounds: each quantile for itself"
 
 CONTROL = Metric(
@@ -124,7 +129,7 @@ def judge(
         verdict=_of_all([comparison.verdict for comparison in comparisons]),
         comparisons=tuple(comparisons),
         dropped=_dropped(unfit, edges, absence=not any(draft.pair.pairing.takes_turns for draft in drafts)),
-        is_gate=not experiment.is_short and not (mode == "sequential" and experiment.is_sliding),
+        no_gate=_no_gate(experiment, mode),
         is_sequential=mode == "sequential",
         fingerprints=tuple(
             (name, fingerprint)
@@ -212,15 +217,20 @@ def _dropped(
     return tuple((float(edges[place]), "; ".join(reasons[place])) for place in sorted(reasons))
 
 
+def _no_gate(experiment: Experiment, mode: Mode) -> str | None:
+    """Why no rollout may be decided by it: what its blocks say, or when they are looked at."""
+    if not any(metric.gate and metric.kind != "static" for metric in experiment.metrics):
+        # What one boot settles needs no blocks.
+        return None
+    if experiment.is_short:
+        return SHORT_BLOCKS
+    return SLIDING if mode == "sequential" and experiment.is_sliding else None
+
+
 def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> list[str]:
     notes = list(observations.gaps)
-    if experiment.is_short:
-        notes.append("short blocks: not for a gate")
-    if mode == "sequential" and experiment.is_sliding:
-        notes.append(
-            "the window slides, so that looking again and again is not allowed for: "
-            "write `window: {start: …}` for bounds that hold at any time"
-        )
+    if no_gate := _no_gate(experiment, mode):
+        notes.insert(0, no_gate)
     if experiment.routing == "unknown":
         notes.append("routing is not declared: with sticky sessions the intervals are too narrow")
     notes.append("performance and memory only: the quality of answers is not looked at")
@@ -234,8 +244,8 @@ def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> li
 class Measured:
     """A metric's difference before any verdict. bounded: None where there is none, with the reason in notes.
 
-    undecided: what forbids a word, by the word it forbids. unsaid: at least one arm does not have it at all;
-    absent: neither does.
+    undecided: what forbids a word, by the word it forbids. unsaid: at least one arm does not have it at all,
+    or none of which a ratio can be made; absent: neither does.
     """
 
     metric: Metric
@@ -351,6 +361,8 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
     undecided: dict[Verdict, str] = {}
     values, whole = _values(metric, two, notes)
     count = two.pairing.count
+    if metric.query is not None and (problem := _no_ratio(values)):
+        return Measured(metric=metric, baseline=whole[0], candidate=whole[1], notes=(problem,), unsaid=True)
     unknown = np.full(count, np.nan)
     boot_error = _boot_error(two) if metric.moved_by_boots else 0.0
     adjusted = metric.kind in ("affine", "tail")
@@ -443,6 +455,18 @@ def _own_values(metric: Metric, two: Pair) -> tuple[Floats, Floats]:
         with np.errstate(divide="ignore", invalid="ignore"):
             both.append(cell_sums(of_blocks, cells, count) / cell_sums(np.ones(len(ends)), cells, count))
     return both[0], both[1]
+
+
+def _no_ratio(values: tuple[Floats, Floats]) -> str | None:
+    """Why the user's values make no ratio; None where all of them are above zero."""
+    either = np.minimum(*values)
+    none = int((either <= 0).sum())
+    if not none:
+        return None
+    return (
+        f"0 or less in {none} of {len(either)} blocks, which makes no ratio, so that it is never decided: "
+        "let the query give what stays above 0, such as the share of requests without errors"
+    )
 
 
 def _tails(
@@ -763,7 +787,7 @@ def _metric_result(
         title=metric.title,
         kind=metric.kind,
         unit=metric.unit,
-        gate=metric.gate and not one.absent,
+        gate=metric.gate and (metric.demanded or not one.absent),
         margin_ratio=metric.margin,
         more_is_better=metric.more_is_better,
         verdict=verdict,

@@ -111,7 +111,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A whole run. is_gate: False where blocks are too short or too few to decide a rollout by.
+    """A whole run. no_gate: why no rollout may be decided by it, as with short blocks; None where one may.
 
     warnings: of the data source: something may be missing.
     """
@@ -125,7 +125,7 @@ class Report:
     verdict: Verdict
     comparisons: tuple[Comparison, ...]
     dropped: tuple[tuple[float, str], ...] = ()
-    is_gate: bool = True
+    no_gate: str | None = None
     is_sequential: bool = False
     fingerprints: tuple[tuple[str, str], ...] = ()
     queries: tuple[str, ...] = ()
@@ -133,6 +133,10 @@ class Report:
     warnings: tuple[str, ...] = ()
     simulated: bool = False
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def is_gate(self) -> bool:
+        return self.no_gate is None
 
 
 Mode = Literal["fixed", "sequential"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from importlib import import_module
 
 import click
@@ -51,7 +53,39 @@ def cli() -> None:
 _COLLECT_AFTER = 50_000
 
 
+# Apart from 1, which is an answer: WORSE, does not fit. 128 and the signal's number, as shells have it.
+EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 5, 130, 141
+
+
 def main() -> None:
     """Entry point of `brimline` and `python -m brimline`."""
     gc.set_threshold(_COLLECT_AFTER)
-    cli()
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("brimline: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has enough of it; the interpreter would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_BROKEN_PIPE)
+    except Exception as error:  # noqa: BLE001 - else its status would be 1, which is an answer
+        _tell_defect(error)
+        sys.exit(EXIT_DEFECT)
+
+
+def _tell_defect(error: Exception) -> None:
+    """One line; with it the traceback where somebody debugs."""
+    import logging
+
+    if os.environ.get("BRIMLINE_DEBUG") or logging.getLogger().isEnabledFor(logging.DEBUG):
+        import traceback
+
+        traceback.print_exception(error)
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    click.echo(
+        f"brimline: a defect of Brimline: {said}; report it with what BRIMLINE_DEBUG=1 shows", err=True
+    )

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from brimline.config import Config
+    from brimline.config import Config, ConfigFile
     from brimline.guard import PortGuard
 
 EXIT_NEGATIVE = 1
@@ -79,20 +79,34 @@ def parse_ports(text: str | None) -> Sequence[int]:
     return tuple(map(int, words))
 
 
-def open_config_or_fail(config_path: Path | None, listen: str | None = None) -> Config:
+def open_config_or_fail(config_path: Path | None, listen: str | None = None) -> ConfigFile:
     """The configuration, or an end with what is wrong with it."""
     from brimline.config import parse_listen
     from brimline.errors import ConfigError
     from brimline.server import open_config
 
     try:
-        config = open_config(config_path, listen)
-        parse_listen(config.listen)
+        read = open_config(config_path, listen)
+        parse_listen(read.config.listen)
     except ConfigError as error:
         fail(str(error))
     except ValueError as error:
         fail(f"--listen: {error}")
-    return config
+    return read
+
+
+def all_targets_or_fail(read: ConfigFile) -> Config:
+    """The configuration with the targets of its further files, or an end with what is wrong with these."""
+    import msgspec
+
+    from brimline.targets_files import TargetsFiles
+
+    if read.path is None or not read.config.targets_files:
+        return read.config
+    found = TargetsFiles(read.path.parent).read(read.config.targets_files, read.places)
+    if found.problems:
+        fail("\nbrimline: ".join(found.problems))
+    return msgspec.structs.replace(read.config, targets=[*read.config.targets, *found.targets])
 
 
 def open_guard_or_fail(web_config_path: Path | None) -> PortGuard | None:

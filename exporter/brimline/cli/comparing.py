@@ -304,7 +304,7 @@ async def _from_history(experiment: Experiment, series: Path | None, as_json: bo
 @click.option(
     "--inconclusive-as",
     type=click.Choice(["pass", "fail"]),
-    help="Exit 0 or 1 in place of 3 where it is not decided.",
+    help="Exit 0 or 1 in place of 3 where it is not decided, or the report is not for a gate.",
 )
 @click.option(
     "--sequential", is_flag=True, help="Bounds that hold however often this is run on one experiment."
@@ -322,8 +322,8 @@ def run(
 ) -> None:
     """Judge an experiment now.
 
-    Exit status: 0 better or no worse, 1 worse, 2 the file is wrong, 3 not decided yet, 4 the variants cannot
-    be compared, 5 Prometheus could not be read.
+    Exit status: 0 better or no worse, 1 worse, 2 the file is wrong, 3 not decided yet, or not for a gate (as
+    with short blocks), 4 the variants cannot be compared, 5 Prometheus could not be read.
     """
     _need_libraries()
     from brimline import compared
@@ -346,9 +346,17 @@ def run(
         _write(junit, "--junit", lambda: junit.write_text(compared.as_junit(report), encoding="utf-8"))
     if html is not None:
         _write(html, "--html", lambda: html.write_text(compared.as_html(report), encoding="utf-8"))
-    if report.verdict == "inconclusive" and inconclusive_as is not None:
-        sys.exit(0 if inconclusive_as == "pass" else EXIT_NEGATIVE)
-    sys.exit(EXITS[report.verdict])
+    status = EXITS[report.verdict]
+    if status == 0 and not report.is_gate:
+        status = EXIT_NO_ANSWER
+        if inconclusive_as is None:
+            click.echo(
+                f"brimline: {report.verdict}, but {report.no_gate}: exit status {status} in place of 0",
+                err=True,
+            )
+    if status == EXIT_NO_ANSWER and inconclusive_as is not None:
+        status = 0 if inconclusive_as == "pass" else EXIT_NEGATIVE
+    sys.exit(status)
 
 
 async def _judged(
@@ -586,7 +594,8 @@ def _ending_with_what_is_wrong() -> Iterator[None]:
     try:
         yield
     except (DataSourceError, SourceError) as error:
-        fail(str(error), EXIT_DATA_SOURCE)
+        # A file with a token that is not there, or holds none, is named in the experiment file.
+        fail(str(error), EXIT_USAGE if error.reason == "credentials" else EXIT_DATA_SOURCE)
     except BrimlineError as error:
         fail(str(error))
 

@@ -17,6 +17,7 @@ from brimline.cli.common import (
     EXIT_USAGE,
     PORTS,
     WEB_CONFIG,
+    all_targets_or_fail,
     fail,
     leave,
     open_config_or_fail,
@@ -30,7 +31,7 @@ from brimline.cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from brimline.config import Config
+    from brimline.config import Config, ConfigFile
     from brimline.demo.gpu_recording import Scenario
     from brimline.guard import PortGuard
 
@@ -57,26 +58,23 @@ def serve(
     SIGHUP or POST /-/reload reads the configuration again; SIGTERM ends.
     """
     set_up_logging(log_level)
-    config = open_config_or_fail(config_path, listen)
+    read = open_config_or_fail(config_path, listen)
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
     ports = parse_ports(discover_ports) if config_path is None else ()
+    if read.config.kubernetes is not None:
+        fail("kubernetes: targets from pods do not work in this version yet; remove the key")
     guard = open_guard_or_fail(web_config_path)
     raise_open_file_limit()
-    code = asyncio.run(_serve(config, config_path, listen, ports, guard))
+    code = asyncio.run(_serve(read, listen, ports, guard))
     leave(code)
 
 
-async def _serve(
-    config: Config,
-    config_path: Path | None,
-    listen: str | None,
-    ports: Sequence[int],
-    guard: PortGuard | None,
-) -> int:
+async def _serve(read: ConfigFile, listen: str | None, ports: Sequence[int], guard: PortGuard | None) -> int:
     from brimline.collect import Collector
     from brimline.config import parse_listen
     from brimline.discovery import Discovery, keep_looking
+    from brimline.fleet import Fleet
     from brimline.server import Exporter
     from brimline.server import serve as serve_port
 
@@ -84,17 +82,21 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    collector = Collector(config, quiet_launch=config_path is None)
-    exporter = Exporter(collector, config_path, listen, guard=guard)
-    loop.add_signal_handler(signal.SIGHUP, exporter.reload)
+    config = read.config
+    collector = Collector(config, quiet_launch=read.path is None)
+    fleet = Fleet(collector, config, path=read.path, places=read.places)
+    exporter = Exporter(collector, read.path, listen, guard=guard, fleet=fleet)
+    loop.add_signal_handler(signal.SIGHUP, exporter.reload_soon)
     host, port = parse_listen(config.listen)
     await collector.start()
     looking: asyncio.Task[None] | None = None
-    if config_path is None:
+    if read.path is None:
         looking = asyncio.ensure_future(keep_looking(Discovery(ports), collector, config))
         looking.add_done_callback(_report_end)
-    elif not config.targets:
-        logger.warning("config=%s names no targets; only GPUs are exported", config_path)
+    else:
+        await fleet.start()
+        if not collector.config.targets:
+            logger.warning("config=%s names no targets yet; only GPUs are exported", read.path)
 
     def started(bound: int) -> None:
         say_where(host, bound, guard)
@@ -109,6 +111,7 @@ async def _serve(
     finally:
         if looking is not None:
             looking.cancel()
+        fleet.close()
         await collector.close()
     logger.info("stopped")
     return 0
@@ -129,7 +132,7 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
     from brimline.check import failures, print_snapshot, read_once
 
     logging.getLogger("brimline").setLevel(logging.CRITICAL)  # the table says it all
-    config = open_config_or_fail(config_path)
+    config = all_targets_or_fail(open_config_or_fail(config_path))
     open_guard_or_fail(web_config_path)
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")

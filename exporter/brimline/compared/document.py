@@ -19,6 +19,7 @@ def as_json(report: Report) -> Json:
         "experiment": report.experiment,
         "verdict": report.verdict,
         "is_gate": report.is_gate,
+        "no_gate": report.no_gate,
         "is_sequential": report.is_sequential,
         "simulated": report.simulated,
         "baseline": report.baseline,

@@ -15,7 +15,6 @@ MAX_DROPPED = 20
 # Characters of a guard that is not known.
 MAX_TEXT = 240
 
-SHORT_BLOCKS = "short blocks: not for a gate"
 SIMULATED = "simulated: no server and no GPU was measured"
 
 
@@ -130,8 +129,8 @@ def sample(report: Report) -> str:
 def warnings(report: Report) -> list[str]:
     """What everyone must know who reads a verdict."""
     found = [SIMULATED] if report.simulated else []
-    if not report.is_gate:
-        found.append(SHORT_BLOCKS)
+    if report.no_gate is not None:
+        found.append(plain(report.no_gate))
     return list(dict.fromkeys([*found, *map(plain, report.notes)]))
 
 

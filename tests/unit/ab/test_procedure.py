@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ab_traffic import BYTES_PER_TOKEN, INTERVAL, START, Traffic, simulate, unscraped, with_replica
-from brimline.ab.experiment import Experiment, parse
+from brimline.ab.experiment import METRICS, Experiment, parse
 from brimline.ab.observations import Boot, Observations, wanted
 from brimline.ab.procedure import against_itself, judge, noise_floor_of, swap_plan
 from brimline.ab.result import Comparison, MetricResult, Mode, Report
@@ -594,6 +594,40 @@ def test_turns_on_one_gpu_are_compared_in_pairs() -> None:
     assert row(report, "inter_token_latency").delta_ratio == pytest.approx(0.2, abs=0.02)
 
 
+# --- gates of the file's own ---
+
+
+def test_a_gate_that_the_file_asks_for_is_not_left_out_where_nobody_has_it() -> None:
+    asked = "metrics:\n- {name: request_latency, gate: true}\n"
+    planned = experiment(more=asked)
+
+    report = judge(planned, observed(planned))
+
+    assert row(report, "request_latency").gate
+    assert report.verdict == "inconclusive"
+    assert "mean latency of a request: inconclusive" in only(report).reasons
+
+
+@pytest.mark.parametrize(("of_candidate", "blocks"), [(0.0, 16), (0.5, 16)])
+def test_a_metric_of_the_users_own_that_is_0_is_refused_with_what_to_do(
+    of_candidate: float, blocks: int
+) -> None:
+    planned = experiment(more="metrics:\n- {name: errors, query: q, gate: true}\n")
+    observations = observed(planned)
+    ends = np.array(planned.block_edges[1:])
+    arms = {
+        name: replace(arm, own_metrics={"errors": Series(ends, np.full(16, value))})
+        for (name, arm), value in zip(observations.arms.items(), (0.0, of_candidate), strict=True)
+    }
+
+    report = judge(planned, replace(observations, arms=arms))
+
+    errors = row(report, "errors")
+    assert (errors.verdict, errors.candidate, errors.hours_needed) == ("inconclusive", of_candidate, None)
+    assert errors.notes[0].startswith(f"0 or less in {blocks} of 16 blocks, which makes no ratio")
+    assert report.verdict == "inconclusive"
+
+
 # --- what else is said ---
 
 
@@ -602,8 +636,18 @@ def test_short_blocks_are_not_for_a_gate() -> None:
 
     report = judge(planned, observed(planned))
 
-    assert not report.is_gate
-    assert "short blocks: not for a gate" in report.notes
+    assert report.no_gate == "short blocks: not for a gate"
+    assert report.no_gate in report.notes
+
+
+def test_what_one_boot_settles_needs_no_blocks_to_be_a_gate() -> None:
+    none = "".join(f"- {{name: {name}, gate: false}}\n" for name, one in METRICS.items() if one.gate)
+    pool = "- {name: kv_cache_capacity_bytes, gate: true}\n"
+    planned = experiment(hours=0.2, more=f"block_length: 1m\nwarmup: 1m\nmetrics:\n{none}{pool}")
+
+    report = judge(planned, observed(planned))
+
+    assert (report.verdict, report.no_gate) == ("pass", None)
 
 
 def test_sticky_routing_passes_nothing() -> None:

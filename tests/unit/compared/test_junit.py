@@ -34,6 +34,30 @@ def test_a_verdict_is_what_its_word_means_to_a_ci(verdict: Verdict, tag: str) ->
     assert found.get("skipped") == str(int(tag == "skipped"))
 
 
+def test_what_passes_without_being_for_a_gate_is_skipped() -> None:
+    found = suite(report(no_gate="short blocks: not for a gate"))
+
+    [skipped] = found.findall("testcase/skipped")
+    assert "short blocks: not for a gate" in skipped.get("message", "")
+    worse = suite(report(comparison(metrics=(metric(verdict="worse"),)), no_gate="short blocks"))
+    assert worse.get("failures") == "1"
+
+
+def test_without_any_gate_there_is_a_test_that_did_not_run() -> None:
+    nothing = comparison(
+        verdict="inconclusive",
+        metrics=(metric(gate=False),),
+        static=(),
+        reasons=("no gate has anything to compare",),
+    )
+
+    found = suite(report(nothing))
+
+    assert (found.get("tests"), found.get("skipped")) == ("1", "1")
+    [skipped] = found.findall("testcase/skipped")
+    assert skipped.get("message") == "no gate has anything to compare"
+
+
 def test_a_guard_in_the_way_is_an_error() -> None:
     found = suite(not_comparable())
 

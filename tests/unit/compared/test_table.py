@@ -86,7 +86,7 @@ def test_both_estimands_are_told() -> None:
 
 
 def test_short_blocks_and_simulated_servers_are_named_first() -> None:
-    lines = printed(report(is_gate=False, simulated=True)).splitlines()
+    lines = printed(report(no_gate="short blocks: not for a gate", simulated=True)).splitlines()
 
     assert lines[2:4] == ["! simulated: no server and no GPU was measured", "! short blocks: not for a gate"]
     assert "!" not in printed(report()).replace("!=", "")

@@ -33,20 +33,27 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ if hasPrefix "sidecar" .Values.mode }}true{{ end }}
 {{- end }}
 
-{{/* brimline.yaml: what the mode makes of the values, and `config` over it. */}}
+{{/* brimline.yaml: what the mode makes of the values, and `config` over it. Targets stand in a file of their own, which is
+read again as it changes, and of which a mistake keeps no pod from starting. */}}
 {{- define "brimline.config" -}}
 {{- $config := dict }}
-{{- if include "brimline.sidecar" . }}
+{{- if eq .Values.mode "sidecar" }}{{ $_ := set $config "gpu" (dict "backend" "none") }}{{ end }}
+{{- if eq .Values.mode "sidecar-nvml" }}{{ $_ := set $config "gpu" (dict "devices" "targets") }}{{ end }}
+{{- $config = mergeOverwrite $config (omit (deepCopy .Values.config) "targets") }}
+{{- $_ := set $config "targets_files" (concat (list "targets.yaml") (.Values.config.targets_files | default list)) }}
+{{- toYaml $config }}
+{{- end }}
+
+{{- define "brimline.targets" -}}
+{{- $targets := list }}
+{{- if hasKey .Values.config "targets" }}
+{{- $targets = .Values.config.targets }}
+{{- else if include "brimline.sidecar" . }}
 {{- $target := dict "name" .Values.server.name "url" (printf "http://127.0.0.1:%d" (int .Values.server.port)) "launch_command" (include "brimline.words" (concat .Values.server.command .Values.server.args)) }}
-{{- if eq .Values.mode "sidecar-nvml" }}
-{{- $_ := set $target "gpus" (dict "file" "/run/gpus/gpus.txt") }}
-{{- $_ := set $config "gpu" (dict "devices" "targets") }}
-{{- else }}
-{{- $_ := set $config "gpu" (dict "backend" "none") }}
+{{- if eq .Values.mode "sidecar-nvml" }}{{ $_ := set $target "gpus" (dict "file" "/run/gpus/gpus.txt") }}{{ end }}
+{{- $targets = list $target }}
 {{- end }}
-{{- $_ := set $config "targets" (list $target) }}
-{{- end }}
-{{- mergeOverwrite $config (deepCopy .Values.config) | toYaml }}
+{{- toYaml (dict "targets" $targets) }}
 {{- end }}
 
 {{/* A command line as a shell would be given it. */}}
@@ -59,7 +66,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- join " " $words }}
 {{- end }}
 
-{{/* The exporter's container, the same in all modes but for what `sidecar` and NVML change. */}}
+{{/* The exporter's container, the same in all modes but for what `sidecar` and NVML change. In a chart that has this one as
+a dependency, the context is `.Subcharts.brimline`. */}}
 {{- define "brimline.sidecar.container" -}}
 name: brimline
 image: {{ include "brimline.image" . | quote }}
