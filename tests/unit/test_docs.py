@@ -113,3 +113,13 @@ def test_every_key_of_a_report_is_documented() -> None:
         return set().union(*map(keys, value)) if isinstance(value, list) else set()
 
     assert {key for key in keys(as_json(report())) if f'"{key}"' not in documented} == set()
+
+
+def test_every_test_that_the_table_of_faults_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs/reliability.md").read_text())
+
+    missing = [
+        f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / "tests" / file).read_text()
+    ]
+    assert len(named) > 60
+    assert missing == []
