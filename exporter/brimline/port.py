@@ -95,8 +95,8 @@ def _add_headers(guard: Guard | None) -> Callable[[web.Request, web.StreamRespon
 
 
 def _is_our_fault(record: logging.LogRecord) -> bool:
-    """False for what a client did wrong: a port scanner must not fill the log with tracebacks."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    """False for what a client did wrong, or where it left: it must not fill the log with tracebacks."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
 
 
 class _Connections:

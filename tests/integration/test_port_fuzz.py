@@ -232,7 +232,7 @@ def test_no_client_takes_the_port_from_the_others(
     assert rss < rss_before + 32
     assert {b"200", b"400"} <= statuses
     assert not any(status.startswith(b"5") for status in statuses), statuses
-    assert "Traceback" not in exporter.log
+    assert "Traceback" not in exporter.log, exporter.log
     assert len(exporter.log) < 20_000
     files = _usage(exporter.process.pid)[1]
     assert files <= files_before + 25  # what a keep-alive may still hold

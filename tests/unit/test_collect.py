@@ -1008,8 +1008,8 @@ def test_jumps_of_the_wall_clock_change_timestamps_alone() -> None:
             "brimline_target_reading_age_seconds",
             "brimline_server_host_memory_used_bytes",  # of this process, which is the server's too
         }
-        ages = ("limited", ("brimline_target_reading_age_seconds", frozenset()))
-        assert jumped[ages] == (10.0 * number) % 30.0
+        age: Any = ("limited", ("brimline_target_reading_age_seconds", frozenset()))
+        assert jumped[age] == (10.0 * number) % 30.0
     assert asked == 4 + 2
 
 

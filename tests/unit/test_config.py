@@ -573,7 +573,7 @@ def test_symbolic_links_lead_to_a_file_or_to_one_error(tmp_path: Path) -> None:
     dangling.symlink_to(tmp_path / "nothing")
     pipe.symlink_to(tmp_path / "fifo")
 
-    assert load(good).scrape_timeout == 7
+    assert float(load(good).scrape_timeout) == 7.0
     for path in (loop, dangling, pipe):
         with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: [^;]+; "):
             load(path)
