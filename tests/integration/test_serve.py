@@ -23,7 +23,20 @@ from fake_servers import FAULTS, FakeServer, FakeVllm, answer, dead_port, hang, 
 from serving import Got, Serving, serving, take, write_config
 from waiting import eventually
 
-HEAVY = {"torch", "transformers", "vllm", "numpy", "scipy", "grafanalib", "pandas", "rich", "jinja2"}
+HEAVY = {
+    "bcrypt",
+    "grafanalib",
+    "jinja2",
+    "kubernetes",
+    "numpy",
+    "pandas",
+    "rich",
+    "scipy",
+    "torch",
+    "transformers",
+    "urllib3",
+    "vllm",
+}
 
 
 def run_brimline(*arguments: str) -> subprocess.CompletedProcess[str]:

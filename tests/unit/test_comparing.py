@@ -176,7 +176,9 @@ def test_missing_libraries_are_named_with_the_command_that_installs_them(file: P
     done = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True)
 
     assert done.returncode == 2
-    assert "comparing needs numpy and scipy; install the extra: pip install '.[ab]' in a clone" in done.stderr
+    assert "comparing needs numpy and scipy; install the extra in a clone of this repository: " in done.stderr
+    # Into the environment that runs, such as the one that `make demo` made.
+    assert f"{sys.executable} -m pip install '.[ab]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
