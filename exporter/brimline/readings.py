@@ -124,7 +124,8 @@ def combine_ranks(ranks: Sequence[RankReading]) -> RankReading:
     """One reading for a model: counts and capacities summed, ratios and lengths of the fullest rank.
 
     A quantity that any rank does not state is None, unless one rank states it for all: half a sum would pass
-    for a whole one. The mappings and histograms are left out. Raises ValueError for no ranks or ranks of several models.
+    for a whole one. The mappings and histograms are left out. Raises ValueError for no ranks or ranks of
+    several models.
     """
     models = {rank.model for rank in ranks}
     if len(models) != 1:
