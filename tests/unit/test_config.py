@@ -65,7 +65,8 @@ MISTAKES = {
     ),
     "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
     "unknown-gpu-key": (
-        "3: unknown key 'interval' in gpu; known: backend, devices, path, processes, reserve_other, sample_interval"
+        "3: unknown key 'interval' in gpu; known: backend, devices, path, processes, reserve_other, "
+        "sample_interval"
     ),
     "unknown-basic-auth-key": (
         "4: unknown key 'password' in targets[0].basic_auth; known: password_file, username"
