@@ -60,6 +60,8 @@ VALUES: dict[str, Json] = {
             "dcgmNamespaceLabel": "namespace",
         },
     },
+    "everywhere": {"mode": "daemonset", "discovery": {"namespaces": ["*"], "selector": "app=vllm"}},
+    "undiscovered": {"mode": "daemonset", "discovery": {"enabled": False}},
     "annotated": {
         "mode": "sidecar",
         "scrapeAnnotations": True,
@@ -217,8 +219,41 @@ def test_the_exporter_asks_for_no_gpu_and_no_token_and_writes_nothing(
         assert set(own["resources"]["limits"]) == {"memory"}  # a limit of CPU would only slow scrapes down
         assert set(own["resources"]["requests"]) == {"cpu", "memory"}
         assert all(mount.get("readOnly") for mount in own["volumeMounts"])
-        if not of_kind(found, "ServiceAccount"):
-            assert pod(found)["automountServiceAccountToken"] is False
+        assert pod(found)["automountServiceAccountToken"] is bool(of_kind(found, "ServiceAccount"))
+
+
+@pytest.mark.parametrize("by", ["helm", "kustomize"])
+def test_the_node_s_exporter_may_see_pods_and_nothing_else(
+    by: str, renderings: dict[str, list[Json]]
+) -> None:
+    found = renderings[f"{by} daemonset"]
+    [role], [binding] = of_kind(found, "Role"), of_kind(found, "RoleBinding")
+    account = only(found, "ServiceAccount")
+    pods = configuration(found).kubernetes
+
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": "inference"}
+    ]
+    assert pod(found)["serviceAccountName"] == account["metadata"]["name"]
+    assert account["automountServiceAccountToken"] is False
+    assert pods is not None
+    assert (pods.node, pods.namespaces) == ("${NODE_NAME}", [role["metadata"]["namespace"]])
+    [node] = [entry for entry in exporter(found)["env"] if entry["name"] == "NODE_NAME"]
+    assert node["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+
+
+def test_all_namespaces_take_a_cluster_role(helm: dict[str, list[Json]]) -> None:
+    found = helm["everywhere"]
+    pods = configuration(found).kubernetes
+
+    assert not of_kind(found, "Role")
+    assert only(found, "ClusterRole")["rules"][0]["verbs"] == ["list", "watch"]
+    assert only(found, "ClusterRoleBinding")["roleRef"]["kind"] == "ClusterRole"
+    assert pods is not None
+    assert (pods.namespaces, pods.selector) == ([], "app=vllm")
+    assert configuration(helm["undiscovered"]).kubernetes is None
 
 
 @pytest.mark.parametrize("by", ["helm", "kustomize"])

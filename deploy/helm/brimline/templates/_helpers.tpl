@@ -33,12 +33,27 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ if hasPrefix "sidecar" .Values.mode }}true{{ end }}
 {{- end }}
 
+{{- define "brimline.discovery" -}}
+{{ if and (eq .Values.mode "daemonset") .Values.discovery.enabled }}true{{ end }}
+{{- end }}
+
+{{/* The namespaces whose pods may be targets, as JSON; none for all. */}}
+{{- define "brimline.namespaces" -}}
+{{- if has "*" .Values.discovery.namespaces }}[]{{ else }}{{ .Values.discovery.namespaces | default (list .Release.Namespace) | toJson }}{{ end }}
+{{- end }}
+
 {{/* brimline.yaml: what the mode makes of the values, and `config` over it. Targets stand in a file of their own, which is
 read again as it changes, and of which a mistake keeps no pod from starting. */}}
 {{- define "brimline.config" -}}
 {{- $config := dict }}
 {{- if eq .Values.mode "sidecar" }}{{ $_ := set $config "gpu" (dict "backend" "none") }}{{ end }}
 {{- if eq .Values.mode "sidecar-nvml" }}{{ $_ := set $config "gpu" (dict "devices" "targets") }}{{ end }}
+{{- if include "brimline.discovery" . }}
+{{- $pods := dict "node" "${NODE_NAME}" }}
+{{- with include "brimline.namespaces" . | fromJsonArray }}{{ $_ := set $pods "namespaces" . }}{{ end }}
+{{- with .Values.discovery.selector }}{{ $_ := set $pods "selector" . }}{{ end }}
+{{- $_ := set $config "kubernetes" $pods }}
+{{- end }}
 {{- $config = mergeOverwrite $config (omit (deepCopy .Values.config) "targets") }}
 {{- $_ := set $config "targets_files" (concat (list "targets.yaml") (.Values.config.targets_files | default list)) }}
 {{- toYaml $config }}
@@ -91,6 +106,10 @@ env:
   {{- else }}
   # Where NVIDIA's runtime is the cluster's default, this container asks it for nothing.
   - {name: NVIDIA_VISIBLE_DEVICES, value: void}
+  {{- end }}
+  {{- if include "brimline.discovery" . }}
+  - name: NODE_NAME
+    valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
   {{- end }}
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
