@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import yaml
 
+from brimline.ab.experiment import parse as parse_experiment
 from brimline.config import Config, GpuSource, Seconds, parse, parse_targets
 from brimline_dashboards.recording import Dcgm
 from brimline_dashboards.rules import Options, files
@@ -27,6 +28,7 @@ BOARDS = sorted((REPOSITORY / "dashboards/generated").glob("*.json"))
 # The oldest and the newest Kubernetes whose schemas there are.
 VERSIONS = ("1.25.0", "1.37.0")
 MODES = ("sidecar", "sidecar-nvml", "daemonset")
+LATER = 1_800_000_000.0  # after the example of an experiment has begun
 NO_SCHEMA = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of Prometheus' operator
 LARGEST_CONFIG_MAP = 1 << 20
 SERVER_SIDE = "kubectl apply --server-side -n monitoring -k dashboards"
@@ -129,7 +131,8 @@ def helm() -> dict[str, list[Json]]:
 def kustomize() -> dict[str, list[Json]]:
     """The objects of every overlay, and those of the boards and rules."""
     overlays = {mode: built(DEPLOY / "kubernetes/overlays" / mode) for mode in MODES}
-    return {**overlays, "monitoring": built(REPOSITORY / "dashboards")}
+    watch = built(DEPLOY / "kubernetes/ab-watch")
+    return {**overlays, "monitoring": built(REPOSITORY / "dashboards"), "ab-watch": watch}
 
 
 @pytest.fixture(scope="module")
@@ -491,6 +494,25 @@ def test_promtool_reads_the_rules(renderings: dict[str, list[Json]], tmp_path: P
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("SUCCESS") == 3
+
+
+def test_the_watch_is_where_argo_and_flagger_ask_for_it(renderings: dict[str, list[Json]]) -> None:
+    found = renderings["kustomize ab-watch"]
+    [service], [config_map] = of_kind(found, "Service"), of_kind(found, "ConfigMap")
+    [port] = service["spec"]["ports"]
+    address = f"http://{service['metadata']['name']}.{service['metadata']['namespace']}.svc:{port['port']}"
+    labels = workload(found)["spec"]["template"]["metadata"]["labels"]
+
+    experiment = parse_experiment(config_map["data"]["experiment.yaml"], "experiment.yaml", now=LATER)
+
+    assert experiment.name == "kv-dtype"
+    assert address in (DEPLOY / "argo-rollouts/analysistemplate.yaml").read_text()
+    assert (
+        f"{address}/api/v1/confirm/{experiment.name}" in (DEPLOY / "flagger/metrictemplate.yaml").read_text()
+    )
+    assert service["spec"]["selector"].items() <= labels.items()
+    # Prometheus takes the watch for no exporter's pod.
+    assert labels["brimline"] != "exporter"
 
 
 def test_helm_finds_nothing_to_say() -> None:
