@@ -63,6 +63,7 @@ VALUES: dict[str, Json] = {
         },
     },
     "everywhere": {"mode": "daemonset", "discovery": {"namespaces": ["*"], "selector": "app=vllm"}},
+    "listener": {"mode": "sidecar-nvml", "server": {"gpus": "listener"}},
     "undiscovered": {"mode": "daemonset", "discovery": {"enabled": False}},
     "annotated": {
         "mode": "sidecar",
@@ -90,6 +91,13 @@ HOSTILE: dict[str, tuple[Json, str]] = {
     "a label that is none": ({"podLabels": {"a b": "c"}}, "a b"),
     "a key of the configuration": ({"config": {"lissen": "x"}}, "lissen"),
     "nobody may scrape": ({"networkPolicy": {"from": []}}, "from"),
+    "a listener of a user that is not known": (
+        {
+            "mode": "sidecar-nvml",
+            "server": {"gpus": "listener", "securityContext": {"runAsGroup": None}},
+        },
+        "runAsGroup",
+    ),
     "an alert that there is not": (
         {"prometheusRule": {"enabled": True, "disabled": ["BrimlineNothing"]}},
         "no alert BrimlineNothing",
@@ -298,6 +306,25 @@ def test_the_sidecar_takes_its_gpus_from_the_file_that_its_server_writes(
             next(mount for mount in container["volumeMounts"] if mount["name"] == "gpus")
         ).items()
     assert "emptyDir" in volumes["gpus"]
+
+
+def test_a_sidecar_that_looks_for_the_listening_process_is_of_its_user(
+    helm: dict[str, list[Json]],
+) -> None:
+    found = helm["listener"]
+    [server] = [each for each in containers(pod(found)) if each["name"] == "server"]
+    [target] = configuration(found).targets
+    users = {
+        (each["securityContext"]["runAsUser"], each["securityContext"]["runAsGroup"])
+        for each in containers(pod(found))
+    }
+
+    assert users == {(2000, 2000)}
+    assert pod(found)["shareProcessNamespace"] is True
+    assert isinstance(target.gpus, GpuSource)
+    assert target.gpus.listener
+    assert server["command"] == ["vllm", "serve"]
+    assert "shareProcessNamespace" not in pod(helm["sidecar-nvml"])
 
 
 def test_the_wrapped_command_writes_the_file_and_becomes_the_server(

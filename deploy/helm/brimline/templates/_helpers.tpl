@@ -33,6 +33,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ if hasPrefix "sidecar" .Values.mode }}true{{ end }}
 {{- end }}
 
+{{/* Where the sidecar takes its server's GPUs from: file or listener. */}}
+{{- define "brimline.gpus" -}}
+{{- if eq .Values.mode "sidecar-nvml" }}{{ .Values.server.gpus }}{{ end }}
+{{- end }}
+
 {{- define "brimline.discovery" -}}
 {{ if and (eq .Values.mode "daemonset") .Values.discovery.enabled }}true{{ end }}
 {{- end }}
@@ -65,7 +70,8 @@ read again as it changes, and of which a mistake keeps no pod from starting. */}
 {{- $targets = .Values.config.targets }}
 {{- else if include "brimline.sidecar" . }}
 {{- $target := dict "name" .Values.server.name "url" (printf "http://127.0.0.1:%d" (int .Values.server.port)) "launch_command" (include "brimline.words" (concat .Values.server.command .Values.server.args)) }}
-{{- if eq .Values.mode "sidecar-nvml" }}{{ $_ := set $target "gpus" (dict "file" "/run/gpus/gpus.txt") }}{{ end }}
+{{- if eq (include "brimline.gpus" .) "file" }}{{ $_ := set $target "gpus" (dict "file" "/run/gpus/gpus.txt") }}{{ end }}
+{{- if eq (include "brimline.gpus" .) "listener" }}{{ $_ := set $target "gpus" (dict "listener" true) }}{{ end }}
 {{- $targets = list $target }}
 {{- end }}
 {{- toYaml (dict "targets" $targets) }}
@@ -133,9 +139,13 @@ resources:
   {{- toYaml .Values.resources | nindent 2 }}
 securityContext:
   runAsNonRoot: true
-  {{- with .Values.runAsUser }}
-  runAsUser: {{ int64 . }}
-  runAsGroup: {{ int64 . }}
+  {{- if eq (include "brimline.gpus" .) "listener" }}
+  # The server's, or its open sockets could not be seen.
+  runAsUser: {{ int64 .Values.server.securityContext.runAsUser }}
+  runAsGroup: {{ int64 .Values.server.securityContext.runAsGroup }}
+  {{- else if .Values.runAsUser }}
+  runAsUser: {{ int64 .Values.runAsUser }}
+  runAsGroup: {{ int64 .Values.runAsUser }}
   {{- end }}
   readOnlyRootFilesystem: true
   allowPrivilegeEscalation: false
@@ -146,7 +156,7 @@ volumeMounts:
   {{- if .Values.webConfig.existingSecret }}
   - {name: brimline-web, mountPath: /etc/brimline-web, readOnly: true}
   {{- end }}
-  {{- if eq .Values.mode "sidecar-nvml" }}
+  {{- if eq (include "brimline.gpus" .) "file" }}
   - {name: gpus, mountPath: /run/gpus, readOnly: true}
   {{- end }}
   {{- if and (include "brimline.sidecar" .) .Values.server.models.volume }}
@@ -173,7 +183,7 @@ httpGet: {path: {{ .path }}, port: brimline}
 - name: brimline-web
   secret: {secretName: {{ . | quote }}}
 {{- end }}
-{{- if eq .Values.mode "sidecar-nvml" }}
+{{- if eq (include "brimline.gpus" .) "file" }}
 - name: gpus
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 {{- end }}
