@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Whole files in as many processes, those that take longest first. Many tests wait more than they compute.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test check test-engines bench format clean
+.PHONY: help demo test check test-engines bench bench-performance format clean
 help:
 	@echo "make demo          watch two simulated servers, without a GPU"
 	@echo "make test          the fast tests"
@@ -39,6 +39,11 @@ bench:
 	@tools/setup.sh dev
 	@bin=$$(tools/prometheus.sh) && export PATH="$$bin:$$PATH" && \
 		for file in benchmarks/bench_*.py; do $(PYTHON) $$file || exit 1; done
+
+# As bench, for the table of docs/performance.md alone, which it writes.
+bench-performance:
+	@tools/setup.sh dev
+	@$(PYTHON) benchmarks/bench_performance.py --write
 
 format:
 	@tools/setup.sh dev

@@ -52,6 +52,7 @@ from brimline.fetch import Answer, Client, get_json, open_session
 from brimline.gpu import GpuReader, open_gpu_reader
 from brimline.listeners import Listeners
 from brimline.prediction import (
+    Answers,
     CalibrationError,
     ModelError,
     Prediction,
@@ -76,6 +77,7 @@ from brimline.readings import (
 )
 from brimline.reconcile import Tenant, account, beyond_card
 from brimline.threads import in_daemon_thread
+from brimline.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,11 @@ class MetricsPage:
 
 @dataclass(slots=True)
 class _Detected:
-    """What was found out about a server, valid until it restarts."""
+    """What was found out about a server, valid until it restarts.
+
+    launch_read: the launch settings that are being read, with the problems that are met meanwhile; None once
+    they are known.
+    """
 
     adapter: Adapter
     metrics_path: str
@@ -125,7 +131,49 @@ class _Detected:
     launch: Mapping[str, str] = field(default_factory=dict)
     launch_known: bool = False
     unread_config: bool = False
+    launch_read: tuple[asyncio.Future[tuple[dict[str, str], bool, bool]], list[Problem]] | None = None
     is_outdated: bool = False
+
+    def take_launch(self) -> None:
+        """Take the launch settings over, as soon as they have been read."""
+        if self.launch_read is not None and self.launch_read[0].done():
+            future, met = self.launch_read
+            self.launch_read = None
+            self.launch, self.launch_known, self.unread_config = future.result()
+            self.problems += tuple(met)
+
+
+@dataclass(slots=True)
+class _Understood:
+    """What follows from a server's settings, kept for as long as it states the same."""
+
+    detected: _Detected
+    launch: Mapping[str, str]
+    stated: Mapping[str, str]
+    settings: Mapping[str, str]
+    declared: Mapping[str, str]
+    mismatches: Mapping[str, bool]
+    _fingerprinted: tuple[tuple[str, str | None, frozenset[str]], str] | None = None
+
+    @classmethod
+    def of(cls, detected: _Detected, stated: Mapping[str, str]) -> _Understood:
+        live = {name: clean_label(value) for name, value in stated.items()}
+        declared = _visible(detected.launch, detected.adapter)
+        settings = dict(sorted((declared | live).items()))
+        return cls(detected, detected.launch, stated, settings, declared, mismatches(declared, live))
+
+    def holds(self, detected: _Detected, stated: Mapping[str, str]) -> bool:
+        """True as long as the server is the same, states the same, and its launch was not read meanwhile."""
+        return self.detected is detected and self.launch is detected.launch and self.stated == stated
+
+    def fingerprint(self, reading: EngineReading) -> str:
+        """A digest of the engine, its models and the settings."""
+        of = (reading.engine, reading.engine_version, frozenset(rank.model for rank in reading.ranks))
+        if self._fingerprinted is None or self._fingerprinted[0] != of:
+            engine, version, models = of
+            said = json.dumps([engine, version, sorted(models), sorted(self.settings.items())])
+            self._fingerprinted = of, hashlib.sha256(said.encode()).hexdigest()[:16]
+        return self._fingerprinted[1]
 
 
 @dataclass(slots=True)
@@ -151,6 +199,15 @@ async def _all_or_none(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
         raise
 
 
+class Shared:
+    """What the readers of all targets have together."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.turns = Turns()
+        self.listeners = Listeners(monotonic)
+        self.answers = Answers(monotonic)
+
+
 class TargetReader:
     """Reads one target, round after round.
 
@@ -166,7 +223,7 @@ class TargetReader:
         histograms: str,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
-        listeners: Listeners | None = None,
+        shared: Shared | None = None,
         quiet_launch: bool = False,
         quiet: bool = False,
     ) -> None:
@@ -193,13 +250,16 @@ class TargetReader:
         self._unparsed_total = 0
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
-        self._prediction = Prediction(
-            monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
-        )
-        self._listeners = listeners or Listeners(monotonic)
+        shared = shared or Shared(monotonic)
+        self._turns = shared.turns
+        self._listeners = shared.listeners
         if target.is_loopback:
             self._listeners.add(target.port)
+        self._prediction = Prediction(
+            shared.answers, monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
+        )
         self._round_began = 0.0
+        self._understood: _Understood | None = None
         self._readable_model: Path | None = None
         self._looked_at_model: tuple[Path | None, float] = (None, 0.0)
         self._model_look: asyncio.Future[tuple[Path, bool, bool]] | None = None
@@ -261,8 +321,10 @@ class TargetReader:
         self._client.trace.clear()
         is_known = self._detected is not None
         try:
-            async with asyncio.timeout(self.timeout):
-                snapshot = await self._read()
+            async with self._turns.one():
+                started = self._monotonic()
+                async with asyncio.timeout(self.timeout):
+                    snapshot = await self._read()
         except TimeoutError:
             detail = f"no whole answer within {self.timeout:g} s: it hangs, or needs a longer timeout"
             return self.failed("timeout", detail, started)
@@ -386,24 +448,44 @@ class TargetReader:
         answer: Answer | None = None
         if detected is None:
             detected, answer = await self._detect()
-        live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
+        all_live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
+        live = [endpoint for endpoint in all_live if endpoint.when is None]
+        detected.take_launch()
         problems = list(detected.problems)
+        if detected.launch_read is not None:
+            why = "the process list is slow to read; the launch command is not known yet"
+            problems.append(Problem("launch_command", why))
         calls = [self._document(endpoint, problems) for endpoint in live]
-        if answer is None:
+        answers: list[Any] = []
+        if answer is not None:
+            answers = await _all_or_none(*calls)
+        elif calls or self._is_to_read_again(detected):
             again = self._read_again(detected)
             answer, _, *answers = await _all_or_none(
                 self._client.get_page(detected.metrics_path), again, *calls
             )
-        else:
-            answers = await _all_or_none(*calls)
+        else:  # the usual case, without a task for each of them
+            answer = await self._client.get_page(detected.metrics_path)
         problems += detected.unread_problems
         documents = dict(detected.documents)
         documents |= {
             e.path: document for e, document in zip(live, answers, strict=True) if document is not None
         }
+        evidence = evidence_of(
+            detected.adapter,
+            answer.body,
+            documents,
+            answer.headers,
+            detected.launch,
+            with_buckets=self._histograms == "full",
+        )
+        late = [e for e in all_live if e.when is not None and e.when(evidence.page)]
+        if late:
+            answers = await _all_or_none(*(self._document(endpoint, problems) for endpoint in late))
+            documents |= {e.path: one for e, one in zip(late, answers, strict=True) if one is not None}
+            evidence = dataclasses.replace(evidence, documents=documents)
         if self.keep_raw:
             self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
-        evidence = evidence_of(detected.adapter, answer.body, documents, answer.headers, detected.launch)
         if self._is_foreign(evidence.page, answer.body, detected.adapter):
             self._detected = None
             return await self._read()  # says what answers there now
@@ -418,11 +500,12 @@ class TargetReader:
 
     async def _read_again(self, detected: _Detected) -> None:
         """Ask once more for settings that could not be read, but not in each scrape."""
-        now = self._monotonic()
-        if not detected.unread or now - detected.since < RETRY_AFTER:
-            return
-        detected.since = now
-        await self._read_documents(detected, detected.unread)
+        if self._is_to_read_again(detected):
+            detected.since = self._monotonic()
+            await self._read_documents(detected, detected.unread)
+
+    def _is_to_read_again(self, detected: _Detected) -> bool:
+        return bool(detected.unread) and self._monotonic() - detected.since >= RETRY_AFTER
 
     async def _read_documents(self, detected: _Detected, endpoints: Sequence[Endpoint]) -> None:
         """Add the endpoints' documents to what is known, and note which of them could not be read."""
@@ -457,7 +540,11 @@ class TargetReader:
         restarted = (
             (reading.start_time, reading.start_token) != detected.start
             or tokens < detected.token_count
-            or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
+            or (
+                reading.start_time is None
+                and reading.start_token is None
+                and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE
+            )
         )
         detected.token_count = tokens
         detected.start = (reading.start_time, reading.start_token)
@@ -519,18 +606,14 @@ class TargetReader:
             if endpoint.path in paths_wanted:
                 detected.unread = (*detected.unread, endpoint)
                 detected.unread_problems = (*detected.unread_problems, problem)
-        problems: list[Problem] = []
-        patience = in_daemon_thread(lambda: self._launch(adapter, problems), "launch")
-        await asyncio.wait([patience], timeout=MODEL_PATIENCE)
-        if patience.done():
-            detected.launch, detected.launch_known, detected.unread_config = patience.result()
-        else:
-            problems = [
-                Problem("launch_command", "the process list is slow to read; the launch command is not known")
-            ]
+        met: list[Problem] = []
+        launch = in_daemon_thread(lambda: self._launch(adapter, met), "launch")
+        detected.launch_read = launch, met
+        await asyncio.wait([launch], timeout=MODEL_PATIENCE)
+        detected.take_launch()
         if self.target.model is not None and await self._is_missing(Path(self.target.model)):
-            problems.append(Problem("model", f"{self.target.model} does not exist; correct or remove model"))
-        detected.problems = tuple(problems)
+            missing = Problem("model", f"{self.target.model} does not exist; correct or remove model")
+            detected.problems = (*detected.problems, missing)
         self._found = ({}, None)
         return detected, answer
 
@@ -621,9 +704,9 @@ class TargetReader:
         self, detected: _Detected, reading: EngineReading, problems: list[Problem]
     ) -> TargetSnapshot:
         adapter = detected.adapter
-        live = {name: clean_label(value) for name, value in reading.settings.items()}
-        declared = _visible(detected.launch, adapter)
-        settings = dict(sorted((declared | live).items()))
+        known = self._understood
+        if known is None or not known.holds(detected, reading.settings):
+            known = self._understood = _Understood.of(detected, reading.settings)
         if reading.bad_values:
             problems.append(Problem("bad_values", f"impossible values of {', '.join(reading.bad_values)}"))
         if reading.dropped_series:
@@ -633,7 +716,7 @@ class TargetReader:
         self._last_success = self._clock()
         self._ranks = tuple(dict.fromkeys(rank.rank for rank in reading.ranks))
         # Settings that could not be asked for, or a page that names no model yet, are no other configuration.
-        fingerprint = None if detected.unread or not reading.ranks else _fingerprint(reading, settings)
+        fingerprint = None if detected.unread or not reading.ranks else known.fingerprint(reading)
         if fingerprint is not None:
             if self._fingerprint is not None and fingerprint != self._fingerprint:
                 self._config_changed = self._last_success
@@ -643,11 +726,11 @@ class TargetReader:
             up=True,
             reading=reading,
             problems=tuple(problems),
-            settings=settings,
+            settings=known.settings,
             settings_complete=adapter.states_launch(reading.settings)
             or (detected.launch_known and not detected.unread_config),
-            mismatches=mismatches(declared, live),
-            declared=declared,
+            mismatches=known.mismatches,
+            declared=known.declared,
             fingerprint=fingerprint,
         )
 
@@ -719,7 +802,8 @@ class TargetReader:
     @property
     def is_predicting(self) -> bool:
         """True while the target's prediction is being worked out, so that a later round will have it."""
-        return self._prediction.is_pending
+        awaits_launch = self._detected is not None and self._detected.launch_read is not None
+        return awaits_launch or self._prediction.is_pending
 
     def tenant(self) -> Tenant:
         """The target as its GPUs know it."""
@@ -859,12 +943,6 @@ def _visible(settings: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
     return {name: clean_label(value) for name, value in sorted(settings.items()) if name in shown}
 
 
-def _fingerprint(reading: EngineReading, settings: Mapping[str, str]) -> str:
-    models = sorted({rank.model for rank in reading.ranks})
-    said = json.dumps([reading.engine, reading.engine_version, models, sorted(settings.items())])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
 def with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple[EngineReading, str | None]:
     """The reading with its KV cache in bytes, where they are known, and what they come from."""
     if reading.sleeping:
@@ -965,7 +1043,7 @@ class Collector:
         self._quiet_launch = quiet_launch
         self._open_gpus = open_gpus
         self._session: aiohttp.ClientSession | None = None
-        self._listeners = Listeners(monotonic)
+        self._shared = Shared(monotonic)
         self._config = config
         self._readers: tuple[TargetReader, ...] = ()
         self._gpu: GpuReader | None = None
@@ -1005,7 +1083,7 @@ class Collector:
             known = old.get(target.name)
             readers.append(known if known is not None and known.is_like(fresh) else fresh)
         self._readers = tuple(readers)
-        self._listeners.keep({target.port for target in config.targets if target.is_loopback})
+        self._shared.listeners.keep({target.port for target in config.targets if target.is_loopback})
         gpu_key = (config.gpu, config.peak_window, wants_pids(config.targets))
         if gpu_key != self._gpu_key:
             if self._gpu is not None:
@@ -1033,7 +1111,7 @@ class Collector:
             histograms=config.histograms_of(target),
             clock=self._clock,
             monotonic=self._monotonic,
-            listeners=self._listeners,
+            shared=self._shared,
             quiet_launch=self._quiet_launch,
         )
 

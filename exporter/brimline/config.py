@@ -5,6 +5,7 @@ Every mistake is a ConfigError that reads `FILE:LINE: what; what to do` (see str
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -78,6 +79,7 @@ class PidSource(_Struct, frozen=True):
     from_pid: bool
 
 
+@functools.lru_cache(4096)  # asked for each target in each scrape
 def is_loopback(url: str) -> bool:
     """True where a url leads to this machine, as far as the address tells."""
     host = urlsplit(url).hostname or ""
@@ -223,8 +225,8 @@ _SCHEMA_OF_TARGETS = Schema(
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 
 
-def _check_target(source: Source, target: Target, index: int) -> None:
-    place: Place = ("targets", index)
+def check_target(source: Source, target: Target, place: Place) -> None:
+    """Raise ConfigError for what no type can tell of a target."""
 
     def refuse(key: str, what: str) -> ConfigError:
         return source.error((*place, key), what)
@@ -386,7 +388,7 @@ def _check_pattern(source: Source, pattern: str, index: int) -> None:
 def _check_targets(source: Source, targets: list[Target]) -> None:
     seen: dict[str, int] = {}
     for index, target in enumerate(targets):
-        _check_target(source, target, index)
+        check_target(source, target, ("targets", index))
         if target.name in seen:
             first = source.lines[("targets", seen[target.name])]
             raise source.error(

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from brimline.config import Target
 from brimline.errors import SourceError
@@ -76,6 +77,8 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, target: Target) -> None:
         self._session = session
         self._target = target
+        self._base = f"{target.origin}{target.base_path}"
+        self._urls: dict[str, URL] = {}
         self._tls: ssl.SSLContext | bool = True
         self._tls_files: tuple[float, ...] | None = None
         self.trace: list[str] = []
@@ -98,7 +101,11 @@ class Client:
             self.trace.append(f"GET {path}: {outcome} ({(time.monotonic() - begun) * 1000:.1f} ms)")
 
     async def _get(self, path: str) -> Answer:
-        url = f"{self._target.origin}{self._target.base_path}{path}"
+        url = self._base + path
+        place = self._urls.get(path)
+        if place is None:
+            # aiohttp's own cache of what it has taken apart is too small for a thousand targets.
+            place = self._urls[path] = URL(url)
         if (files := tls_file_times(self._target.tls)) != self._tls_files:
             self._tls = tls_context(self._target.tls)
             self._tls_files = files
@@ -107,13 +114,13 @@ class Client:
         for attempt in range(2):
             try:
                 async with self._session.get(
-                    url, headers=headers, allow_redirects=False, ssl=self._tls, server_hostname=server_name
+                    place, headers=headers, allow_redirects=False, ssl=self._tls, server_hostname=server_name
                 ) as response:
                     location = response.headers.get("Location")
                     if response.status in (301, 302, 307, 308) and location is not None:
-                        place = urljoin(url, location)
-                        if attempt == 0 and _only_adds_slash(url, place):
-                            url = place
+                        other = urljoin(url, location)
+                        if attempt == 0 and _only_adds_slash(url, other):
+                            url, place = other, URL(other)
                             continue
                         raise SourceError(
                             "redirect", f"{url} redirects to another place; configure that one instead"

@@ -7,6 +7,7 @@ stays small.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import filecmp
 import threading
 from collections.abc import Callable
@@ -28,6 +29,8 @@ _RESERVED_STEP = 16 << 20
 # A thousand servers found at once must not compute at once beside the scrape that waits for them. Files are
 # read outside of it: a file system that hangs holds up its own server only.
 _COMPUTING = threading.BoundedSemaphore(2)
+# Servers that are found in one round, which the first of them may delay.
+SHARED_FOR = 2.0
 
 
 class ModelError(FootprintError):
@@ -155,6 +158,28 @@ def release(text: str | None) -> str | None:
     return text
 
 
+class Answers:
+    """Works out what several servers ask alike once: a thousand replicas are one question.
+
+    Only what is asked within SHARED_FOR of each other is shared, so that a server which starts with other
+    files than its replicas is predicted from those.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._recent: dict[Question, tuple[float, asyncio.Future[Footprint]]] = {}
+
+    def to(self, question: Question) -> asyncio.Future[Footprint]:
+        """The answer, which comes from a thread of its own."""
+        now = self._monotonic()
+        self._recent = {q: each for q, each in self._recent.items() if now - each[0] < SHARED_FOR}
+        alike = dataclasses.replace(question, start=None)
+        known = self._recent.get(alike)
+        if known is None or (known[1].done() and known[1].exception() is not None):
+            self._recent[alike] = now, in_daemon_thread(lambda: answer(question), "prediction")
+        return self._recent[alike][1]
+
+
 class Prediction:
     """The answer to the latest question, worked out in a thread of its own and kept.
 
@@ -162,7 +187,10 @@ class Prediction:
     model may be mounted later. While a server that restarted is looked at anew, nothing old is given.
     """
 
-    def __init__(self, *, monotonic: Callable[[], float], patience: float, retry_after: float) -> None:
+    def __init__(
+        self, answers: Answers, *, monotonic: Callable[[], float], patience: float, retry_after: float
+    ) -> None:
+        self._answers = answers
         self._monotonic = monotonic
         self._patience = patience
         self._retry_after = retry_after
@@ -181,7 +209,7 @@ class Prediction:
         if self._future is None or is_new:
             self._question = question
             self._asked_at = self._monotonic()
-            self._future = in_daemon_thread(lambda: answer(question), "prediction")
+            self._future = self._answers.to(question)
         future = self._future
         if not future.done():
             # Only the first round waits for long: files that hang must not slow every scrape.

@@ -267,10 +267,13 @@ def read_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
     """Total and available bytes of this machine's main memory."""
     values: dict[str, int] = {}
     try:
-        for line in (proc / "meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if name in ("MemTotal", "MemAvailable"):
-                values[name] = int(rest.split()[0]) * 1024
+        with open(proc / "meminfo") as lines:
+            for line in lines:
+                name, _, rest = line.partition(":")
+                if name in ("MemTotal", "MemAvailable"):
+                    values[name] = int(rest.split()[0]) * 1024
+                if len(values) == 2:
+                    break
     except (OSError, ValueError, IndexError):
         return None, None
     return values.get("MemTotal"), values.get("MemAvailable")

@@ -5,6 +5,7 @@ Arithmetic elsewhere is in bytes, tokens and seconds; nothing but this module kn
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from fractions import Fraction
@@ -47,6 +48,7 @@ def parse_bytes(text: str) -> int:
     return int(Fraction(match.group(1)) * _BYTE_UNITS[match.group(2)])
 
 
+@functools.lru_cache(4096)  # live settings come again with each scrape
 def parse_count(text: str) -> int:
     """Number in a token count such as `131072`, `128k` (128,000) or `128K` (131,072). Raises ValueError."""
     match = _COUNT.fullmatch(text.strip())

@@ -26,7 +26,20 @@ from brimline import discovery
 from fake_servers import FAULTS, FakeServer, FakeVllm, answer, dead_port, hang, when
 from waiting import eventually
 
-HEAVY = {"torch", "transformers", "vllm", "numpy", "scipy", "grafanalib", "pandas", "rich", "jinja2"}
+HEAVY = {
+    "bcrypt",
+    "grafanalib",
+    "jinja2",
+    "kubernetes",
+    "numpy",
+    "pandas",
+    "rich",
+    "scipy",
+    "torch",
+    "transformers",
+    "urllib3",
+    "vllm",
+}
 
 
 @dataclass(frozen=True)

@@ -727,12 +727,12 @@ def test_impossible_values_are_dropped_and_said() -> None:
 
 
 def test_a_request_beside_one_that_failed_is_not_left_behind() -> None:
-    """/slots hangs and /metrics fails at once: the hanging request must end with the round."""
+    """/props hangs and /metrics fails at once: the hanging request must end with the round."""
 
     async def scenario(server: FakeServer) -> int:
         async with collecting(target("llama", server, engine="llamacpp")) as collector:
             assert one_of(await collector.snapshot(), "llama").up
-            server.routes |= {"/slots": hang, "/metrics": answer("no", status=500)}
+            server.routes |= {"/props": hang, "/metrics": answer("no", status=500)}
             for _ in range(5):
                 await collector.snapshot()
             return len(asyncio.all_tasks() - {asyncio.current_task()})

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest as classic_text
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
+from brimline import exposition
 from brimline.catalog import METRICS, Family, Kind, Row, Sums, is_exposable
 from brimline.estimate import Estimate
 from brimline.exposition import render
@@ -269,6 +270,33 @@ def by_the_library(snapshot: Snapshot, accept: str, families: Iterable[Family] =
     registry.register(_Families(snapshot, families))
     encode: Callable[[CollectorRegistry], bytes] = openmetrics_text if accept == OPENMETRICS else classic_text
     return encode(registry)
+
+
+class _Own:
+    """What the client library says of this process, as it was at one moment."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._metrics = list(registry.collect())
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+@FORMATS
+def test_the_exporters_own_process_is_written_as_the_client_library_writes_it(
+    accept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Own())
+    monkeypatch.setattr(exposition, "_OWN", registry)
+    encode: Callable[[CollectorRegistry], bytes] = openmetrics_text if accept == OPENMETRICS else classic_text
+
+    body, _ = render(snapshot(), accept, families=())
+
+    assert body == encode(registry)
 
 
 def written(snapshot: Snapshot, accept: str, families: Iterable[Family] = METRICS) -> bytes:

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 import brimline.demo
+from brimline import prediction
 from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Target
+from brimline.errors import FootprintError
 from brimline.footprint.gpus import find_gpu
 from brimline.footprint.predict import predict, read_model
-from brimline.prediction import Card, is_same, release, smallest_card
+from brimline.prediction import Card, Question, answer, is_same, release, smallest_card
 from brimline.readings import DeviceReading, Footprint, GpuReading, Snapshot, TargetSnapshot, Uuid
 from brimline.strict_yaml import Seconds, Size
 from fake_servers import FakeServer, FakeVllm, json_answer
@@ -508,3 +510,42 @@ def test_copies_of_one_config_are_the_same_model_unless_one_is_quantized(tmp_pat
 
     assert is_same(tmp_path / "one", tmp_path / "copy")
     assert not is_same(tmp_path / "one", tmp_path / "quantized")
+
+
+def test_replicas_that_are_found_together_are_predicted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Question] = []
+
+    def counted(question: Question) -> Footprint:
+        asked.append(question)
+        if question.engine == "broken":
+            raise FootprintError("no")
+        return answer(question)
+
+    monkeypatch.setattr(prediction, "answer", counted)
+    now = 100.0
+
+    def question(start: float, engine: str = "vllm") -> Question:
+        return Question(
+            engine=engine,
+            version="0.32.0",
+            model=LLAMA_8B,
+            settings=(("max_model_len", "2048"),),
+            card=None,
+            calibration=None,
+            start=start,
+        )
+
+    async def run() -> None:
+        nonlocal now
+        answers = prediction.Answers(lambda: now)
+        together = [await answers.to(question(start)) for start in (1.0, 2.0, 3.0)]
+        assert together[0] is together[1] is together[2]
+        for _ in range(2):  # what failed is tried again
+            with pytest.raises(FootprintError):
+                await answers.to(question(1.0, "broken"))
+        now += prediction.SHARED_FOR
+        assert await answers.to(question(4.0)) is not together[0]
+
+    asyncio.run(run())
+
+    assert [each.start for each in asked] == [1.0, 1.0, 1.0, 4.0]

@@ -157,7 +157,10 @@ def _ordered(rows: list[Row]) -> list[Row]:
 
 def label(part: Part, name: str) -> str:
     """A label of a part; empty where it has none."""
-    return next((value for label_name, value in part if label_name == name), "")
+    for label_name, value in part:
+        if label_name == name:
+            return value
+    return ""
 
 
 def states(parts: Parts, name: str) -> tuple[list[str], Floats]:

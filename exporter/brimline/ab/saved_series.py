@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from brimline.errors import DataSourceError
 from brimline.exposition_text.series import SeriesReader, TextSeries, TooManySamples
 from brimline.files import NotARegularFile, open_regular
@@ -218,7 +220,7 @@ def _as_rows(series: Mapping[str, Sequence[TextSeries]]) -> list[Row]:
                 continue
             labels = {"job": "saved", "instance": group or "saved", **each.labels, "__name__": each.name}
             times, values = each.times, each.values
-            if any(later <= earlier for earlier, later in pairwise(times)):
+            if len(times) > 1 and bool((np.diff(np.frombuffer(times)) <= 0).any()):
                 ordered = dict(sorted(zip(times, values, strict=True), key=lambda pair: pair[0]))
                 times, values = array("d", ordered.keys()), array("d", ordered.values())
             rows.append(Row(labels, times, values))

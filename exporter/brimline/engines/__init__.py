@@ -104,11 +104,15 @@ def evidence_of(
     documents: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
     launch: Mapping[str, str] | None = None,
+    *,
+    with_buckets: bool = True,
 ) -> Evidence:
-    """What an adapter reads of a server's answers."""
+    """What an adapter reads of a server's answers; its histograms without buckets where nobody wants them."""
     has_page = adapter.is_state is None
     return Evidence(
-        page=scan(body, adapter.wanted) if has_page else Page({}),
+        page=scan(body, adapter.wanted if with_buckets else adapter.wanted_without_buckets)
+        if has_page
+        else Page({}),
         documents=documents or {},
         headers=headers or {},
         launch=launch or {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +19,12 @@ class Endpoint:
     live: asked in every round; otherwise once for each start of the server.
     fields: the only keys that are kept, at any depth, because the document also holds what users wrote
     (llama.cpp's /slots shows prompts); None keeps all.
+    when: of a live one, whether this round's page makes it worth asking; None asks it beside the page.
     """
 
     path: str
     live: bool = False
+    when: Callable[[Page], bool] | None = None
     fields: frozenset[str] | None = None
 
     def keep(self, document: Any) -> Any:
@@ -71,6 +74,11 @@ def _unknown_size(_settings: Mapping[str, str]) -> int | None:
 
 def _states_little(_settings: Mapping[str, str]) -> bool:
     return False
+
+
+@functools.cache
+def _without_buckets(names: frozenset[bytes]) -> frozenset[bytes]:
+    return frozenset(name for name in names if not name.endswith(b"_bucket"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +154,11 @@ class Adapter:
     def owns(self, name: str) -> bool:
         """True for the name of a sample that is one of this engine's own."""
         return name.startswith(self.prefixes) or name.endswith(self.suffixes) or name in self.names
+
+    @property
+    def wanted_without_buckets(self) -> frozenset[bytes]:
+        """Sample names that `read` looks at where nobody asks for whole histograms."""
+        return _without_buckets(self.wanted)
 
     @property
     def shown_flags(self) -> frozenset[str]:

@@ -6,7 +6,8 @@ does not state (the version, before 0.5.6 the capacity) comes from /server_info 
 
 The token counters move when a request ends, not as it runs. With several data-parallel ranks the front end's
 counters and latencies carry no `dp_rank`: they stand at rank 0, for all ranks together. `num_queue_reqs` does
-not count the queues of disaggregated prefill and decode, nor that of grammars.
+not count the queues of disaggregated prefill and decode, nor that of grammars. Gauges of an idle server keep
+their last value for up to half a minute.
 """
 
 from __future__ import annotations

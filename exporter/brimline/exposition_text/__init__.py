@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_LINE_BYTES = 16384
 MAX_LABELS = 64
@@ -39,10 +40,16 @@ _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 Pairs = dict[bytes, tuple[str, str]]  # `name="value` as written → name, value
 
+# Labels as they were written, all of a line together: a server sends the same ones with each scrape. Those of
+# two dozen ranks of vLLM, or of any number that are labelled alike; then they are forgotten, and read anew.
+MAX_REMEMBERED = 4096
+_MAX_REMEMBERED_BYTES = 512
+_MAX_REMEMBERED_LABELS = 8
+_remembered: dict[bytes, Mapping[str, str]] = {}
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One line: its labels and its value."""
+
+class Sample(NamedTuple):
+    """One line: its labels and its value. A tuple, which is made in half the time: a page has hundreds."""
 
     labels: Mapping[str, str]
     value: float
@@ -122,8 +129,20 @@ def parse_value(text: bytes) -> float | None:
         return None
 
 
+def _number(text: bytes) -> float | None:
+    """The value where nothing but it stands there, with blanks around it."""
+    if len(text) > 64 or b"_" in text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _value(text: bytes) -> float | None:
     """The value at the start of `text`, before a timestamp and an exemplar; None where there is none."""
+    if (number := _number(text)) is not None:
+        return number
     fields = text.split(b"#", 1)[0].split(None, 3)
     return parse_value(fields[0]) if 1 <= len(fields) <= 2 else None
 
@@ -137,6 +156,10 @@ def _labelled_sample(text: bytes, pairs: Pairs) -> Sample | None:
         if labels_and_rest is None:
             return None
         labels, rest = labels_and_rest
+    elif len(raw) <= _MAX_REMEMBERED_BYTES and len(labels) <= _MAX_REMEMBERED_LABELS:
+        if len(_remembered) >= MAX_REMEMBERED:
+            _remembered.clear()
+        _remembered[raw] = labels
     value = _value(rest)
     return None if value is None else Sample(labels, value)
 
@@ -188,6 +211,14 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
             dropped += 1
             continue
         if brace and not behind_name:
+            # Most lines: labels that were seen before, and a number alone.
+            raw, _, rest = behind_brace.partition(b"}")
+            labels = _remembered.get(raw)
+            if labels is not None and (value := _number(rest)) is not None:
+                rows.append(Sample(labels, value))
+                samples_left -= 1
+                labels_left -= len(labels)
+                continue
             sample = _labelled_sample(behind_brace, pairs)
         else:
             sample = _plain_sample(behind_name)

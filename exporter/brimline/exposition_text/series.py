@@ -66,26 +66,30 @@ class SeriesReader:
             elif b"# {" in line:
                 # An exemplar has braces of its own. A label may hold the same three characters.
                 head, tail = _without_exemplar(line)
-            fields = tail.split()
             try:
                 series = known[group, head]
             except KeyError:
-                if len(line) > MAX_LINE_BYTES or not fields:
+                if len(line) > MAX_LINE_BYTES or not tail.split():
                     self.unparsed_lines += bool(line.strip())
                     continue
                 series = known[group, head] = self._new(head, bool(brace))
             if series is None:
                 continue
-            if len(fields) == 2:
-                time = parse_value(fields[1])
-                if time is not None and time >= _LEAST_MILLISECONDS:
+            fields = tail.split()
+            try:
+                # As parse_value has it, which would be called twice for each of millions of lines.
+                text, stamp = fields
+                value, time = float(text), float(stamp)
+                if b"_" in tail or len(tail) > 128:
+                    raise ValueError
+                if time >= _LEAST_MILLISECONDS:
                     time /= 1000
-            else:
-                time = at if len(fields) == 1 else None
-            value = parse_value(fields[0]) if fields else None
-            if time is None or value is None:
-                self.unparsed_lines += 1
-                continue
+            except ValueError:
+                alone = parse_value(fields[0]) if len(fields) == 1 else None
+                if at is None or alone is None:
+                    self.unparsed_lines += 1
+                    continue
+                value, time = alone, at
             series.times.append(time)
             series.values.append(value)
             left -= 1

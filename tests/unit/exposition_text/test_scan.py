@@ -310,7 +310,7 @@ def test_where_the_client_librarys_parser_accepts_a_page_the_values_agree(body: 
         return  # the oracle also splits at characters that end no line in the format
 
     for name in ("a", "x"):
-        expected = [(dict(sample.labels), str(sample.value)) for sample in parsed if sample.name == name]
+        expected = [(dict(s.labels), str(float(s.value))) for s in parsed if s.name == name]
         assert [(dict(sample.labels), str(sample.value)) for sample in page.get(name)] == expected
 
 

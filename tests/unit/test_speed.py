@@ -1,0 +1,67 @@
+"""What must not become slow: ratios within one run, of CPU time, of the best of several tries."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from brimline.collect import Collector
+from brimline.config import parse
+from brimline.engines.vllm import ADAPTER
+from brimline.exposition import render
+from brimline.exposition_text import scan
+from page_server import address, running_pages
+from prometheus_server import free_port
+from vllm_pages import page
+
+
+def best(tries: int, call: Callable[[], object]) -> float:
+    """Least CPU seconds of a call."""
+    taken = []
+    for _ in range(tries):
+        begun = time.process_time()
+        call()
+        taken.append(time.process_time() - begun)
+    return min(taken)
+
+
+def test_the_scanner_takes_an_eighth_of_the_client_librarys_time_at_most() -> None:
+    body = page()
+    text = body.decode()
+
+    ours = best(15, lambda: scan(body, ADAPTER.wanted))
+    theirs = best(5, lambda: [list(family.samples) for family in text_string_to_metric_families(text)])
+
+    assert ours <= 0.12 * theirs
+
+
+def test_a_target_costs_the_same_among_three_hundred_as_among_thirty() -> None:
+    port = free_port()
+
+    async def seconds_per_target(targets: int) -> float:
+        lines = [
+            f"  - {{name: chat-{number}, url: 'http://{address(number)}:{port}'}}"
+            for number in range(targets)
+        ]
+        config = parse("\n".join(["scrape_timeout: 120s", "gpu: {backend: none}", "targets:", *lines]))
+        collector = Collector(config)
+        await collector.start()
+        try:
+            taken = []
+            for _ in range(6):
+                begun = time.process_time()
+                snapshot = await collector.snapshot()
+                render(snapshot)
+                taken.append((time.process_time() - begun) / targets)
+                assert all(target.up for target in snapshot.targets)
+            return min(taken)
+        finally:
+            await collector.close()
+
+    with running_pages(port):
+        few, many = (asyncio.run(seconds_per_target(targets)) for targets in (30, 300))
+
+    assert many <= 2 * few
