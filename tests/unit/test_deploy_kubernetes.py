@@ -28,7 +28,7 @@ BOARDS = sorted((REPOSITORY / "dashboards/generated").glob("*.json"))
 # The oldest and the newest Kubernetes whose schemas there are.
 VERSIONS = ("1.25.0", "1.37.0")
 MODES = ("sidecar", "sidecar-nvml", "daemonset")
-LATER = 1_800_000_000.0  # after the example of an experiment has begun
+LATER = 1_796_630_400.0  # a week after the example of an experiment began
 NO_SCHEMA = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of Prometheus' operator
 LARGEST_CONFIG_MAP = 1 << 20
 SERVER_SIDE = "kubectl apply --server-side -n monitoring -k dashboards"
