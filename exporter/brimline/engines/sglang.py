@@ -19,6 +19,7 @@ from typing import Any
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
+    MAX_COUNT,
     SIMULATED,
     START_TIME,
     ByLabel,
@@ -207,7 +208,7 @@ def _key(labels: Mapping[str, str]) -> Key:
 
 def _positive(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) and value > 0 else None
+    return float(value) if is_number and 0 < value < MAX_COUNT else None
 
 
 def _server_info(documents: Mapping[str, Any]) -> Mapping[str, Any]:
