@@ -143,6 +143,18 @@ class _Detected:
             self.problems += tuple(met)
 
 
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """A path that answered with an engine's queue, which reading it emptied.
+
+    documents: what the server said of itself then; when it says something else, it is another server.
+    """
+
+    owner: str
+    path: str
+    documents: Mapping[str, Any]
+
+
 @dataclass(slots=True)
 class _Understood:
     """What follows from a server's settings, kept for as long as it states the same."""
@@ -267,7 +279,7 @@ class TargetReader:
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
-        self._queue_owner: tuple[str, Mapping[str, Any]] | None = None
+        self._queue: _Queue | None = None
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
         self._ranks: tuple[str, ...] = ()
@@ -353,7 +365,7 @@ class TargetReader:
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
         if reason in ("connection", "dns"):
-            self._queue_owner = None
+            self._queue = None
         self._log_change(False, reason, detail)
         snapshot = self._snapshot(
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
@@ -620,15 +632,21 @@ class TargetReader:
     def _hint(self, documents: Mapping[str, Any]) -> str | None:
         """The engine that the server names, or whose queue was read here before; None where nothing tells."""
         named = engine_of_models(documents.get("/v1/models"))
-        if named is None and self._queue_owner is not None and self._queue_owner[1] == documents:
-            return self._queue_owner[0]
-        return named
+        queue = self._known_queue(documents)
+        return queue.owner if named is None and queue is not None else named
+
+    def _known_queue(self, documents: Mapping[str, Any]) -> _Queue | None:
+        """The queue that was read here; None where none was, or the server may be another one by now."""
+        return self._queue if self._queue is not None and self._queue.documents == documents else None
 
     async def _find_page(
         self, paths: Sequence[str], hint: str | None, documents: Mapping[str, Any]
     ) -> tuple[Adapter, Answer]:
         refusal: SourceError | None = None
+        queue = self._known_queue(documents)
         for path in paths:
+            if queue is not None and queue.path == path:
+                raise self._is_a_queue(queue)
             try:
                 answer = await self._client.get_page(path)
             except SourceError as error:
@@ -639,10 +657,10 @@ class TargetReader:
                 continue
             if self.keep_raw:
                 self.raw = Raw(self._clock(), path, answer.headers, answer.body, {})
-            if (owner := engine_of_queue(answer.body)) is not None and self.target.metrics_path is None:
-                # From now on only that engine's own page is asked for: no other reader must lose more.
-                self._queue_owner = (owner, dict(documents))
-                raise self._without_metrics(ENGINES[owner], f"{path} is a queue of its own, not its metrics")
+            if (owner := engine_of_queue(answer.body)) is not None:
+                # It is not read again: no other reader must lose more.
+                self._queue = _Queue(owner, path, dict(documents))
+                raise self._is_a_queue(self._queue)
             try:
                 engine = identify(answer.body, self.target.engine)
                 return adapter_of(engine, answer.body), answer
@@ -660,7 +678,15 @@ class TargetReader:
         if hint is not None and self.target.engine == "auto" and self.target.metrics_path is None:
             raise self._without_metrics(ENGINES[hint], f"there is no page at {tried}")
         cure = "set metrics_path" if self.target.metrics_path is None else "correct or remove metrics_path"
+        if hint is not None and ENGINES[hint].metrics_switch:
+            cure += f", or start it {ENGINES[hint].metrics_switch}"
         raise SourceError("not_found", f"{self.target.url} has no page at {tried}; {cure}")
+
+    def _is_a_queue(self, queue: _Queue) -> EngineError:
+        what = f"{queue.path} is a queue that each reading empties, not its metrics"
+        if self.target.metrics_path is not None:
+            return self._without_metrics(ENGINES[queue.owner], f"{what}; remove metrics_path")
+        return self._without_metrics(ENGINES[queue.owner], what)
 
     def _without_metrics(self, adapter: Adapter, why: str) -> EngineError:
         cure = f"; start it {adapter.metrics_switch}" if adapter.metrics_switch else ""

@@ -16,6 +16,7 @@ from typing import Any
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
+    MAX_COUNT,
     Key,
     Name,
     Quantity,
@@ -92,7 +93,8 @@ def _key(_labels: Mapping[str, str]) -> Key:
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < MAX_COUNT else None
 
 
 def _is_busy(page: Page) -> bool:
