@@ -13,6 +13,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden files anew; read the difference before committing it",
     )
+    parser.addoption(
+        "--fuzz-seconds",
+        type=float,
+        default=60.0,
+        help="how long random pages are read, all tests of them together",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded, such as how many pages were fuzzed."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {name}: {value}")
 
 
 def pytest_collection_finish() -> None:

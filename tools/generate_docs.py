@@ -273,9 +273,12 @@ def _engine(adapter: Adapter) -> list[str]:
     known += f"; {adapter.besides}" if adapter.besides else ""
     if adapter.owned_by:
         known += f"; `owned_by: {adapter.owned_by}` in /v1/models"
-    asked = [f"`{path}`" for path in adapter.metrics_paths] + [
-        f"`{one.path}` {'in each round' if one.live else 'at each start'}" for one in adapter.endpoints
-    ]
+    asked = [f"`{path}`" for path in adapter.metrics_paths]
+    for one in adapter.endpoints:
+        often = (
+            "at each start" if not one.live else "in each round" if one.when is None else "while it is busy"
+        )
+        asked.append(f"`{one.path}` {often}")
     body = sys.modules[adapter.read.__module__].__doc__ or ""
     lines = [
         f"## {adapter.title}",

@@ -115,7 +115,11 @@ class MetricsPage:
 
 @dataclass(slots=True)
 class _Detected:
-    """What was found out about a server, valid until it restarts."""
+    """What was found out about a server, valid until it restarts.
+
+    launch_read: the launch settings that are being read, with the problems that are met meanwhile; None once
+    they are known.
+    """
 
     adapter: Adapter
     metrics_path: str
@@ -129,7 +133,28 @@ class _Detected:
     launch: Mapping[str, str] = field(default_factory=dict)
     launch_known: bool = False
     unread_config: bool = False
+    launch_read: tuple[asyncio.Future[tuple[dict[str, str], bool, bool]], list[Problem]] | None = None
     is_outdated: bool = False
+
+    def take_launch(self) -> None:
+        """Take the launch settings over, as soon as they have been read."""
+        if self.launch_read is not None and self.launch_read[0].done():
+            future, met = self.launch_read
+            self.launch_read = None
+            self.launch, self.launch_known, self.unread_config = future.result()
+            self.problems += tuple(met)
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """A path that answered with an engine's queue, which reading it emptied.
+
+    documents: what the server said of itself then; when it says something else, it is another server.
+    """
+
+    owner: str
+    path: str
+    documents: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -137,6 +162,7 @@ class _Understood:
     """What follows from a server's settings, kept for as long as it states the same."""
 
     detected: _Detected
+    launch: Mapping[str, str]
     stated: Mapping[str, str]
     settings: Mapping[str, str]
     declared: Mapping[str, str]
@@ -148,7 +174,11 @@ class _Understood:
         live = {name: clean_label(value) for name, value in stated.items()}
         declared = _visible(detected.launch, detected.adapter)
         settings = dict(sorted((declared | live).items()))
-        return cls(detected, stated, settings, declared, mismatches(declared, live))
+        return cls(detected, detected.launch, stated, settings, declared, mismatches(declared, live))
+
+    def holds(self, detected: _Detected, stated: Mapping[str, str]) -> bool:
+        """True as long as the server is the same, states the same, and its launch was not read meanwhile."""
+        return self.detected is detected and self.launch is detected.launch and self.stated == stated
 
     def fingerprint(self, reading: EngineReading) -> str:
         """A digest of the engine, its models and the settings."""
@@ -252,7 +282,7 @@ class TargetReader:
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
-        self._queue_owner: tuple[str, Mapping[str, Any]] | None = None
+        self._queue: _Queue | None = None
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
         self._ranks: tuple[str, ...] = ()
@@ -338,7 +368,7 @@ class TargetReader:
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
         if reason in ("connection", "dns"):
-            self._queue_owner = None
+            self._queue = None
         self._log_change(False, reason, detail)
         snapshot = self._snapshot(
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
@@ -438,8 +468,13 @@ class TargetReader:
         answer: Answer | None = None
         if detected is None:
             detected, answer = await self._detect()
-        live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
+        all_live = [endpoint for endpoint in detected.adapter.endpoints if endpoint.live]
+        live = [endpoint for endpoint in all_live if endpoint.when is None]
+        detected.take_launch()
         problems = list(detected.problems)
+        if detected.launch_read is not None:
+            why = "the process list is slow to read; the launch command is not known yet"
+            problems.append(Problem("launch_command", why))
         calls = [self._document(endpoint, problems) for endpoint in live]
         answers: list[Any] = []
         if answer is not None:
@@ -456,8 +491,6 @@ class TargetReader:
         documents |= {
             e.path: document for e, document in zip(live, answers, strict=True) if document is not None
         }
-        if self.keep_raw:
-            self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
         evidence = evidence_of(
             detected.adapter,
             answer.body,
@@ -466,6 +499,13 @@ class TargetReader:
             detected.launch,
             with_buckets=self._histograms == "full",
         )
+        late = [e for e in all_live if e.when is not None and e.when(evidence.page)]
+        if late:
+            answers = await _all_or_none(*(self._document(endpoint, problems) for endpoint in late))
+            documents |= {e.path: one for e, one in zip(late, answers, strict=True) if one is not None}
+            evidence = dataclasses.replace(evidence, documents=documents)
+        if self.keep_raw:
+            self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
         if self._is_foreign(evidence.page, answer.body, detected.adapter):
             self._detected = None
             return await self._read()  # says what answers there now
@@ -520,7 +560,11 @@ class TargetReader:
         restarted = (
             (reading.start_time, reading.start_token) != detected.start
             or tokens < detected.token_count
-            or (reading.start_time is None and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE)
+            or (
+                reading.start_time is None
+                and reading.start_token is None
+                and self._monotonic() - detected.since > DOCUMENTS_MAX_AGE
+            )
         )
         detected.token_count = tokens
         detected.start = (reading.start_time, reading.start_token)
@@ -582,33 +626,35 @@ class TargetReader:
             if endpoint.path in paths_wanted:
                 detected.unread = (*detected.unread, endpoint)
                 detected.unread_problems = (*detected.unread_problems, problem)
-        problems: list[Problem] = []
-        patience = in_daemon_thread(lambda: self._launch(adapter, problems), "launch")
-        await asyncio.wait([patience], timeout=MODEL_PATIENCE)
-        if patience.done():
-            detected.launch, detected.launch_known, detected.unread_config = patience.result()
-        else:
-            problems = [
-                Problem("launch_command", "the process list is slow to read; the launch command is not known")
-            ]
+        met: list[Problem] = []
+        launch = in_daemon_thread(lambda: self._launch(adapter, met), "launch")
+        detected.launch_read = launch, met
+        await asyncio.wait([launch], timeout=MODEL_PATIENCE)
+        detected.take_launch()
         if self.target.model is not None and await self._is_missing(Path(self.target.model)):
-            problems.append(Problem("model", f"{self.target.model} does not exist; correct or remove model"))
-        detected.problems = tuple(problems)
+            missing = Problem("model", f"{self.target.model} does not exist; correct or remove model")
+            detected.problems = (*detected.problems, missing)
         self._found = ({}, None)
         return detected, answer
 
     def _hint(self, documents: Mapping[str, Any]) -> str | None:
         """The engine that the server names, or whose queue was read here before; None where nothing tells."""
         named = engine_of_models(documents.get("/v1/models"))
-        if named is None and self._queue_owner is not None and self._queue_owner[1] == documents:
-            return self._queue_owner[0]
-        return named
+        queue = self._known_queue(documents)
+        return queue.owner if named is None and queue is not None else named
+
+    def _known_queue(self, documents: Mapping[str, Any]) -> _Queue | None:
+        """The queue that was read here; None where none was, or the server may be another one by now."""
+        return self._queue if self._queue is not None and self._queue.documents == documents else None
 
     async def _find_page(
         self, paths: Sequence[str], hint: str | None, documents: Mapping[str, Any]
     ) -> tuple[Adapter, Answer]:
         refusal: SourceError | None = None
+        queue = self._known_queue(documents)
         for path in paths:
+            if queue is not None and queue.path == path:
+                raise self._is_a_queue(queue)
             try:
                 answer = await self._client.get_page(path)
             except SourceError as error:
@@ -619,10 +665,10 @@ class TargetReader:
                 continue
             if self.keep_raw:
                 self.raw = Raw(self._clock(), path, answer.headers, answer.body, {})
-            if (owner := engine_of_queue(answer.body)) is not None and self.target.metrics_path is None:
-                # From now on only that engine's own page is asked for: no other reader must lose more.
-                self._queue_owner = (owner, dict(documents))
-                raise self._without_metrics(ENGINES[owner], f"{path} is a queue of its own, not its metrics")
+            if (owner := engine_of_queue(answer.body)) is not None:
+                # It is not read again: no other reader must lose more.
+                self._queue = _Queue(owner, path, dict(documents))
+                raise self._is_a_queue(self._queue)
             try:
                 engine = identify(answer.body, self.target.engine)
                 return adapter_of(engine, answer.body), answer
@@ -640,7 +686,15 @@ class TargetReader:
         if hint is not None and self.target.engine == "auto" and self.target.metrics_path is None:
             raise self._without_metrics(ENGINES[hint], f"there is no page at {tried}")
         cure = "set metrics_path" if self.target.metrics_path is None else "correct or remove metrics_path"
+        if hint is not None and ENGINES[hint].metrics_switch:
+            cure += f", or start it {ENGINES[hint].metrics_switch}"
         raise SourceError("not_found", f"{self.target.url} has no page at {tried}; {cure}")
+
+    def _is_a_queue(self, queue: _Queue) -> EngineError:
+        what = f"{queue.path} is a queue that each reading empties, not its metrics"
+        if self.target.metrics_path is not None:
+            return self._without_metrics(ENGINES[queue.owner], f"{what}; remove metrics_path")
+        return self._without_metrics(ENGINES[queue.owner], what)
 
     def _without_metrics(self, adapter: Adapter, why: str) -> EngineError:
         cure = f"; start it {adapter.metrics_switch}" if adapter.metrics_switch else ""
@@ -685,7 +739,7 @@ class TargetReader:
     ) -> TargetSnapshot:
         adapter = detected.adapter
         known = self._understood
-        if known is None or known.detected is not detected or known.stated != reading.settings:
+        if known is None or not known.holds(detected, reading.settings):
             known = self._understood = _Understood.of(detected, reading.settings)
         if reading.bad_values:
             problems.append(Problem("bad_values", f"impossible values of {', '.join(reading.bad_values)}"))
@@ -782,7 +836,8 @@ class TargetReader:
     @property
     def is_predicting(self) -> bool:
         """True while the target's prediction is being worked out, so that a later round will have it."""
-        return self._prediction.is_pending
+        awaits_launch = self._detected is not None and self._detected.launch_read is not None
+        return awaits_launch or self._prediction.is_pending
 
     def tenant(self) -> Tenant:
         """The target as its GPUs know it."""

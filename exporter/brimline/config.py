@@ -225,8 +225,8 @@ _SCHEMA_OF_TARGETS = Schema(
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 
 
-def _check_target(source: Source, target: Target, index: int) -> None:
-    place: Place = ("targets", index)
+def check_target(source: Source, target: Target, place: Place) -> None:
+    """Raise ConfigError for what no type can tell of a target."""
 
     def refuse(key: str, what: str) -> ConfigError:
         return source.error((*place, key), what)
@@ -388,7 +388,7 @@ def _check_pattern(source: Source, pattern: str, index: int) -> None:
 def _check_targets(source: Source, targets: list[Target]) -> None:
     seen: dict[str, int] = {}
     for index, target in enumerate(targets):
-        _check_target(source, target, index)
+        check_target(source, target, ("targets", index))
         if target.name in seen:
             first = source.lines[("targets", seen[target.name])]
             raise source.error(

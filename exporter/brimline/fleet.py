@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from brimline.collect import Collector
-from brimline.config import Config, Target
+from brimline.config import Config
 from brimline.readings import DiscoveryReading
 from brimline.targets_files import FoundTargets, TargetsFiles
 from brimline.threads import in_daemon_thread
+
+if TYPE_CHECKING:
+    from brimline.pods import PodWatch
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 5.0
 # A reload waits so long for the files; a dead file system must not keep it longer.
 LOOK_PATIENCE_SECONDS = 5.0
+# Pods are waited for so long at the start.
+PODS_PATIENCE_SECONDS = 5.0
+# Many pods change at once in a rollout.
+PODS_SETTLE_SECONDS = 0.5
 FILES = "files"
 HANGS = "targets_files: not read within 5 s; a file system may hang, and the targets known before stay"
-
-
-class Pods(Protocol):
-    """What tells of pods; see brimline.pods."""
-
-    def targets(self) -> tuple[Target, ...]:
-        """Those known last."""
-
-    def reading(self) -> DiscoveryReading:
-        """How well they are known."""
 
 
 class Fleet:
@@ -46,7 +44,7 @@ class Fleet:
         *,
         path: Path | None = None,
         places: Mapping[str, str] | None = None,
-        pods: Pods | None = None,
+        pods: PodWatch | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """path: of the configuration file, where relative patterns begin. places: where its targets stand."""
@@ -61,11 +59,18 @@ class Fleet:
         self._files_errors = 0
         self._looking: asyncio.Future[FoundTargets] | None = None
         self._hangs = False
+        self._applying: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
         collector.discovery = self.readings
 
     async def start(self) -> None:
         """Put the targets of now in force, and keep looking for others."""
+        if self._pods is not None:
+            self._pods.start(self._in_loop())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PODS_PATIENCE_SECONDS):
+                    while not self._pods.is_known:  # noqa: ASYNC110 - threads set no event of this loop
+                        await asyncio.sleep(0.02)
         await self.settle()
         self._watching = asyncio.ensure_future(self._keep_looking())
         self._watching.add_done_callback(_report_end)
@@ -73,6 +78,27 @@ class Fleet:
     def close(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
+        if self._pods is not None:
+            self._pods.stop()
+
+    def _in_loop(self) -> Callable[[], None]:
+        """What threads call where pods have changed."""
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._apply_soon)
+
+        return changed
+
+    def _apply_soon(self) -> None:
+        if self._applying is None:
+            loop = asyncio.get_running_loop()
+            self._applying = loop.call_later(PODS_SETTLE_SECONDS, self._apply_pods)
+
+    def _apply_pods(self) -> None:
+        self._applying = None
+        self.apply()
 
     @property
     def problem(self) -> str | None:
@@ -157,6 +183,7 @@ class Fleet:
         if self._pods is not None:
             names = {target.name for target in targets}
             targets += [target for target in self._pods.targets() if target.name not in names]
+            self._collector.note_refusal("kubernetes", self._pods.annotation_problem())
         self._collector.note_refusal("targets_files", self.problem)
         config = msgspec.structs.replace(self._base, targets=targets)
         if is_new or config != self._collector.config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import ssl
@@ -20,6 +21,11 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512
 MAX_UNFETCHED_BYTES = 64 << 20
+MAX_HEADER_BYTES = 64 << 10
+MAX_BODY_BYTES = 256 << 10
+# aiohttp keeps what came of a header that is none, several times over, in circles that only the collector of
+# garbage finds; and that counts objects, not their size.
+COLLECT_AFTER_BYTES = 16 << 20
 
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -89,8 +95,8 @@ def _add_headers(guard: Guard | None) -> Callable[[web.Request, web.StreamRespon
 
 
 def _is_our_fault(record: logging.LogRecord) -> bool:
-    """False for what a client did wrong: a port scanner must not fill the log with tracebacks."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    """False for what a client did wrong, or where it left: it must not fill the log with tracebacks."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
 
 
 class _Connections:
@@ -109,6 +115,17 @@ class _Connections:
         self._open: dict[web.RequestHandler, _Connection] = {}
         self._unfetched: dict[_Connection, int] = {}  # bytes; who began to fetch first comes first
         self._full = False
+        self._received_bytes = 0
+
+    def received(self, size_bytes: int) -> None:
+        """Take note of what came in."""
+        self._received_bytes += size_bytes
+
+    def collect_garbage(self) -> None:
+        """Free what clients that have left had sent, where it was much."""
+        if self._received_bytes > COLLECT_AFTER_BYTES:
+            self._received_bytes = 0
+            gc.collect()
 
     @web.middleware
     async def watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -190,6 +207,7 @@ class _Connection(asyncio.Protocol):
         self._fetch_timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._received_while_busy = False
+        self._header_bytes = 0
         self._opening: asyncio.Task[None] | None = None
         self._early: list[bytes] = []  # what came with the last part of the handshake
         self._ended_early = False
@@ -273,7 +291,18 @@ class _Connection(asyncio.Protocol):
             self._received_while_busy = True
         elif self._timer is None:
             self._expect_header()
+        self._connections.received(len(data))
+        if not self._busy and self._is_header_too_large(data):
+            self.abort()
+            return
         self._handler.data_received(data)
+
+    def _is_header_too_large(self, data: bytes) -> bool:
+        if data.find(b"\r\n\r\n", 0, MAX_HEADER_BYTES) >= 0:
+            self._header_bytes = -MAX_BODY_BYTES  # which may come in before the handling begins
+            return False
+        self._header_bytes += len(data)
+        return self._header_bytes > MAX_HEADER_BYTES
 
     def eof_received(self) -> None:
         if self._opening is not None:
@@ -302,10 +331,11 @@ class _Connection(asyncio.Protocol):
         self._forget()
         if self._handler is not None and self._opening is None:
             self._handler.connection_lost(error)
+        self._connections.collect_garbage()
 
     def request_began(self) -> None:
         """A header is complete."""
-        self._busy, self._received_while_busy = True, False
+        self._busy, self._received_while_busy, self._header_bytes = True, False, 0
         self._connections.waiting.pop(self, None)
         self._stop_timer()
 

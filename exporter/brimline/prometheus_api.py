@@ -7,6 +7,7 @@ in time and size; a question that is too large for one answer is asked in parts.
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import math
 import re
@@ -130,6 +131,10 @@ _NAMES = msgspec.json.Decoder(list[str])
 # Prometheus: too many samples, maximum resolution; Mimir and Thanos: exceeded a limit; VictoriaMetrics: too
 # many matching timeseries, cannot select more than.
 _TOO_MUCH = re.compile(r"too many|maximum resolution|exceed|limit of|more than")
+# Errors that no other question would mend (web/api/v1/api.go); bad_data and execution are of the query.
+_SERVERS_OWN_ERRORS = frozenset({"internal", "unavailable", "canceled", "not_found"})
+# A secret as short as that hides nothing, and would be found in every text.
+_SHORTEST_SECRET = 4
 _PLUS_INFINITY = re.compile(rb',\s*"\+Inf"\s*\]')
 
 
@@ -279,6 +284,8 @@ class PrometheusApi:
         self._tls: ssl.SSLContext | bool = True
         self._tls_files: tuple[float, ...] | None = None
         self._posts = True
+        # What is sent to prove who asks: a server may send it back in an error.
+        self._secrets: tuple[str, ...] = ()
 
     # --- questions ---
 
@@ -373,7 +380,7 @@ class PrometheusApi:
         form = [("query", query), *times.items(), ("timeout", duration(self._connection.timeout))]
         document = await self._ask(path, form, query, posts=self._posts)
         found = self._decoded(lambda: _rows(document.data), query)
-        warnings = [one_line(warning) for warning in document.warnings]
+        warnings = [self._masked(one_line(warning)) for warning in document.warnings]
         if document.isPartial:
             warnings.append("the answer is partial: a storage node did not take part")
         return Rows(found.rows, (*found.warnings, *warnings)) if warnings else found
@@ -382,7 +389,12 @@ class PrometheusApi:
 
     def _error(self, reason: str, what: str, query: str) -> DataSourceError:
         asked = f" (query: {shortened(query)})" if query else ""
-        return DataSourceError(reason, f"{self.url}: {what}{asked}")
+        return DataSourceError(reason, f"{self.url}: {self._masked(what)}{asked}")
+
+    def _masked(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def _decoded(self, decode: Callable[[], T], query: str) -> T:
         try:
@@ -452,7 +464,10 @@ class PrometheusApi:
         if document.status == "error":
             if document.errorType == "timeout" or _TOO_MUCH.search(said):
                 return self._error("limit", f"{said}; ask for less time or fewer servers", query)
-            return self._error("query", f"{document.errorType or status}: {said}", query)
+            ours = document.errorType not in _SERVERS_OWN_ERRORS
+            return self._error(
+                "query" if ours else "http_status", f"{document.errorType or status}: {said}", query
+            )
         if status == 404:
             what = "answered 404; prometheus.url must end where /api/v1 begins (Mimir: /prometheus)"
             return self._error("not_found", what, query)
@@ -468,9 +483,14 @@ class PrometheusApi:
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body. Raises SourceError."""
         connection = self._connection
-        if (files := tls_file_times(connection.tls)) != self._tls_files:
-            self._tls, self._tls_files = tls_context(connection.tls), files
+        try:
+            if (files := tls_file_times(connection.tls)) != self._tls_files:
+                self._tls, self._tls_files = tls_context(connection.tls), files
+        except SourceError as error:
+            # Unlike a handshake that fails, this is what the user wrote.
+            raise SourceError("credentials", str(error)) from None
         headers = authorized(connection.headers, connection.bearer_token_file, connection.basic_auth)
+        self._secrets = _secrets_of(headers.get("Authorization", ""))
         headers["Accept"] = "application/json"
         # Over loopback nothing is gained by it, and it costs both sides time.
         headers["Accept-Encoding"] = "identity" if is_loopback(self.url) else "gzip"
@@ -496,6 +516,15 @@ class PrometheusApi:
             if isinstance(error, TimeoutError):
                 raise
             raise SourceError("connection", f"{error.strerror or error}") from None
+
+
+def _secrets_of(authorization: str) -> tuple[str, ...]:
+    """What of a header may stand in no text: the token, or user and password in both of their forms."""
+    kind, _, sent = authorization.partition(" ")
+    found = [sent]
+    if kind == "Basic":
+        found.append(base64.b64decode(sent).decode("utf-8", "replace").partition(":")[2])
+    return tuple(secret for secret in found if len(secret) >= _SHORTEST_SECRET)
 
 
 def _instant(time: float) -> str:

@@ -128,10 +128,10 @@ def llamacpp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def llamacpp_server(model: Path, folder: Path, *, context: int, slots: int) -> Iterator[Server]:
-    """llama.cpp's server with its metrics on."""
+def llamacpp_server(model: Path, folder: Path, *changes: str, context: int, slots: int) -> Iterator[Server]:
+    """llama.cpp's server with its metrics on. changes: further launch parameters, NAME=VALUE."""
     port = free_port()
     command: list[str | Path] = [engine_python("llamacpp"), HERE / "serve_llamacpp.py", model]
-    command += [str(port), str(context), str(slots)]
+    command += [str(port), str(context), str(slots), *changes]
     with served(command, port, model, "/health", folder) as server:
         yield server

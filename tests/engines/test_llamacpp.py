@@ -94,3 +94,24 @@ def test_used_tokens_are_what_the_slots_at_work_hold(
     # Idle slots keep their last value on /slots, but hold nothing that could not be dropped.
     assert eventually(lambda: prometheus.value("brimline_requests_running == 0") is not None, within=30)
     assert prometheus.value("brimline_kv_cache_used_tokens") == 0
+
+
+def test_a_server_that_may_sleep_is_not_kept_awake(llamacpp_model: Path, tmp_path: Path) -> None:
+    """It frees its model after three idle seconds, and is scraped each half second meanwhile."""
+
+    def asleep(exporter: Exporter) -> bool:
+        seen = exporter.metrics()
+        assert not [name for name in seen if name.startswith("target_problem")]
+        [capacity] = [value for name, value in seen.items() if name.startswith("kv_cache_capacity_tokens")]
+        assert capacity == 2 * 1024
+        return [value for name, value in seen.items() if name.startswith("target_sleeping")] == [1]
+
+    with llamacpp_server(llamacpp_model, tmp_path, "sleep_idle_seconds=3", context=2048, slots=2) as server:
+        config = f"targets: [{{name: t, url: '{server.url}', launch: {{ctx_size: 2048, parallel: 2}}}}]\n"
+        with running_exporter(tmp_path, config) as exporter:
+            eventually(lambda: asleep(exporter), within=60)
+            assert all(asleep(exporter) for _ in range(10))
+            assert server.get("/props")["is_sleeping"] is True
+            server.post("/completion", {"prompt": "ab", "n_predict": 4})
+            assert not asleep(exporter)
+            eventually(lambda: asleep(exporter), within=60)

@@ -63,6 +63,21 @@ def test_what_aa_measures_stands_beside_the_differences_and_in_the_plan(folder: 
     assert deviation == measured["block_deviation"]["inter_token_latency"]
 
 
+def test_run_exits_as_is_asked_where_nothing_is_decided(folder: Path) -> None:
+    # From when on all servers are there; more blocks than there will be.
+    text = ab_fleet.EXPERIMENT.replace("16:00", "16:45") + "min_blocks: 1000\n"
+    (folder / "undecided").mkdir()
+    (folder / "undecided/experiment.yaml").write_text(text)
+    (folder / "undecided/dump.om").symlink_to(folder / "dump.om")
+
+    codes = [
+        done(folder / "undecided", "run", "--json", *more).returncode
+        for more in ([], ["--inconclusive-as", "pass"], ["--inconclusive-as", "fail"])
+    ]
+
+    assert codes == [3, 0, 1]
+
+
 # --- the bar
 
 
@@ -127,4 +142,3 @@ def test_no_bar_beside_json_for_another_program(folder: Path) -> None:
 def test_no_bar_where_nobody_watches_though_colours_are_wanted(folder: Path) -> None:
     """Workflows of GitHub set FORCE_COLOR, which rich takes for a terminal."""
     assert done(folder, "run", FORCE_COLOR="1").stderr == ""
-    assert done(folder, "run").stderr == ""

@@ -367,8 +367,15 @@ def test_several_series_for_an_arm_are_refused(prometheus: Prometheus) -> None:
 
 
 def test_a_wrong_query_is_named_with_its_metric(prometheus: Prometheus) -> None:
-    with pytest.raises(DataSourceError, match=r"metric 'quality': .*parse error"):
+    with pytest.raises(ConfigError, match=r"metric 'quality': .*parse error"):
         fetched(prometheus.url, with_query("sum(("))
+
+
+def test_a_wrong_selector_is_named_with_its_variant(prometheus: Prometheus) -> None:
+    text = ab_fleet.EXPERIMENT.replace("role: baseline", "role: baseline, selector: 'target~\"x\"'")
+
+    with pytest.raises(ConfigError, match=r"the selector of short: .*parse error"):
+        fetched(prometheus.url, experiment(text))
 
 
 # --- the API itself
@@ -491,7 +498,7 @@ variants:
   - {name: short, role: baseline}
   - {name: long, role: candidate}
 window: {last: 12s}
-block_length: 3s
+block_length: 5s
 """
 
 

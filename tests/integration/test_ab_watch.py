@@ -243,18 +243,6 @@ def test_run_prints_the_verdict_and_leaves_files_for_a_ci(world: World) -> None:
     assert "<circle" in files["html"].read_text()
 
 
-def test_run_exits_as_is_asked_where_nothing_is_decided(world: World, tmp_path: Path) -> None:
-    file = tmp_path / "e.yaml"
-    file.write_text(world.file.read_text().replace("min_blocks: 3", "min_blocks: 1000"))
-
-    codes = [
-        brimline("ab", "run", file, "--json", *more).returncode
-        for more in ([], ["--inconclusive-as", "pass"], ["--inconclusive-as", "fail"])
-    ]
-
-    assert codes == [3, 0, 1]
-
-
 def test_run_refuses_variants_that_differ_in_more_than_the_treatment(world: World, tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     file.write_text(

@@ -30,6 +30,7 @@ from rules.page import (
     healthy,
     idle,
     memory,
+    restarted,
     server,
 )
 from rules.promtool import Case, Expectation, Gives, RuleSet
@@ -248,6 +249,13 @@ def _changes() -> list[Case]:
             _of_target("target:identity:info", 1, at=25),
         ),
         _case(
+            "counters that begin anew with a server",
+            restarted(healthy(70), CHAT_A, at=20),
+            # Neither negative nor a leap up, in any of these minutes.
+            Gives(60, f"round(max(max_over_time({_rates(CHAT_A)})), 5)", (({}, 100),)),
+            Gives(60, f"min(min_over_time({_rates(CHAT_A)})) >= bool 0", (({}, 1),)),
+        ),
+        _case(
             "series after the restart of an exporter",
             gone,
             _of_target("target:memory_used:bytes", None, at=22),
@@ -256,6 +264,11 @@ def _changes() -> list[Case]:
             _of_target("target:generation_tokens:rate5m", 100, at=50),
         ),
     ]
+
+
+def _rates(one: Server) -> str:
+    """Tokens a second of a server, as recorded over most of an hour."""
+    return f'target:generation_tokens:rate5m{{target="{one.name}"}}[50m:15s]'
 
 
 def _together() -> list[Case]:

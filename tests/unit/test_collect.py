@@ -727,12 +727,12 @@ def test_impossible_values_are_dropped_and_said() -> None:
 
 
 def test_a_request_beside_one_that_failed_is_not_left_behind() -> None:
-    """/slots hangs and /metrics fails at once: the hanging request must end with the round."""
+    """/props hangs and /metrics fails at once: the hanging request must end with the round."""
 
     async def scenario(server: FakeServer) -> int:
         async with collecting(target("llama", server, engine="llamacpp")) as collector:
             assert one_of(await collector.snapshot(), "llama").up
-            server.routes |= {"/slots": hang, "/metrics": answer("no", status=500)}
+            server.routes |= {"/props": hang, "/metrics": answer("no", status=500)}
             for _ in range(5):
                 await collector.snapshot()
             return len(asyncio.all_tasks() - {asyncio.current_task()})
@@ -947,3 +947,95 @@ def test_a_page_slower_than_a_second_is_told_once_and_asked_for_as_often_as_befo
         "target=slow slow=true seconds=1.50",  # in the first round it was asked for more than its page
         "target=slow slow=false seconds=0.30",
     ]
+
+
+def test_a_hundred_thousand_models_are_capped_and_counted_and_cost_no_other_target(
+    healthy: FakeServer,
+) -> None:
+    lines = (f'vllm:num_requests_running{{model_name="m{n}",engine="0"}} 1' for n in range(100_000))
+    page = answer("\n".join(lines) + "\n")
+
+    async def scenario(server: FakeServer) -> list[Snapshot]:
+        async with collecting(target("attack", server), target("healthy", healthy)) as collector:
+            return [await collector.snapshot() for _ in range(2)]
+
+    with FakeServer({**FakeVllm().routes(), "/metrics": page}) as server:
+        first, second = asyncio.run(scenario(server))
+
+    models, later = (
+        {dict(labels).get("model") for _, labels in exposed(one, "attack")} - {None}
+        for one in (first, second)
+    )
+    assert len(models) == 256
+    assert models == later  # those that are kept stay the same
+    assert one_of(first, "attack").dropped_series_total == 100_000 - 256
+    assert one_of(second, "attack").dropped_series_total == 2 * (100_000 - 256)
+    assert one_of(first, "attack").has_problem("too_many_series")
+    assert len(render(first)[0]) < 1 << 20
+    assert_up(first, "healthy", generation_tokens=77)
+
+
+def test_jumps_of_the_wall_clock_change_timestamps_alone() -> None:
+    wall, steady, vllm = Clock(), Clock(), FakeVllm(generation_tokens=10)
+    day = 86_400.0
+
+    async def scenario(server: FakeServer) -> list[dict[Any, float]]:
+        seen = []
+        limited = target("limited", server, min_interval=Seconds(30.0))
+        async with collecting(target("t", server), limited, clock=wall, monotonic=steady) as collector:
+            for jump in (0.0, day, -2 * day, day):
+                wall.now += jump
+                steady.now += 10.0
+                snapshot = await collector.snapshot()
+                seen.append(
+                    {
+                        (name, key): value
+                        for name in ("t", "limited")
+                        for key, value in exposed(snapshot, name).items()
+                    }
+                )
+        return seen
+
+    with FakeServer(vllm.routes()) as server:
+        before, *later = asyncio.run(scenario(server))
+        asked = server.count("/metrics")
+
+    for number, jumped in enumerate(later, start=1):
+        changed = {key for key in before.keys() | jumped.keys() if before.get(key) != jumped.get(key)}
+        names = {sample for _, (sample, _) in changed}
+        assert names <= {
+            "brimline_target_last_success_timestamp_seconds",
+            "brimline_target_reading_age_seconds",
+            "brimline_server_host_memory_used_bytes",  # of this process, which is the server's too
+        }
+        age: Any = ("limited", ("brimline_target_reading_age_seconds", frozenset()))
+        assert jumped[age] == (10.0 * number) % 30.0
+    assert asked == 4 + 2
+
+
+@pytest.mark.parametrize("opening", [b"", b"\x16\x03\x03\x00"], ids=["silent", "half"])
+def test_a_tls_handshake_that_does_not_end_costs_the_target_and_no_other(
+    healthy: FakeServer, opening: bytes
+) -> None:
+    async def scenario(port: int) -> Snapshot:
+        slow = Target(name="slow", url=f"https://127.0.0.1:{port}", timeout=IMPATIENT)
+        async with collecting(slow, target("healthy", healthy)) as collector:
+            return await collector.snapshot()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted = []
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted.append(listener.accept()[0])
+                    accepted[-1].sendall(opening)
+
+        threading.Thread(target=accept, daemon=True).start()
+        snapshot = asyncio.run(scenario(listener.getsockname()[1]))
+        listener.shutdown(socket.SHUT_RDWR)
+        for connection in accepted:
+            connection.close()
+
+    assert_down(snapshot, "slow", "timeout")
+    assert_up(snapshot, "healthy", generation_tokens=77)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from brimline.capture import write_capture
 from brimline.collect import Collector
-from brimline.config import Config, GpuConfig, Target
+from brimline.config import Config, GpuConfig, PidSource, Target
 from brimline.discovery import Discovery, usual_ports
 from brimline.exposition import render
 from brimline.readings import Snapshot, TargetSnapshot
 from brimline.saved_page import as_json, open_saved, read_saved
 from brimline.strict_yaml import Seconds
-from fake_servers import NOT_FOUND, FakeServer, Reply, answer, json_answer
+from fake_servers import NOT_FOUND, FakeServer, FakeVllm, Reply, answer, json_answer, llamacpp_routes
 
 GIB = 1 << 30
 OLLAMA: dict[str, Reply] = {
@@ -185,6 +187,25 @@ def test_a_queue_is_asked_once_where_nothing_else_told_whose_it_is(queue: list[A
     assert server.count("/prometheus/metrics") == 4  # it may be started with its metrics on any time
 
 
+def test_a_configured_path_that_is_a_queue_is_read_once() -> None:
+    with FakeServer({"/metrics": json_answer(ITERATIONS)}) as server:
+        snapshots = rounds(server, 3, metrics_path="/metrics")
+        configured = rounds(server, 3, metrics_path="/metrics", engine="trtllm")
+
+    assert [one.problems[0].reason for one in snapshots + configured] == ["metrics_disabled"] * 6
+    assert "remove metrics_path" in snapshots[0].problems[0].detail
+    assert server.count("/metrics") == 2  # by two exporters
+
+
+def test_a_configured_engine_without_its_page_says_what_to_do() -> None:
+    with FakeServer({}) as server:
+        [snapshot] = rounds(server, engine="sglang")
+
+    [problem] = snapshot.problems
+    assert problem.reason == "not_found"
+    assert problem.detail.endswith("set metrics_path, or start it with --enable-metrics")
+
+
 def test_another_server_behind_the_same_address_is_looked_at_anew() -> None:
     with FakeServer({"/metrics": json_answer([]), "/version": json_answer({"version": "1.1.0"})}) as server:
 
@@ -224,3 +245,66 @@ def test_an_engine_without_its_metrics_says_how_they_are_switched_on(owner: str,
 
     assert snapshot.problems[0].reason == "metrics_disabled"
     assert cure in snapshot.problems[0].detail
+
+
+# --- an engine that sleeps
+
+
+def test_an_idle_llamacpp_server_is_left_asleep() -> None:
+    """Reading /slots would load its model again, or keep it from ever being put away."""
+    idle = "llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\nllamacpp:tokens_predicted_total 5\n"
+    props = {"total_slots": 1, "default_generation_settings": {"n_ctx": 2048}, "is_sleeping": True}
+    routes = {**llamacpp_routes(), "/metrics": answer(idle), "/props": json_answer(props)}
+    with FakeServer(routes) as server:
+        asleep = rounds(server, 3)
+        assert server.count("/slots") == 0
+        server.routes["/metrics"] = answer(idle.replace("processing 0", "processing 1"))
+        server.routes["/props"] = json_answer({**props, "is_sleeping": False})
+        rounds(server, 2)
+        assert server.count("/slots") == 2
+
+    assert [one.reading.sleeping for one in asleep if one.reading is not None] == [True] * 3
+    assert [one.problems for one in asleep] == [()] * 3
+
+
+# --- a process list that is slow to read
+
+
+def test_a_launch_command_that_is_slow_to_read_is_taken_over_once_it_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process list of a busy machine: patched, because nothing else makes it slow for sure."""
+    gate = threading.Event()
+
+    def slowly(_port: int) -> int:
+        gate.wait(60)
+        return os.getpid()
+
+    monkeypatch.setattr("brimline.collect.listening_pid", slowly)
+    monkeypatch.setattr("brimline.collect.command_line", lambda _pid: ["vllm", "serve", "m", "-tp", "2"])
+    monkeypatch.setattr("brimline.collect.MODEL_PATIENCE", 0.05)
+
+    async def scenario(url: str) -> list[Snapshot]:
+        target = Target(name="t", url=url, launch_command=PidSource(from_pid=True))
+        collector = Collector(Config(targets=[target], gpu=GpuConfig(backend="none")))
+        await collector.start()
+        try:
+            before = await collector.snapshot()
+            pending = collector.is_predicting
+            gate.set()
+            deadline = asyncio.get_running_loop().time() + 60
+            while collector.is_predicting and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.05)
+                await collector.snapshot()
+            assert pending
+            return [before, await collector.snapshot()]
+        finally:
+            await collector.close()
+
+    with FakeServer(FakeVllm().routes()) as server:
+        before, after = (snapshot.targets[0] for snapshot in asyncio.run(scenario(server.url)))
+
+    assert (before.up, [problem.reason for problem in before.problems]) == (True, ["launch_command"])
+    assert "tensor_parallel_size" not in before.settings
+    assert after.problems == ()
+    assert after.settings["tensor_parallel_size"] == "2"

@@ -53,6 +53,24 @@ def test_a_prometheus_that_does_not_answer_is_status_5(command: Sequence[str], f
     assert "check prometheus.url" in done.output
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read"), ("two\nlines\n", "more than one line")]
+)
+def test_a_token_that_cannot_be_read_is_the_files_mistake(
+    content: str | None, told: str, file: Path, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_text(content)
+    file.write_text(FILE.replace("'}", f"', bearer_token_file: {token}}}", 1))
+
+    done = ab("run", file)
+
+    assert done.exit_code == 2
+    assert f"{token}" in done.output
+    assert told in done.output
+
+
 def test_saved_series_that_are_not_there_are_status_5(file: Path, tmp_path: Path) -> None:
     assert ab("run", file, "--series", tmp_path / "none").exit_code == 5
 
@@ -158,7 +176,9 @@ def test_missing_libraries_are_named_with_the_command_that_installs_them(file: P
     done = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True)
 
     assert done.returncode == 2
-    assert "comparing needs numpy and scipy; install the extra: pip install '.[ab]' in a clone" in done.stderr
+    assert "comparing needs numpy and scipy; install the extra in a clone of this repository: " in done.stderr
+    # Into the environment that runs, such as the one that `make demo` made.
+    assert f"{sys.executable} -m pip install '.[ab]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -65,7 +65,8 @@ MISTAKES = {
     ),
     "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
     "unknown-gpu-key": (
-        "3: unknown key 'interval' in gpu; known: backend, devices, path, processes, reserve_other, sample_interval"
+        "3: unknown key 'interval' in gpu; known: backend, devices, path, processes, reserve_other, "
+        "sample_interval"
     ),
     "unknown-basic-auth-key": (
         "4: unknown key 'password' in targets[0].basic_auth; known: password_file, username"
@@ -538,6 +539,45 @@ def test_an_endless_device_is_refused() -> None:
         load(Path("/dev/zero"))
 
     assert str(caught.value) == "/dev/zero: not a regular file; name a YAML file"
+
+
+def test_an_alias_bomb_is_refused_before_it_grows() -> None:
+    """306 bytes that would be a billion items where they are walked."""
+    bomb = "a: &a [x]\n" + "".join(
+        f"{chr(98 + n)}: &{chr(98 + n)} [{','.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
+    )
+    began = time.thread_time()
+
+    with pytest.raises(ConfigError, match="anchors and aliases are not supported"):
+        parse(bomb)
+
+    assert time.thread_time() - began < 1
+
+
+def test_ten_megabytes_are_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "brimline.yaml"
+    path.write_bytes(b"a: b\n" * (2 << 20))
+    began = time.thread_time()
+
+    with pytest.raises(ConfigError, match=r"larger than 256\.00 KiB"):
+        load(path)
+
+    assert time.thread_time() - began < 1
+
+
+def test_symbolic_links_lead_to_a_file_or_to_one_error(tmp_path: Path) -> None:
+    good, loop, dangling, pipe = (tmp_path / name for name in ("good", "loop", "dangling", "pipe"))
+    (tmp_path / "file").write_text("scrape_timeout: 7s\n")
+    os.mkfifo(tmp_path / "fifo")
+    good.symlink_to(tmp_path / "file")
+    loop.symlink_to(loop)
+    dangling.symlink_to(tmp_path / "nothing")
+    pipe.symlink_to(tmp_path / "fifo")
+
+    assert float(load(good).scrape_timeout) == 7.0
+    for path in (loop, dangling, pipe):
+        with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: [^;]+; "):
+            load(path)
 
 
 # --- any text at all

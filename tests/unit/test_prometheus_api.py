@@ -275,6 +275,25 @@ def test_credentials_come_from_files_and_stand_in_no_error(tmp_path: Path) -> No
     assert basic.headers["x-scope-orgid"] == "t"
 
 
+@pytest.mark.parametrize("form", ["bearer", "basic"])
+def test_a_server_that_sends_the_secret_back_does_not_have_it_printed(form: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(f"{SECRET}\n")
+    pair = base64.b64encode(f"u:{SECRET}".encode()).decode()
+    echo = failed("unauthorized", f"bad token {SECRET} in Basic {pair}", 401)
+    settings: dict[str, Any] = (
+        {"bearer_token_file": str(secret)}
+        if form == "bearer"
+        else {"basic_auth": BasicAuth(username="u", password_file=str(secret))}
+    )
+
+    refused = refusal(echo, **settings)
+
+    assert SECRET not in str(refused)
+    assert form == "bearer" or pair not in str(refused)
+    assert "bad token *** in Basic " in str(refused)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -323,6 +342,7 @@ FAULTS: dict[str, tuple[str, str, Reply]] = {
         redirect("http://elsewhere.invalid/x?token=s"),
     ),
     "a wrong query": ("query", "parse error", failed("bad_data", "1:4: parse error: unexpected", 400)),
+    "a failure of its own": ("http_status", "internal: disk", failed("internal", "disk", 500)),
     "too many samples": (
         "limit",
         "too many samples",

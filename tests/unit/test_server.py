@@ -7,11 +7,13 @@ import contextlib
 import logging
 import resource
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
+from aiohttp.typedefs import Handler
 
 from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Target
@@ -315,12 +317,60 @@ def test_one_that_does_not_fetch_its_answer_gives_way() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"GET / HTTP/1.1\r\nX: " + b"a" * (1 << 20),
+        b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 100_000 + b"\r\n",
+        HEALTHY + b"GET / HTTP/1.1\r\nX: " + b"a" * (1 << 20),
+    ],
+)
+def test_headers_beyond_any_measure_are_not_kept(header: bytes) -> None:
+    """A hundred of these left 40 MiB behind, until some collection of garbage."""
+
+    async def scenario() -> None:
+        async with serving() as port:
+            peaks = []
+            for _ in range(2):
+                tracemalloc.start()
+                for _ in range(15):
+                    await (await port.connect(header)).rest()
+                await asyncio.sleep(0.1)
+                peaks.append(tracemalloc.get_traced_memory()[0])
+                tracemalloc.stop()
+
+            assert max(peaks) < 8 << 20  # one may be kept until the next is
+            assert await (await port.connect(HEALTHY)).answer() == b"HTTP/1.1 200 OK"
+
+    run(scenario)
+
+
+def test_a_body_may_come_with_its_header_or_behind_it() -> None:
+    async def length(request: web.Request) -> web.Response:
+        return web.Response(text=str(len(await request.read())))
+
+    async def scenario() -> None:
+        async with serving_long_answers(posted=length) as port:
+            for size, status in (
+                (65536, b"HTTP/1.1 200 OK"),
+                (65537, b"HTTP/1.1 413 Request Entity Too Large"),
+            ):
+                client = await port.connect()
+                head = b"POST /posted HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+                client.writer.write(head + b"x" * size)
+
+                assert await client.answer() == status
+
+    run(scenario)
+
+
 LONG = b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def serving_long_answers(**limits: Any) -> AsyncIterator[Port]:
-    """A port whose /long is 16 MiB: more than the sockets take."""
+async def serving_long_answers(posted: Handler | None = None, **limits: Any) -> AsyncIterator[Port]:
+    """A port whose /long is 16 MiB: more than the sockets take. posted: answers POST /posted."""
 
     async def long(_request: web.Request) -> web.Response:
         return web.Response(body=bytes(16 << 20))
@@ -329,6 +379,8 @@ async def serving_long_answers(**limits: Any) -> AsyncIterator[Port]:
     exporter = Exporter(collector, None)
     application = exporter.application()
     application.router.add_get("/long", long)
+    if posted is not None:
+        application.router.add_post("/posted", posted)
     stop, opened = asyncio.Event(), asyncio.get_running_loop().create_future()
     running = asyncio.ensure_future(
         serve_application(

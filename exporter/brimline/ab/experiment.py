@@ -27,6 +27,8 @@ Routing = Literal["per_request", "sticky", "unknown"]
 DEFAULT_BLOCK = Seconds(900.0)
 DEFAULT_WARMUP = Seconds(600.0)
 DEFAULT_MIN_BLOCKS = 6
+# A month of quarters of an hour. Each edge of a block costs a question for each histogram.
+MAX_BLOCKS = 3000
 # A guess until `brimline ab aa` has looked at the servers' own noise.
 DEFAULT_TIME_CONSTANT = Seconds(150.0)
 # Identical command lines boot with pools that differ by about as much (vLLM issue 54383 and pull request
@@ -117,6 +119,8 @@ class Metric:
     unit: str = ""
     quantile: float = 0.0
     moved_by_boots: bool = True
+    # The file itself makes a gate of it: then it is one also where nobody has it.
+    demanded: bool = False
 
     @property
     def harm_margin(self) -> float:
@@ -124,6 +128,8 @@ class Metric:
         return -math.log1p(-self.margin) if self.more_is_better else math.log1p(self.margin)
 
 
+# Of rare events three times as many more may be little; 5 is more likely meant to be percent.
+MOST_RARE_MARGIN = 4.0
 SECONDS = "seconds"
 # Seconds of time pass in each arm, for metrics that are rates.
 METRICS: Mapping[str, Metric] = {
@@ -335,6 +341,12 @@ def parse(text: str, name: str = "experiment.yaml", *, now: float) -> Experiment
     for key in ("block_length", "noise_time_constant"):
         if getattr(file, key) <= 0:
             raise source.error((key,), f"{key} of zero is no time; write a duration such as 15m")
+    if (end - start) / file.block_length > MAX_BLOCKS:
+        raise source.error(
+            ("window",),
+            f"the window holds more than {MAX_BLOCKS} blocks of {file.block_length:g} s; begin it later, or "
+            "write a longer block_length",
+        )
     if file.min_blocks < 2:
         raise source.error(("min_blocks",), "fewer than 2 blocks have no spread; write 6")
     if not 0 <= file.boot_deviation < 1:
@@ -378,6 +390,11 @@ def _arms(file: ExperimentFile, source: Source) -> tuple[Variant, tuple[Variant,
                 ("variants", index, "name"), f"the variant {variant.name!r} stands twice; rename one"
             )
         seen.add(variant.name)
+        if variant.selector is not None and not variant.selector.strip():
+            raise source.error(
+                ("variants", index, "selector"),
+                f"an empty selector chooses nothing; remove the key to choose by variant {variant.name!r}",
+            )
         if variant.selector is not None and re.search(r"[{}\n]", variant.selector):
             raise source.error(
                 ("variants", index, "selector"),
@@ -418,8 +435,14 @@ def _instant(text: str, source: Source, key: str) -> float:
 def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
     """The default metrics with what the file changes, and those of the file's own after them."""
     chosen = dict(METRICS)
+    seen: set[str] = set()
     for index, wanted in enumerate(file.metrics):
         place = ("metrics", index)
+        if wanted.name in seen:
+            raise source.error(
+                (*place, "name"), f"the metric {wanted.name!r} stands twice; write its keys into one entry"
+            )
+        seen.add(wanted.name)
         known = METRICS.get(wanted.name) or _static(wanted.name)
         if known is None and wanted.query is None:
             names = ", ".join([*METRICS, *STATIC])
@@ -427,7 +450,7 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
                 (*place, "name"),
                 f"unknown metric {wanted.name!r}; known: {names}; or give a query of your own",
             )
-        if known is not None and wanted.kind is not None and "static" in (known.kind, wanted.kind):
+        if known is not None and wanted.kind is not None and not _may_be(known.kind, wanted.kind):
             raise source.error((*place, "kind"), f"the kind of {wanted.name} is {known.kind}; remove the key")
         if known is None and wanted.kind in ("static", "rare", "tail"):
             raise source.error(
@@ -435,9 +458,11 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
                 "a query gives one value for each arm and block; its kind is intensity, or affine if it "
                 "grows with load",
             )
-        if wanted.margin is not None and not 0 < wanted.margin < 1:
+        most = MOST_RARE_MARGIN if known is not None and known.kind == "rare" else 1.0
+        if wanted.margin is not None and not 0 < wanted.margin < most:
             raise source.error(
-                (*place, "margin"), f"margin {wanted.margin:g} is no ratio; write 0.05 for 5 %"
+                (*place, "margin"),
+                f"margin {wanted.margin:g} is no ratio from 0 to {most:g}; write 0.05 for 5 %",
             )
         base = known or Metric(name=wanted.name, title=wanted.name, kind="intensity", query=wanted.query)
         chosen[wanted.name] = Metric(
@@ -452,11 +477,17 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
             else wanted.direction == "more_is_better",
             margin=base.margin if wanted.margin is None else wanted.margin,
             gate=base.gate if wanted.gate is None else wanted.gate,
+            demanded=wanted.gate is True,
             unit=base.unit,
             quantile=base.quantile,
             moved_by_boots=base.moved_by_boots,
         )
     return tuple(chosen.values())
+
+
+def _may_be(kind: Kind, wanted: Kind) -> bool:
+    """True where what a metric is made of can be compared in that way, too."""
+    return kind == wanted or {kind, wanted} == {"intensity", "affine"}
 
 
 def _static(name: str) -> Metric | None:

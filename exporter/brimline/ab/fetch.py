@@ -52,6 +52,8 @@ REACH_INTERVALS = 2.5
 # Of one answer, some 30 bytes each; by a guess at how many ranks, models and reasons a family has.
 SAMPLES_AT_ONCE = 2_000_000
 PARTS_GUESSED = 16
+# A block with fewer says nothing of what was between them.
+LEAST_SCRAPES = 4
 # Where the samples do not say how far they are apart, because there are none.
 USUAL_INTERVAL = 15.0
 
@@ -140,10 +142,7 @@ async def observe(
     start, end = experiment.start - LEAD_SECONDS, experiment.end
 
     ask.expect(sum(len(stretches(start, end, MAX_CHUNK_SECONDS)) for _ in arms))
-    answers = await _together(
-        ask.raw(f"{PREFIX}target_info{{{experiment.selector(arm)}}}", start, end, "finding the servers")
-        for arm in arms
-    )
+    answers = await _together(_servers(experiment, arm, start, end, ask) for arm in arms)
     infos = {arm.name: Table(rows.rows) for arm, rows in zip(arms, answers, strict=True)}
     members, shared = await _members(experiment, arms, infos, ask)
     interval = scrape_interval(
@@ -152,6 +151,11 @@ async def observe(
         for key in keys
         for series in infos[arm].parts("target_info", key).values()
     )
+    if experiment.block_length < LEAST_SCRAPES * interval:
+        raise ConfigError(
+            f"block_length: {experiment.block_length:g} s hold fewer than {LEAST_SCRAPES} scrapes, which are "
+            f"{interval:.3g} s apart; write 15m, or at least {duration(math.ceil(LEAST_SCRAPES * interval))}"
+        )
     info = Table(row for rows in answers for row in rows.rows)
     tables, own_metrics = await _both(
         _tables(experiment, ask, info, members, interval, history_seconds),
@@ -255,6 +259,18 @@ class _Questions:
 
 
 # --- who takes part ---
+
+
+async def _servers(experiment: Experiment, arm: Variant, start: float, end: float, ask: _Questions) -> Rows:
+    """brimline_target_info of an arm. Raises ConfigError for a selector that is none."""
+    try:
+        return await ask.raw(
+            f"{PREFIX}target_info{{{experiment.selector(arm)}}}", start, end, "finding the servers"
+        )
+    except DataSourceError as error:
+        if error.reason == "query" and arm.selector is not None:
+            raise ConfigError(f"the selector of {arm.name}: {error}") from None
+        raise
 
 
 # For each arm its servers, and when they belong to it.
@@ -514,6 +530,8 @@ async def _own_metric(experiment: Experiment, arm: Variant, metric: Metric, ask:
     try:
         rows = (await ask.evaluated(query, ends[0], ends[-1], experiment.block_length)).rows
     except DataSourceError as error:
+        if error.reason == "query":
+            raise ConfigError(f"metric {metric.name!r}: {error}") from None
         raise DataSourceError(error.reason, f"metric {metric.name!r}: {error}") from None
     if len(rows) > 1:
         raise ConfigError(

@@ -244,8 +244,8 @@ def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> li
 class Measured:
     """A metric's difference before any verdict. bounded: None where there is none, with the reason in notes.
 
-    undecided: what forbids a word, by the word it forbids. unsaid: at least one arm does not have it at all;
-    absent: neither does.
+    undecided: what forbids a word, by the word it forbids. unsaid: at least one arm does not have it at all,
+    or none of which a ratio can be made; absent: neither does.
     """
 
     metric: Metric
@@ -361,6 +361,8 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
     undecided: dict[Verdict, str] = {}
     values, whole = _values(metric, two, notes)
     count = two.pairing.count
+    if metric.query is not None and (problem := _no_ratio(values)):
+        return Measured(metric=metric, baseline=whole[0], candidate=whole[1], notes=(problem,), unsaid=True)
     unknown = np.full(count, np.nan)
     boot_error = _boot_error(two) if metric.moved_by_boots else 0.0
     adjusted = metric.kind in ("affine", "tail")
@@ -453,6 +455,18 @@ def _own_values(metric: Metric, two: Pair) -> tuple[Floats, Floats]:
         with np.errstate(divide="ignore", invalid="ignore"):
             both.append(cell_sums(of_blocks, cells, count) / cell_sums(np.ones(len(ends)), cells, count))
     return both[0], both[1]
+
+
+def _no_ratio(values: tuple[Floats, Floats]) -> str | None:
+    """Why the user's values make no ratio; None where all of them are above zero."""
+    either = np.minimum(*values)
+    none = int((either <= 0).sum())
+    if not none:
+        return None
+    return (
+        f"0 or less in {none} of {len(either)} blocks, which makes no ratio, so that it is never decided: "
+        "let the query give what stays above 0, such as the share of requests without errors"
+    )
 
 
 def _tails(
@@ -773,7 +787,7 @@ def _metric_result(
         title=metric.title,
         kind=metric.kind,
         unit=metric.unit,
-        gate=metric.gate and not one.absent,
+        gate=metric.gate and (metric.demanded or not one.absent),
         margin_ratio=metric.margin,
         more_is_better=metric.more_is_better,
         verdict=verdict,

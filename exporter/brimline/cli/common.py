@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from brimline.config import Config, ConfigFile
     from brimline.guard import PortGuard
+    from brimline.pods import PodWatch
+
+PODS_PATIENCE_SECONDS = 15.0
 
 EXIT_NEGATIVE = 1
 EXIT_USAGE = 2
@@ -120,6 +123,38 @@ def open_guard_or_fail(web_config_path: Path | None) -> PortGuard | None:
         return PortGuard(web_config_path)
     except ConfigError as error:
         fail(str(error))
+
+
+def open_pods_or_fail(config: Config) -> PodWatch | None:
+    """The watch of the pods that are targets, or an end with what is wrong with it; None without one."""
+    if config.kubernetes is None:
+        return None
+    from brimline.errors import ConfigError
+    from brimline.pods import open_watch
+
+    try:
+        return open_watch(config.kubernetes, config.models, os.environ)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def with_pods(config: Config, pods: PodWatch | None) -> tuple[Config, list[str]]:
+    """The configuration with the pods of now as targets, and what is wrong with these."""
+    import time
+
+    import msgspec
+
+    if pods is None:
+        return config, []
+    pods.start(lambda: None)
+    deadline = time.monotonic() + PODS_PATIENCE_SECONDS
+    while not pods.is_known and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pods.stop()
+    names = {target.name for target in config.targets}
+    found = [target for target in pods.targets() if target.name not in names]
+    problem = pods.reading().problem or ("" if pods.is_known else "kubernetes: the pods are not known yet")
+    return msgspec.structs.replace(config, targets=[*config.targets, *found]), problem.splitlines()
 
 
 def say_where(host: str, port: int, guard: PortGuard | None) -> None:

@@ -571,6 +571,7 @@ async def _watch(
 
 def _need_libraries() -> None:
     """End with the command that installs them where numpy and scipy are missing."""
+    import shlex
     from importlib import import_module
 
     missing = []
@@ -581,8 +582,8 @@ def _need_libraries() -> None:
             missing.append(name)
     if missing:
         fail(
-            f"comparing needs {' and '.join(missing)}; "
-            "install the extra: pip install '.[ab]' in a clone of this repository"
+            f"comparing needs {' and '.join(missing)}; install the extra in a clone of this repository: "
+            f"{shlex.quote(sys.executable)} -m pip install '.[ab]'"
         )
 
 
@@ -594,7 +595,8 @@ def _ending_with_what_is_wrong() -> Iterator[None]:
     try:
         yield
     except (DataSourceError, SourceError) as error:
-        fail(str(error), EXIT_DATA_SOURCE)
+        # A file with a token that is not there, or holds none, is named in the experiment file.
+        fail(str(error), EXIT_USAGE if error.reason == "credentials" else EXIT_DATA_SOURCE)
     except BrimlineError as error:
         fail(str(error))
 
@@ -617,12 +619,15 @@ def _progress(series: Path | None, as_json: bool) -> Iterator[Progress]:
     console = Console(stderr=True)
     # Rich takes some variables of CI for a terminal; a bar belongs on a real one.
     watched = console.is_terminal and sys.stderr.isatty() and (sys.stdout.isatty() or not as_json)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    # How much there is to ask for is known after the first answer.
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
     with Progress(*columns, console=console, transient=True, disable=not watched) as bar:
-        task = bar.add_task("asking Prometheus" if series is None else "reading what was saved", total=None)
+        task = bar.add_task(
+            "asking Prometheus" if series is None else "reading what was saved", total=None, count=""
+        )
 
         def told(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
+            bar.update(task, completed=done, total=total, description=what, count=f"{done}/{total}")
 
         yield told
 

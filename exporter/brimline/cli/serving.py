@@ -22,10 +22,12 @@ from brimline.cli.common import (
     leave,
     open_config_or_fail,
     open_guard_or_fail,
+    open_pods_or_fail,
     parse_ports,
     raise_open_file_limit,
     say_where,
     set_up_logging,
+    with_pods,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from brimline.config import Config, ConfigFile
     from brimline.demo.gpu_recording import Scenario
     from brimline.guard import PortGuard
+    from brimline.pods import PodWatch
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +65,20 @@ def serve(
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
     ports = parse_ports(discover_ports) if config_path is None else ()
-    if read.config.kubernetes is not None:
-        fail("kubernetes: targets from pods do not work in this version yet; remove the key")
+    pods = open_pods_or_fail(read.config)
     guard = open_guard_or_fail(web_config_path)
     raise_open_file_limit()
-    code = asyncio.run(_serve(read, listen, ports, guard))
+    code = asyncio.run(_serve(read, listen, ports, guard, pods))
     leave(code)
 
 
-async def _serve(read: ConfigFile, listen: str | None, ports: Sequence[int], guard: PortGuard | None) -> int:
+async def _serve(
+    read: ConfigFile,
+    listen: str | None,
+    ports: Sequence[int],
+    guard: PortGuard | None,
+    pods: PodWatch | None,
+) -> int:
     from brimline.collect import Collector
     from brimline.config import parse_listen
     from brimline.discovery import Discovery, keep_looking
@@ -84,7 +92,7 @@ async def _serve(read: ConfigFile, listen: str | None, ports: Sequence[int], gua
         loop.add_signal_handler(number, stop.set)
     config = read.config
     collector = Collector(config, quiet_launch=read.path is None)
-    fleet = Fleet(collector, config, path=read.path, places=read.places)
+    fleet = Fleet(collector, config, path=read.path, places=read.places, pods=pods)
     exporter = Exporter(collector, read.path, listen, guard=guard, fleet=fleet)
     loop.add_signal_handler(signal.SIGHUP, exporter.reload_soon)
     host, port = parse_listen(config.listen)
@@ -134,6 +142,7 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
     logging.getLogger("brimline").setLevel(logging.CRITICAL)  # the table says it all
     config = all_targets_or_fail(open_config_or_fail(config_path))
     open_guard_or_fail(web_config_path)
+    config, of_pods = with_pods(config, open_pods_or_fail(config))
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
     raise_open_file_limit()
@@ -148,7 +157,7 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
             )
     snapshot = asyncio.run(read_once(config, quiet_launch=config_path is None))
     print_snapshot(snapshot, Console(markup=False, highlight=False))
-    lines = failures(snapshot, config)
+    lines = [*of_pods, *failures(snapshot, config)]
     for line in lines:
         click.echo(f"brimline: {line}", err=True)
     if not snapshot.targets:

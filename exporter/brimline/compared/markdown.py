@@ -62,7 +62,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from _comparison(report, comparison)
     if report.dropped:
         yield ""
-        yield f"{wording.counted(len(report.dropped), 'block')} left out, in both variants:"
+        yield f"{escaped(wording.left_out(report))}:"
         yield ""
         yield from (f"- {escaped(line)}" for line in wording.dropped(report))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +32,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
         _print_comparison(report, comparison, console)
     if report.dropped:
-        console.print(f"\n{wording.counted(len(report.dropped), 'block')} left out, in both variants:")
+        console.print(f"\n{wording.left_out(report)}:")
         for line in wording.dropped(report):
             console.print(Text(f"  {line}"))
     if report.is_sequential:
@@ -51,10 +53,10 @@ def _print_comparison(report: Report, comparison: Comparison, console: Console) 
     for setting, before, after in comparison.differing_settings:
         console.print(Text(f"  {wording.plain(setting)}: {wording.plain(before)} → {wording.plain(after)}"))
     if comparison.metrics:
-        console.print(_metrics(comparison))
+        _print_metrics(comparison, console)
         console.print("* a gate: all of them decide the verdict. floor: what equal variants differ by.")
     if comparison.static:
-        console.print(_static(comparison))
+        _print_static(comparison, console)
     for line in wording.estimands(comparison):
         console.print(Text(f"  {line}"))
     for note in wording.notes([*comparison.metrics, *comparison.static]):
@@ -66,18 +68,31 @@ def _print_comparison(report: Report, comparison: Comparison, console: Console) 
         console.print(Text(f"  not known: {wording.plain(guard.name)}: {wording.brief(guard.detail)}"))
 
 
-def _table(*headings: str) -> Table:
+Cell = str | Text
+
+
+def _print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print a table, or where its words do not fit side by side, each row below the other."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
     for place, heading in enumerate(headings):
         last = place == len(headings) - 1
         table.add_column(heading, justify="left" if place == 0 or last else "right", overflow="fold")
-    return table
+    for row in rows:
+        table.add_row(*row)
+    if table.__rich_measure__(console, console.options).minimum <= console.width:
+        console.print(table)
+        return
+    for title, *cells in rows:
+        console.print(Text.assemble(title))
+        for heading, cell in zip(headings[1:], cells, strict=True):
+            if str(cell):
+                console.print(Text.assemble(f"    {heading}: ", cell))
 
 
-def _metrics(comparison: Comparison) -> Table:
-    table = _table("metric", "base", "candidate", "Δ", "95 %", "margin", "floor", "verdict")
-    for metric in wording.ordered(comparison):
-        table.add_row(
+def _print_metrics(comparison: Comparison, console: Console) -> None:
+    headings = ("metric", "base", "candidate", "Δ", "95 %", "margin", "floor", "verdict")
+    rows: list[tuple[Cell, ...]] = [
+        (
             Text(f"{'* ' if metric.gate else '  '}{wording.plain(metric.title)}"),
             wording.amount(metric.baseline, metric.unit),
             wording.amount(metric.candidate, metric.unit),
@@ -87,17 +102,19 @@ def _metrics(comparison: Comparison) -> Table:
             _floor(metric.noise_floor_ratio),
             Text(wording.verdict_of_metric(metric, comparison), style=_STYLES[metric.verdict]),
         )
-    return table
+        for metric in wording.ordered(comparison)
+    ]
+    _print_table(console, headings, rows)
 
 
 def _floor(ratio: float | None) -> str:
     return "" if ratio is None else f"±{abs(ratio) * 100:.1f} %"
 
 
-def _static(comparison: Comparison) -> Table:
-    table = _table("settled at the start", "base", "candidate", "Δ", "predicted Δ", "tolerance", "verdict")
-    for static in comparison.static:
-        table.add_row(
+def _print_static(comparison: Comparison, console: Console) -> None:
+    headings = ("settled at the start", "base", "candidate", "Δ", "predicted Δ", "tolerance", "verdict")
+    rows: list[tuple[Cell, ...]] = [
+        (
             Text(f"{'* ' if static.gate else '  '}{wording.plain(static.title)}"),
             wording.amount(static.baseline, static.unit),
             wording.amount(static.candidate, static.unit),
@@ -106,4 +123,6 @@ def _static(comparison: Comparison) -> Table:
             f"±{static.tolerance_ratio * 100:.2g} %",
             Text(wording.verdict_of_static(static), style=_STYLES[static.verdict]),
         )
-    return table
+        for static in comparison.static
+    ]
+    _print_table(console, headings, rows)

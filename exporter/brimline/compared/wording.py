@@ -156,6 +156,17 @@ def ordered(comparison: Comparison) -> list[MetricResult]:
     return sorted(comparison.metrics, key=lambda metric: not metric.gate)
 
 
+def left_out(report: Report) -> str:
+    """How many blocks were left out, and of which comparisons."""
+    count = counted(len(report.dropped), "block")
+    if len(report.comparisons) <= 1:
+        return f"{count} left out, in both variants"
+    return (
+        f"{count} left out: for a candidate that is named beside that candidate alone, for "
+        f"{plain(report.baseline)} beside all of them"
+    )
+
+
 def dropped(report: Report) -> list[str]:
     """The blocks that were left out, each with its reason; of many the first ones."""
     lines = [f"{moment(start)}: {plain(reason)}" for start, reason in report.dropped[:MAX_DROPPED]]

@@ -19,10 +19,12 @@ class Endpoint:
     live: asked in every round; otherwise once for each start of the server.
     fields: the only keys that are kept, at any depth, because the document also holds what users wrote
     (llama.cpp's /slots shows prompts); None keeps all.
+    when: of a live one, whether this round's page makes it worth asking; None asks it beside the page.
     """
 
     path: str
     live: bool = False
+    when: Callable[[Page], bool] | None = None
     fields: frozenset[str] | None = None
 
     def keep(self, document: Any) -> Any:

@@ -21,6 +21,8 @@ MAX_RANKS = 256
 MAX_REASONS = 32
 MAX_BUCKETS = 128
 MAX_LABEL_CHARS = 128
+# No server has so many of anything, bytes included; what is computed from less cannot overflow.
+MAX_COUNT = 1 << 63
 # Series that one page can turn into: 64 ranks with 192 each (vLLM's have 125 buckets and some 40 others), or
 # 256 ranks with 48 each, which then keep the sums of their histograms.
 MAX_SERIES = 12_288
@@ -227,7 +229,7 @@ def _first_present(page: Page, names: Sequence[str]) -> tuple[Sample, ...]:
 
 
 def _is_possible(value: float, *, ratio: bool = False) -> bool:
-    return math.isfinite(value) and value >= 0 and (not ratio or value <= 1.0001)
+    return 0 <= value < MAX_COUNT and (not ratio or value <= 1.0001)
 
 
 def _read_scalar(

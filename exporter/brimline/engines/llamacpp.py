@@ -1,7 +1,11 @@
 """llama.cpp's server (`llama-server --metrics`).
 
 Its page has lost the KV cache figures (kv_cache_usage_ratio went in May 2025, commit 797f2ac06), so these
-come from /slots, asked in every round, and /props. The page has no labels: one server holds one model.
+come from /props and, in rounds in which a request runs, /slots. The page has no labels: one server holds one
+model; one that loads several (a router) answers 400 for want of a model's name, and is not read.
+
+/slots is not asked of an idle server, because that keeps one with --sleep-idle-seconds awake, and loads the
+model of one that sleeps; /metrics and /props do neither (tried with the server of 2026.10).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import Any
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
+    MAX_COUNT,
     Key,
     Name,
     Quantity,
@@ -22,6 +27,7 @@ from brimline.engines.families import (
     read_table,
     wanted_names,
 )
+from brimline.exposition_text import Page
 from brimline.readings import EngineReading, RankReading
 
 # tools/server writes every value with six digits (2025 and 2026).
@@ -47,7 +53,8 @@ ELSEWHERE = {
     "prefix_cache_queries_tokens_total": "tokens that were processed and tokens that came from the cache",
     "kv_cache_usage_ratio": "used over capacity, in tokens",
     "kv_cache_used_tokens": (
-        "`n_prompt_tokens` of the slots of /slots that are at work, which holds what they generated, too"
+        "`n_prompt_tokens` of the slots of /slots that are at work, which holds what they generated, too; 0 "
+        "while no request runs"
     ),
     "kv_cache_capacity_tokens": (
         "`n_ctx` of all slots together, of one where they share their cache; absent where nothing tells "
@@ -56,6 +63,8 @@ ELSEWHERE = {
     "kv_cache_max_concurrency_requests": "capacity over context length",
     "max_model_len_tokens": "`n_ctx` of a slot",
 }
+PROCESSING = "llamacpp:requests_processing"
+MAX_SLOTS = 4096
 SIMULATED = "brimline_simulated_server_info"
 WANTED = wanted_names(TABLE, SIMULATED)
 
@@ -84,16 +93,26 @@ def _key(_labels: Mapping[str, str]) -> Key:
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < MAX_COUNT else None
 
 
-def _slots(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
-    slots = documents.get("/slots")
-    return [slot for slot in slots if isinstance(slot, dict)] if isinstance(slots, list) else []
+def _is_busy(page: Page) -> bool:
+    """True unless the page says that no request runs."""
+    return not any(sample.value == 0 for sample in page.get(PROCESSING))
 
 
-def _shape_of(slots: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [str(slot.get("n_ctx")) for slot in slots]
+def _slots(evidence: Evidence, props: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The slots by /slots; of an idle server, which is not asked for them, by /props."""
+    slots = evidence.documents.get("/slots")
+    if isinstance(slots, list):
+        return [slot for slot in slots if isinstance(slot, dict)]
+    defaults = props.get("default_generation_settings")
+    context = _whole(defaults.get("n_ctx")) if isinstance(defaults, dict) else None
+    count = _whole(props.get("total_slots"))
+    if _is_busy(evidence.page) or not context or not count:
+        return []
+    return [{"n_ctx": context, "is_processing": False}] * min(count, MAX_SLOTS)
 
 
 def _agrees(declared: int, slots: int, context: int, *, unified: bool) -> bool:
@@ -189,7 +208,7 @@ def read(evidence: Evidence) -> EngineReading:
     missing = list(missing_quantities(TABLE, table, None))
     raw_props = evidence.documents.get("/props")
     props: Mapping[str, Any] = raw_props if isinstance(raw_props, dict) else {}
-    slots = _slots(evidence.documents)
+    slots = _slots(evidence, props)
     if slots:
         values |= _kv_cache(slots, evidence.launch)
     if evidence.documents and "kv_cache_used_tokens" not in values and "kv_cache_usage_ratio" not in values:
@@ -219,7 +238,7 @@ def read(evidence: Evidence) -> EngineReading:
         settings=settings,
         served_root=root if isinstance(root, str) else None,
         # No time (a build of 2026 sent 1326153533, a date in 2012), but another number at each start.
-        start_token="/".join([evidence.headers.get("process-start-time-unix", ""), *_shape_of(slots)]),
+        start_token=evidence.headers.get("process-start-time-unix"),
         sleeping=sleeping if isinstance(sleeping, bool) else None,
         simulated=SIMULATED in evidence.page,
         missing=tuple(missing),
@@ -290,9 +309,9 @@ ADAPTER = Adapter(
     metrics_switch="with --metrics",
     wanted=WANTED,
     endpoints=(
-        Endpoint("/props", fields=_PROPS),
         Endpoint("/v1/models"),
-        Endpoint("/slots", live=True, fields=_SLOT),
+        Endpoint("/props", live=True, fields=_PROPS),
+        Endpoint("/slots", live=True, when=_is_busy, fields=_SLOT),
     ),
     read=read,
     launch_program=_is_program,

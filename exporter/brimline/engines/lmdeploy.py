@@ -1,7 +1,8 @@
 """LMDeploy 0.16; not tested against a live server.
 
 Names: lmdeploy/metrics/loggers.py of 0.16.0; older releases were not read. The page gives neither blocks nor
-tokens of the K/V cache: `lmdeploy:backend_config_info` is declared and never filled.
+tokens of the K/V cache: `lmdeploy:backend_config_info` is declared and never filled. Whether it sleeps, and
+has given its memory up, is at /is_sleeping.
 """
 
 from __future__ import annotations
@@ -75,12 +76,15 @@ def read(evidence: Evidence) -> EngineReading:
         if outside is not None and "requests_waiting" in values:
             values["requests_waiting"] += outside
     root = _root(evidence.documents)
+    document = evidence.documents.get("/is_sleeping")
+    sleeping = document.get("is_sleeping") if isinstance(document, dict) else None
     return engine_reading(
         "lmdeploy",
         evidence.page,
         table,
         settings={} if root is None else {"model_path": clean_label(root)},
         served_root=root,
+        sleeping=sleeping if isinstance(sleeping, bool) else None,
     )
 
 
@@ -94,7 +98,7 @@ ADAPTER = Adapter(
     owned_by="lmdeploy",
     metrics_switch="without --disable-metrics",
     wanted=WANTED,
-    endpoints=(Endpoint("/v1/models"),),
+    endpoints=(Endpoint("/v1/models"), Endpoint("/is_sleeping", live=True)),
     read=read,
     launch_model_flag="model_path",
 )

@@ -6,7 +6,8 @@ does not state (the version, before 0.5.6 the capacity) comes from /server_info 
 
 The token counters move when a request ends, not as it runs. With several data-parallel ranks the front end's
 counters and latencies carry no `dp_rank`: they stand at rank 0, for all ranks together. `num_queue_reqs` does
-not count the queues of disaggregated prefill and decode, nor that of grammars.
+not count the queues of disaggregated prefill and decode, nor that of grammars. Gauges of an idle server keep
+their last value for up to half a minute.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
+    MAX_COUNT,
     SIMULATED,
     START_TIME,
     ByLabel,
@@ -206,7 +208,7 @@ def _key(labels: Mapping[str, str]) -> Key:
 
 def _positive(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) and value > 0 else None
+    return float(value) if is_number and 0 < value < MAX_COUNT else None
 
 
 def _server_info(documents: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
+    MAX_COUNT,
     SIMULATED,
     HistogramOf,
     Name,
@@ -65,7 +66,11 @@ def read(evidence: Evidence) -> EngineReading:
         served_root=model if isinstance(model, str) else None,
     )
     settings = {
-        name: normalize(name, info[name]) for name in sorted(_LIMITS) if isinstance(info.get(name), int)
+        name: normalize(name, info[name])
+        for name in sorted(_LIMITS)
+        if isinstance(info.get(name), int)
+        and not isinstance(info[name], bool)
+        and 0 <= info[name] < MAX_COUNT
     }
     if isinstance(model, str):
         settings["model_id"] = clean_label(model)

@@ -13,6 +13,7 @@ from typing import Any
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
+    MAX_COUNT,
     ByLabel,
     HistogramOf,
     Key,
@@ -155,7 +156,7 @@ def _number(text: str | None) -> float | None:
         value = float(text or "")
     except ValueError:
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return value if 0 <= value < MAX_COUNT else None
 
 
 def _models(documents: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -52,6 +52,13 @@ def test_a_margin_is_one_of_harm() -> None:
     assert margins["inter_token_latency"] == pytest.approx(math.log(1.1))
 
 
+def test_rare_events_may_be_a_few_times_as_many() -> None:
+    planned = parse(SHORTEST + "metrics:\n- {name: preemptions, margin: 2}\n", now=NOW)
+
+    [margin] = [metric.harm_margin for metric in planned.metrics if metric.name == "preemptions"]
+    assert margin == pytest.approx(math.log(3))
+
+
 def test_a_static_quantity_can_be_named() -> None:
     planned = parse(SHORTEST + "metrics:\n- {name: kv_cache_capacity_tokens, gate: true}\n", now=NOW)
 
@@ -70,6 +77,33 @@ def test_a_static_quantity_can_be_named() -> None:
         ),
         (SHORTEST + "blocks: 3\n", "e.yaml:5: unknown key 'blocks'"),
         (SHORTEST + "metrics:\n- {name: preemptions, margin: 5}\n", "e.yaml:6: margin 5 is no ratio"),
+        (
+            SHORTEST + "metrics:\n- {name: inter_token_latency, margin: 1.5}\n",
+            "e.yaml:6: margin 1.5 is no ratio",
+        ),
+        (
+            SHORTEST + "metrics:\n- {name: inter_token_latency, kind: tail}\n",
+            "e.yaml:6: the kind of inter_token_latency is affine; remove the key",
+        ),
+        (
+            SHORTEST + "metrics:\n- {name: preemptions, kind: affine}\n",
+            "e.yaml:6: the kind of preemptions is rare",
+        ),
+        (
+            SHORTEST + "metrics:\n- {name: inter_token_latency_p95, kind: intensity}\n",
+            "e.yaml:6: the kind of inter_token_latency_p95 is tail",
+        ),
+        (
+            SHORTEST + "metrics:\n- {name: preemptions}\n- {name: preemptions, gate: false}\n",
+            "e.yaml:7: the metric 'preemptions' stands twice; write its keys into one entry",
+        ),
+        (
+            SHORTEST.replace("role: candidate", 'role: candidate, selector: ""'),
+            "e.yaml:4: an empty selector chooses nothing; remove the key to choose by variant 'b'",
+        ),
+        (SHORTEST + "block_length: 0.5ms\n", "e.yaml:1: the window holds more than 3000 blocks of 0.0005 s"),
+        (SHORTEST + "window: {last: 100000d}\n", "e.yaml:5: the window holds more than 3000 blocks of 900 s"),
+        (SHORTEST + "window: {start: '0001-01-01'}\n", "e.yaml:5: the window holds more than 3000 blocks"),
         (SHORTEST + "metrics:\n- {name: own, query: q, kind: tail}\n", "e.yaml:6: a query gives one value"),
         (
             SHORTEST + "metrics:\n- {name: weights_bytes, kind: affine}\n",

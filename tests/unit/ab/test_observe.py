@@ -13,7 +13,7 @@ from brimline.ab.fetch import observe
 from brimline.ab.observations import Observations, ReplicaObservations
 from brimline.ab.procedure import judge
 from brimline.ab.saved_series import SavedSeries
-from brimline.errors import DataSourceError
+from brimline.errors import ConfigError, DataSourceError
 from brimline.prometheus_api import MAX_CHUNK_SECONDS, Row, Rows
 
 START = 1_764_000_000.0
@@ -380,10 +380,10 @@ def test_buckets_grow_between_the_edges_of_blocks() -> None:
 
 
 def test_short_blocks_take_buckets_from_the_whole_series() -> None:
-    grown = growth(buckets(counted(2)), EXPERIMENT + "block_length: 30s\n")
+    grown = growth(buckets(counted(2)), EXPERIMENT + "block_length: 60s\n")
 
-    assert len(grown[0.1]) == 120
-    assert set(grown[0.1].values()) == {15}
+    assert len(grown[0.1]) == 60
+    assert set(grown[0.1].values()) == {30}
 
 
 def test_a_block_whose_edge_was_not_read_has_no_buckets() -> None:
@@ -635,3 +635,20 @@ def test_a_days_observations_are_not_written_out_by_their_repr() -> None:
 
     assert "Series(260 samples)" in said
     assert str(START)[:6] not in said
+
+
+# --- what the file has wrong that only the series show
+
+
+def test_a_block_of_fewer_than_four_scrapes_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="block_length: 45 s hold fewer than 4 scrapes, which are 15 s apart"
+    ):
+        observed(server(), EXPERIMENT + "block_length: 45s\n")
+
+
+def test_a_selector_that_is_none_is_the_files_mistake() -> None:
+    text = EXPERIMENT.replace("role: baseline", "role: baseline, selector: 'target=~\"(\"'")
+
+    with pytest.raises(ConfigError, match=r"the selector of a: .*is no expression"):
+        observed(server(), text)

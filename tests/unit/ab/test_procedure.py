@@ -594,6 +594,40 @@ def test_turns_on_one_gpu_are_compared_in_pairs() -> None:
     assert row(report, "inter_token_latency").delta_ratio == pytest.approx(0.2, abs=0.02)
 
 
+# --- gates of the file's own ---
+
+
+def test_a_gate_that_the_file_asks_for_is_not_left_out_where_nobody_has_it() -> None:
+    asked = "metrics:\n- {name: request_latency, gate: true}\n"
+    planned = experiment(more=asked)
+
+    report = judge(planned, observed(planned))
+
+    assert row(report, "request_latency").gate
+    assert report.verdict == "inconclusive"
+    assert "mean latency of a request: inconclusive" in only(report).reasons
+
+
+@pytest.mark.parametrize(("of_candidate", "blocks"), [(0.0, 16), (0.5, 16)])
+def test_a_metric_of_the_users_own_that_is_0_is_refused_with_what_to_do(
+    of_candidate: float, blocks: int
+) -> None:
+    planned = experiment(more="metrics:\n- {name: errors, query: q, gate: true}\n")
+    observations = observed(planned)
+    ends = np.array(planned.block_edges[1:])
+    arms = {
+        name: replace(arm, own_metrics={"errors": Series(ends, np.full(16, value))})
+        for (name, arm), value in zip(observations.arms.items(), (0.0, of_candidate), strict=True)
+    }
+
+    report = judge(planned, replace(observations, arms=arms))
+
+    errors = row(report, "errors")
+    assert (errors.verdict, errors.candidate, errors.hours_needed) == ("inconclusive", of_candidate, None)
+    assert errors.notes[0].startswith(f"0 or less in {blocks} of 16 blocks, which makes no ratio")
+    assert report.verdict == "inconclusive"
+
+
 # --- what else is said ---
 
 

@@ -114,3 +114,29 @@ def test_a_hostile_name_reaches_no_terminal() -> None:
 
 def test_a_report_without_anything_compared_is_printed() -> None:
     assert "INCONCLUSIVE" in printed(replace(report(), comparisons=(), verdict="inconclusive", dropped=()))
+
+
+def test_on_a_narrow_terminal_no_word_is_broken() -> None:
+    lines = printed(report(), width=40).splitlines()
+
+    place = lines.index("* mean time between tokens")
+    assert lines[place + 1 : place + 8] == [
+        "    base: 31.2 ms",
+        "    candidate: 30.8 ms",
+        "    Δ: -1.2 %",
+        "    95 %: -3.5 … +1.1 %",
+        "    margin: ≤ +5 %",
+        "    floor: ±2.1 %",
+        "    verdict: PASS: no worse (8 blocks)",
+    ]
+    assert "  tokens that the pool holds" in lines
+    assert max(map(len, lines)) <= 40
+
+
+def test_blocks_left_out_for_one_candidate_are_not_told_as_left_out_for_all() -> None:
+    one = report()
+    two = report(comparison(), comparison(candidate="int4"))
+
+    assert "1 block left out, in both variants:" in printed(one)
+    whom = "for a candidate that is named beside that candidate alone, for bf16 beside all of them"
+    assert f"1 block left out: {whom}:" in printed(two)

@@ -80,7 +80,7 @@ def test_only_rows_with_the_wanted_labels_count() -> None:
     assert value('x{state="on"} 1\nx{state="off"} 2\nx 4\n', quantity) == 1.0
 
 
-@pytest.mark.parametrize("written", ["NaN", "-1", "-Inf", "+Inf"])
+@pytest.mark.parametrize("written", ["NaN", "-1", "-Inf", "+Inf", "1e308", "9223372036854775808"])
 def test_what_is_no_count_is_dropped_and_named(written: str) -> None:
     reading = read(f"x {written}\ny 2\n", x=gauge("x"), y=gauge("y"))
 

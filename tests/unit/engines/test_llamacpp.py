@@ -79,7 +79,6 @@ def test_the_page_and_its_documents_make_one_rank() -> None:
             "kv_unified": "false",
         },
         served_root="/models/llama-3.1-8b-q8_0.gguf",
-        start_token="/2048/2048/2048/2048",
         sleeping=False,
         ranks=(
             RankReading(
@@ -351,12 +350,55 @@ def test_an_endpoint_without_fields_keeps_the_whole_document() -> None:
     assert Endpoint("/v1/models").keep({"data": [{"id": "m"}]}) == {"data": [{"id": "m"}]}
 
 
-def test_slots_are_asked_in_every_round_and_props_are_not() -> None:
+def test_slots_are_asked_while_a_request_runs() -> None:
     assert {endpoint.path: endpoint.live for endpoint in ADAPTER.endpoints} == {
-        "/props": False,
         "/v1/models": False,
+        "/props": True,
         "/slots": True,
     }
+    [slots] = [endpoint for endpoint in ADAPTER.endpoints if endpoint.when is not None]
+    assert slots.path == "/slots"
+    assert slots.when is not None
+    for page, asked in (
+        ("llamacpp:requests_processing 0\n", False),
+        ("llamacpp:requests_processing 2\n", True),
+        ("llamacpp:requests_deferred 0\n", True),  # what the page does not say is no reason to ask less
+    ):
+        assert slots.when(scan(page.encode(), ADAPTER.wanted)) is asked
+
+
+IDLE = "llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\nllamacpp:tokens_predicted_total 5\n"
+
+
+def test_of_an_idle_server_the_slots_are_those_of_its_props() -> None:
+    """Its /slots is not asked: that would wake one that sleeps."""
+    documents = {"/props": {"total_slots": 4, "default_generation_settings": {"n_ctx": 2048}}}
+
+    reading = ADAPTER.read(
+        Evidence(scan(IDLE.encode(), ADAPTER.wanted), documents, {}, {"parallel": "4", "ctx_size": "8192"})
+    )
+
+    [rank] = reading.ranks
+    assert (rank.kv_cache_used_tokens, rank.kv_cache_capacity_tokens) == (0, 8192)
+    assert (rank.kv_cache_usage_ratio, rank.max_model_len_tokens) == (0, 2048)
+    assert "kv_cache_used_tokens" not in reading.missing
+
+
+def test_of_a_busy_server_without_slots_the_use_is_not_known() -> None:
+    documents = {"/props": {"total_slots": 4, "default_generation_settings": {"n_ctx": 2048}}}
+    page = IDLE.replace("processing 0", "processing 1")
+
+    reading = ADAPTER.read(Evidence(scan(page.encode(), ADAPTER.wanted), documents))
+
+    assert reading.ranks[0].kv_cache_used_tokens is None
+    assert "kv_cache_used_tokens" in reading.missing
+
+
+@pytest.mark.parametrize("sleeping", [True, False, None])
+def test_sleep_is_what_props_say_in_this_round(sleeping: bool | None) -> None:
+    documents = {"/props": {} if sleeping is None else {"is_sleeping": sleeping}}
+
+    assert ADAPTER.read(Evidence(scan(IDLE.encode(), ADAPTER.wanted), documents)).sleeping is sleeping
 
 
 def test_builds_before_may_2025_state_their_cache_on_the_page() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from brimline.engines import Evidence, engine_of_models, engines_on
 from brimline.engines.lmdeploy import ADAPTER
 from brimline.exposition_text import scan
@@ -85,3 +87,16 @@ def test_the_model_list_tells_the_engine_and_the_models_path() -> None:
     assert engine_of_models(models) == "lmdeploy"
     assert reading.served_root == "/models/m"
     assert reading.settings == {"model_path": "/models/m"}
+
+
+@pytest.mark.parametrize(
+    ("document", "sleeping"),
+    [
+        ({"is_sleeping": True}, True),
+        ({"is_sleeping": False}, False),
+        ({"is_sleeping": "yes"}, None),
+        ([], None),
+    ],
+)
+def test_sleep_has_an_endpoint_of_its_own(document: Any, sleeping: bool | None) -> None:
+    assert reading_of(PAGE, {"/is_sleeping": document}).sleeping is sleeping
