@@ -53,7 +53,7 @@ class _Block:
 
 def config(targets: int, port: int, histograms: str = "sums") -> str:
     """So many targets at addresses of their own, each with a model, so that its memory is predicted."""
-    lines = [f"histograms: {histograms}", "scrape_timeout: 10s", "targets:"]
+    lines = [f"histograms: {histograms}", "scrape_timeout: 60s", "targets:"]
     for number in range(targets):
         gpus = ", gpus: [0]" if targets == 1 else ""
         lines.append(
@@ -78,7 +78,7 @@ def measure(targets: int, *, blocks: int, scrapes: int, histograms: str = "sums"
         exporter(targets, port, Path(folder), histograms) as running,
     ):
         pid = running.process.pid
-        scraper = Scraper(running.port)
+        scraper = Scraper(running.port, timeout=60)
         begun = cpu_seconds(pid)
         scraper.scrape()
         first_cpu, first_wall = cpu_seconds(pid) - begun, scraper.wall_seconds

@@ -220,7 +220,7 @@ ADDING = """
 RANK_FIELDS = [
     one.name
     for one in dataclasses.fields(RankReading)
-    if one.name not in ("model", "rank", "kv_cache_bytes_computed")
+    if one.name not in ("model", "rank", "kv_cache_bytes_computed", "stated_for_all")
 ]
 
 

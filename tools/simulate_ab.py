@@ -1,15 +1,16 @@
-"""What `brimline ab` says of runs whose truth is known: tools/simulate_ab.py [--check] [--jobs N].
+"""What `brimline ab` says of runs whose truth is known: tools/simulate_ab.py [--check] [--only PART].
 
-Without arguments, all simulations of docs/ab.md, whose tables are written there (a quarter of an hour of
-computing). With --check, few runs of each sort, nothing is written, and the exit status is 1 where a bar is
-missed by more than so few runs explain. Beside it, what other methods say of the same runs: Kayenta's rule,
-Welch's t test and Mann-Whitney's, on the raw samples.
+Without arguments, all simulations of docs/ab.md, whose tables are written there, each part when it is done
+(half an hour of computing). With --only, those parts alone. With --check, few runs of each sort, nothing is
+written, and the exit status is 1 where a bar is missed by more than so few runs explain. Beside it, what
+other methods say of the same runs: Kayenta's rule, Welch's t test and Mann-Whitney's, on the raw samples.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +25,12 @@ from scipy import special, stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from ab_traffic import START, Traffic, simulate  # noqa: E402 (it lies among the tests)
+from ab_traffic import INTERVAL, START, Traffic, simulate  # noqa: E402 (it lies among the tests)
 from brimline.ab.blocks import ArmBlocks, Pairing  # noqa: E402
 from brimline.ab.experiment import Experiment, parse  # noqa: E402
-from brimline.ab.guards import Pair  # noqa: E402
-from brimline.ab.inference import verdict_of  # noqa: E402
+from brimline.ab.guards import Pair, guards  # noqa: E402
 from brimline.ab.observations import Observations  # noqa: E402
-from brimline.ab.procedure import LEAST_LOOKS, judge, measured  # noqa: E402
+from brimline.ab.procedure import judge, judge_pair  # noqa: E402
 
 Floats = NDArray[np.float64]
 
@@ -64,6 +64,8 @@ HARM = {name: 3.0 if kind == "rare" else 1.10 for name, kind in KINDS.items()}
 
 HOURS = (2.0, 4.0, 8.0)
 WORSE_BAR, FOUND_BAR, FALSE_PASS_BAR = 0.05, 0.95, 0.08
+# Of equal variants that are watched, so many at most may be taken back because they cannot be compared.
+REFUSED_BAR = 0.02
 # From so many hours on a harm of 10 % is to be found; at so many other methods are looked at.
 FOUND_HOURS = COMPARED_HOURS = 4.0
 
@@ -97,6 +99,29 @@ NO_EFFECT = (
         compared=False,
     ),
 )
+# What comes in bursts, or was not scraped for a while.
+UNEVEN = (
+    Sort(
+        name="10 preemptions at once, every 2 h",
+        traffic=replace(BOOTS, bursts_per_hour=0.5, burst_size=10.0),
+        compared=False,
+    ),
+    Sort(
+        name="20 preemptions at once, every 4 h",
+        traffic=replace(BOOTS, bursts_per_hour=0.25, burst_size=20.0),
+        compared=False,
+    ),
+    Sort(
+        name="10 preemptions at once, 4 times in 1 h",
+        traffic=replace(BOOTS, bursts_per_hour=4.0, burst_size=10.0),
+        compared=False,
+    ),
+    Sort(
+        name="45 min not scraped",
+        traffic=replace(BOOTS, shared=False, outage_seconds=2700.0),
+        compared=False,
+    ),
+)
 HARMED = (
     Sort(name="shared demand", traffic=replace(BOOTS, effects=HARM)),
     Sort(name="+20 % traffic", traffic=replace(BOOTS, more_traffic=0.2, effects=HARM)),
@@ -109,6 +134,17 @@ HARMED = (
 AT_MARGIN = (
     Sort(name="shared demand", traffic=replace(BOOTS, effects=MARGINS)),
     Sort(name="separate and +20 %", traffic=replace(BOOTS, shared=False, more_traffic=0.2, effects=MARGINS)),
+)
+UNEVEN_AT_MARGIN = replace(UNEVEN[2], traffic=replace(UNEVEN[2].traffic, effects=MARGINS))
+# Those that are looked at after every block, too.
+WATCHED = (
+    *NO_EFFECT[1:5],
+    Sort(
+        name="separate, a request in 10 s",
+        traffic=replace(BOOTS, shared=False, requests_per_second=0.1),
+    ),
+    UNEVEN[0],
+    UNEVEN[3],
 )
 
 
@@ -172,29 +208,50 @@ def verdicts(traffic: Traffic, hours: float, runs: range, seed: int, others: int
     return counted
 
 
+OVERALL = "all gates together"
+
+
 def looked_at(traffic: Traffic, hours: float, runs: range, seed: int) -> dict[str, Counter[str]]:
-    """How often each metric was ever called worse, looked at after each block from the tenth on."""
+    """Which words were ever said of each metric and of the whole, looked at after each block; and at the end.
+
+    Guards, corrections and all else as `brimline ab watch` has them.
+    """
     planned = experiment(hours)
     edges = np.array(planned.block_edges)
     count = len(edges) - 1
-    counted: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
+    counted: dict[str, Counter[str]] = {name: Counter() for name in (*KINDS, OVERALL)}
     for run in runs:
         observations = simulate(planned, traffic, np.random.default_rng([seed, run])).observations
         arms = [ArmBlocks(observations.arms[name], edges) for name in "ab"]
-        seen: dict[str, set[str]] = {name: set() for name in KINDS}
-        for so_far in range(LEAST_LOOKS, count + 1):
-            cells = np.where(np.arange(count) < so_far, np.arange(count), -1)
-            pairing = Pairing(baseline=cells, candidate=cells, places=tuple(range(so_far)))
-            two = Pair(experiment=planned, baseline=arms[0], candidate=arms[1], pairing=pairing)
-            for metric in planned.metrics:
-                if metric.name in seen and "worse" not in seen[metric.name]:
-                    found = measured(metric, two, "sequential")
-                    if found.bounded is not None:
-                        verdict = verdict_of(found.bounded, metric.harm_margin)
-                        seen[metric.name] |= {verdict} - set(found.undecided)
+        fit = [place for place in range(count) if _is_read(observations, edges[place], edges[place + 1])]
+        seen: dict[str, set[str]] = {name: set() for name in counted}
+        for so_far in range(1, len(fit) + 1):
+            cells = np.full(count, -1)
+            cells[fit[:so_far]] = np.arange(so_far)
+            pairing = Pairing(baseline=cells, candidate=cells, places=tuple(fit[:so_far]))
+            two = Pair(
+                experiment=planned, baseline=arms[0], candidate=arms[1], pairing=pairing, mode="sequential"
+            )
+            if so_far < two.least_blocks and not any(one.passed is False for one in guards(two)):
+                continue  # nothing but a refusal can be said yet
+            found = judge_pair(two)
+            seen[OVERALL].add(found.verdict)
+            for row in found.metrics:
+                if row.name in seen:
+                    seen[row.name].add(row.verdict)
+        seen[OVERALL].add(f"{found.verdict} at the end")
         for name, words in seen.items():
             counted[name].update(words)
     return counted
+
+
+def _is_read(observations: Observations, start: float, end: float) -> bool:
+    """True where hardly a scrape is missing of either arm."""
+    return all(
+        np.sum((times > start) & (times <= end)) > 0.8 * (end - start) / INTERVAL
+        for arm in observations.arms.values()
+        for times in (replica.up.times for replica in arm.replicas)
+    )
 
 
 def _shared_out(
@@ -210,10 +267,10 @@ def _shared_out(
         pool.submit(work, traffic, hours, range(runs * job // jobs, runs * (job + 1) // jobs), *others)
         for job in range(jobs)
     ]
-    whole: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
+    whole: dict[str, Counter[str]] = {}
     for part in parts:
         for name, counts in part.result().items():
-            whole[name].update(counts)
+            whole.setdefault(name, Counter()).update(counts)
     return whole
 
 
@@ -327,9 +384,11 @@ class Tables:
     bars: Bars
     lines: list[str] = field(default_factory=list)
 
-    def add(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def add(
+        self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], more: Sequence[str] = ()
+    ) -> None:
         kinds = [f"{name} ({kind})" for name, kind in KINDS.items()]
-        head = [*heads, *kinds]
+        head = [*heads, *kinds, *more]
         table = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
         new = [title, "", *table, ""]
         print("\n".join(new), flush=True)
@@ -418,47 +477,103 @@ class Tables:
             rows,
         )
 
-    def sequential(self, runs: int, hours: float) -> None:
-        """How often two arms alike are ever called worse, looked at after every block."""
+    def uneven(self, runs: int) -> None:
+        """Bursts and gaps: flagged worse without a difference, and passed at the margin."""
         rows = []
-        for sort in NO_EFFECT[1:5]:
+        for place, sort in enumerate((*UNEVEN, UNEVEN_AT_MARGIN)):
+            is_harmed = sort is UNEVEN_AT_MARGIN
+            for hours in self.hours:
+                counts = _shared_out(
+                    self.pool, self.jobs, verdicts, runs, sort.traffic, hours, 600 + place, 0
+                )
+                what = f"{sort.name}, {hours:g} h"
+                row = [sort.name, "PASS at the margin" if is_harmed else "WORSE, no difference", f"{hours:g}"]
+                for m in KINDS:
+                    passed = counts[m]["pass"] + counts[m]["better"]
+                    share = (passed if is_harmed else counts[m]["worse"]) / runs
+                    bar = FALSE_PASS_BAR if is_harmed else WORSE_BAR
+                    row.append(self.bars.at_most(share, bar, runs, f"{what}, {m}"))
+                row.append(f"{100 * counts['inter_token_latency']['not_comparable'] / runs:.1f}")
+                rows.append(row)
+                print(*row, sep=" | ", file=sys.stderr, flush=True)
+        self.add(
+            f"**Bursts and gaps**, % of {runs} runs (bars: at most 5 WORSE, at most 8 PASS), and how many a "
+            "guard refused",
+            ["runs", "share of", "hours"],
+            rows,
+            ["refused"],
+        )
+
+    def sequential(self, runs: int, hours: float) -> None:
+        """How often two arms alike are ever called worse or refused, looked at after every block."""
+        rows = []
+        for sort in WATCHED:
             counts = _shared_out(self.pool, self.jobs, looked_at, runs, sort.traffic, hours, 400)
             what = f"sequential, {sort.name}"
-            rows.append(
-                [sort.name]
-                + [
-                    self.bars.at_most(counts[m]["worse"] / runs, WORSE_BAR, runs, f"{what}, {m}")
-                    for m in KINDS
-                ]
-            )
+            row = [sort.name]
+            for m in (*KINDS, OVERALL):
+                row.append(self.bars.at_most(counts[m]["worse"] / runs, WORSE_BAR, runs, f"{what}, {m}"))
+            refused = counts[OVERALL]["not_comparable"] / runs
+            row.append(self.bars.at_most(refused, REFUSED_BAR, runs, f"{what}, not comparable"))
+            passed = counts[OVERALL]["pass at the end"] + counts[OVERALL]["better at the end"]
+            rows.append([*row, f"{100 * passed / runs:.0f}"])
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
         self.add(
-            f"**No difference, looked at after every block for {hours:g} h: ever WORSE**, % of {runs} runs "
-            "(bar: at most 5)",
+            f"**No difference, looked at after every block for {hours:g} h, guards included: ever WORSE**, "
+            f"% of {runs} runs (bar: at most 5); ever NOT COMPARABLE (bar: at most {100 * REFUSED_BAR:g}); "
+            "passed at the end",
             ["runs"],
             rows,
+            [OVERALL, "ever NOT COMPARABLE", "PASS or BETTER at the end"],
         )
+
+
+PARTS = ("sequential", "uneven", "no_effect", "at_margin", "harmed", "adjustments")
+
+
+def written(document: str, lines: Sequence[str]) -> str:
+    """The document with these tables in place of those of the same title, new ones after the others."""
+    head, _, rest = document.partition(BEGIN)
+    known, _, tail = rest.partition(END)
+    tables: dict[str, list[str]] = {}
+    for line in (*known.strip().splitlines(), *lines):
+        if line.startswith("**"):
+            title = re.sub(r"\d+", "", line.split("**")[1])
+            tables[title] = []
+        tables[title].append(line)
+    text = "\n\n".join("\n".join(table).strip() for table in tables.values())
+    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--check", action="store_true", help="few runs, nothing written")
+    arguments.add_argument(
+        "--only", action="append", choices=PARTS, help="these parts alone; may be repeated"
+    )
+    arguments.add_argument("--no-others", action="store_true", help="not the table of other methods")
     arguments.add_argument("--jobs", type=int, default=2)
     chosen = arguments.parse_args()
+    few = chosen.check
+    runs = 50 if few else 500
+    bars = Bars(slack=3.0 if few else 0.0)
     with ProcessPoolExecutor(chosen.jobs) as pool:
-        runs = 50 if chosen.check else 500
-        bars = Bars(slack=3.0 if chosen.check else 0.0)
-        tables = Tables(pool, chosen.jobs, runs, HOURS[:2] if chosen.check else HOURS, bars)
-        tables.no_effect(others=0 if chosen.check else 100)
-        tables.harmed()
-        tables.at_margin()
-        tables.sequential(4 if chosen.check else 200, 6.0 if chosen.check else 24.0)
-    if not chosen.check:
-        head, _, rest = DOCUMENT.read_text().partition(BEGIN)
-        text = "\n".join(tables.lines + adjustments(500))
-        DOCUMENT.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
-    for line in tables.bars.missed:
+        tables = Tables(pool, chosen.jobs, runs, HOURS[1:2] if few else HOURS, bars)
+        parts: dict[str, Callable[[], None]] = {
+            "uneven": lambda: tables.uneven(50 if few else 100),
+            "sequential": lambda: tables.sequential(*((4, 6.0) if few else (60, 6.0))),
+            "no_effect": lambda: tables.no_effect(others=0 if few or chosen.no_others else 100),
+            "at_margin": tables.at_margin,
+            "harmed": tables.harmed,
+            "adjustments": lambda: tables.lines.extend([] if few else adjustments(runs)),
+        }
+        for part in chosen.only or PARTS:
+            parts[part]()
+            if not few:
+                DOCUMENT.write_text(written(DOCUMENT.read_text(), tables.lines))
+    for line in bars.missed:
         print(line, file=sys.stderr)
-    return 1 if tables.bars.missed else 0
+    return 1 if bars.missed else 0
 
 
 if __name__ == "__main__":

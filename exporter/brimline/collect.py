@@ -101,6 +101,8 @@ MAX_RESTARTS = 3
 SLOW_SECONDS = 1.0
 # How long the GPUs that a file or the listening process names are taken as known.
 GPU_SOURCE_MAX_AGE = 10.0
+# How long targets of one round share what is known of the GPUs. What is exposed of them is looked at anew.
+GPU_SHARED_FOR = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,18 @@ class _Detected:
             self.launch_read = None
             self.launch, self.launch_known, self.unread_config = future.result()
             self.problems += tuple(met)
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """A path that answered with an engine's queue, which reading it emptied.
+
+    documents: what the server said of itself then; when it says something else, it is another server.
+    """
+
+    owner: str
+    path: str
+    documents: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -250,6 +264,7 @@ class TargetReader:
         self._unparsed_total = 0
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
+        self._problems: tuple[Problem, ...] = ()
         shared = shared or Shared(monotonic)
         self._turns = shared.turns
         self._listeners = shared.listeners
@@ -267,7 +282,7 @@ class TargetReader:
         self._footprint: Footprint | None = None
         self._gpus: Assigned = ()
         self._found: tuple[dict[str, Any], tuple[Adapter, str] | None] = ({}, None)
-        self._queue_owner: tuple[str, Mapping[str, Any]] | None = None
+        self._queue: _Queue | None = None
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
         self._ranks: tuple[str, ...] = ()
@@ -292,7 +307,7 @@ class TargetReader:
 
     async def _run(self, finish: Finish) -> TargetSnapshot:
         started = self._round_began = self._monotonic()
-        kept = self._kept[1].problems if self._kept is not None else ()
+        kept = self._problems
         try:
             snapshot = await self.read()
         except asyncio.CancelledError:  # the round is over
@@ -337,7 +352,7 @@ class TargetReader:
         snapshot = dataclasses.replace(
             snapshot, duration_seconds=self._monotonic() - started, age_seconds=0.0
         )
-        self._kept = (started, snapshot)
+        self._keep(started, snapshot)
         self._log_change(True, "")
         if is_known:  # else it was asked for more than its page
             self._log_slowness(snapshot.duration_seconds)
@@ -353,14 +368,19 @@ class TargetReader:
             self._detected = None  # another server may answer there next time
             self._found = ({}, None)
         if reason in ("connection", "dns"):
-            self._queue_owner = None
+            self._queue = None
         self._log_change(False, reason, detail)
         snapshot = self._snapshot(
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
         )
         if keep:
-            self._kept = (started, snapshot)
+            self._keep(started, snapshot)
         return snapshot
+
+    def _keep(self, at: float, snapshot: TargetSnapshot) -> None:
+        self._problems = snapshot.problems
+        if self.target.min_interval > 0:
+            self._kept = at, snapshot
 
     def unfinished(self) -> TargetSnapshot:
         """The snapshot for a scraper that cannot wait for the read in flight."""
@@ -620,15 +640,21 @@ class TargetReader:
     def _hint(self, documents: Mapping[str, Any]) -> str | None:
         """The engine that the server names, or whose queue was read here before; None where nothing tells."""
         named = engine_of_models(documents.get("/v1/models"))
-        if named is None and self._queue_owner is not None and self._queue_owner[1] == documents:
-            return self._queue_owner[0]
-        return named
+        queue = self._known_queue(documents)
+        return queue.owner if named is None and queue is not None else named
+
+    def _known_queue(self, documents: Mapping[str, Any]) -> _Queue | None:
+        """The queue that was read here; None where none was, or the server may be another one by now."""
+        return self._queue if self._queue is not None and self._queue.documents == documents else None
 
     async def _find_page(
         self, paths: Sequence[str], hint: str | None, documents: Mapping[str, Any]
     ) -> tuple[Adapter, Answer]:
         refusal: SourceError | None = None
+        queue = self._known_queue(documents)
         for path in paths:
+            if queue is not None and queue.path == path:
+                raise self._is_a_queue(queue)
             try:
                 answer = await self._client.get_page(path)
             except SourceError as error:
@@ -639,10 +665,10 @@ class TargetReader:
                 continue
             if self.keep_raw:
                 self.raw = Raw(self._clock(), path, answer.headers, answer.body, {})
-            if (owner := engine_of_queue(answer.body)) is not None and self.target.metrics_path is None:
-                # From now on only that engine's own page is asked for: no other reader must lose more.
-                self._queue_owner = (owner, dict(documents))
-                raise self._without_metrics(ENGINES[owner], f"{path} is a queue of its own, not its metrics")
+            if (owner := engine_of_queue(answer.body)) is not None:
+                # It is not read again: no other reader must lose more.
+                self._queue = _Queue(owner, path, dict(documents))
+                raise self._is_a_queue(self._queue)
             try:
                 engine = identify(answer.body, self.target.engine)
                 return adapter_of(engine, answer.body), answer
@@ -660,7 +686,15 @@ class TargetReader:
         if hint is not None and self.target.engine == "auto" and self.target.metrics_path is None:
             raise self._without_metrics(ENGINES[hint], f"there is no page at {tried}")
         cure = "set metrics_path" if self.target.metrics_path is None else "correct or remove metrics_path"
+        if hint is not None and ENGINES[hint].metrics_switch:
+            cure += f", or start it {ENGINES[hint].metrics_switch}"
         raise SourceError("not_found", f"{self.target.url} has no page at {tried}; {cure}")
+
+    def _is_a_queue(self, queue: _Queue) -> EngineError:
+        what = f"{queue.path} is a queue that each reading empties, not its metrics"
+        if self.target.metrics_path is not None:
+            return self._without_metrics(ENGINES[queue.owner], f"{what}; remove metrics_path")
+        return self._without_metrics(ENGINES[queue.owner], what)
 
     def _without_metrics(self, adapter: Adapter, why: str) -> EngineError:
         cure = f"; start it {adapter.metrics_switch}" if adapter.metrics_switch else ""
@@ -1048,6 +1082,7 @@ class Collector:
         self._readers: tuple[TargetReader, ...] = ()
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
+        self._gpu_recently: tuple[float, GpuReading] | None = None
         self._rounds: list[_Round] = []
         self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
@@ -1091,6 +1126,7 @@ class Collector:
             self._gpu = self._open_gpus(config.gpu, config.peak_window, want_pids=wants_pids(config.targets))
             self._gpu.start()
             self._gpu_key = gpu_key
+            self._gpu_recently = None
         self._config = config
         self.reload_success_time = self._clock()
 
@@ -1141,6 +1177,7 @@ class Collector:
         # After a reload, a round of the old targets may be in flight still: its scrapers keep it.
         current = next((begun for begun in self._rounds if begun.readers is self._readers), None)
         if current is None:
+            self._gpu_recently = None
             current = _Round(self._readers, self._finish, deadline)
             self._rounds.append(current)
         else:
@@ -1172,7 +1209,11 @@ class Collector:
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:
-        return await reader.finish(self.gpu_reading(), len(self._readers), snapshot)
+        now = self._monotonic()
+        if self._gpu_recently is None or not 0 <= now - self._gpu_recently[0] < GPU_SHARED_FOR:
+            # A thousand targets that finish together need not put it together a thousand times.
+            self._gpu_recently = now, self.gpu_reading()
+        return await reader.finish(self._gpu_recently[1], len(self._readers), snapshot)
 
     def _account(
         self, targets: Sequence[TargetSnapshot], readers: Sequence[TargetReader], gpu: GpuReading

@@ -78,6 +78,7 @@ class RankReading:
     model_memory_bytes: of all that the model takes together, by place: `gpu`, on all of them, and `host`.
     kv_cache_bytes_computed: the cache's bytes are tokens times the bytes that are predicted for one. No
     measurement; blocks that the server counted, times the bytes of one, pass for one.
+    stated_for_all: quantities that this rank states for all ranks of its model together, as a front end does.
     """
 
     model: str
@@ -106,6 +107,7 @@ class RankReading:
     max_model_len_tokens: float | None = None
     measured_memory_bytes: Mapping[str, float] | None = None
     model_memory_bytes: Mapping[str, float] | None = None
+    stated_for_all: frozenset[str] = frozenset()
     time_to_first_token_seconds: Histogram | None = None
     inter_token_latency_seconds: Histogram | None = None
     request_e2e_latency_seconds: Histogram | None = None
@@ -121,15 +123,16 @@ _NUMBERS = [f.name for f in dataclasses.fields(RankReading) if f.type == "float 
 def combine_ranks(ranks: Sequence[RankReading]) -> RankReading:
     """One reading for a model: counts and capacities summed, ratios and lengths of the fullest rank.
 
-    A quantity that any rank does not state is None: half a sum would pass for a whole one. The mappings and
-    histograms are left out. Raises ValueError for no ranks or ranks of several models.
+    A quantity that any rank does not state is None, unless one rank states it for all: half a sum would pass
+    for a whole one. The mappings and histograms are left out. Raises ValueError for no ranks or ranks of several models.
     """
     models = {rank.model for rank in ranks}
     if len(models) != 1:
         raise ValueError("ranks of one model are wanted")
     combined: dict[str, float | None] = {}
     for name in _NUMBERS:
-        values = [getattr(rank, name) for rank in ranks]
+        stating = [rank for rank in ranks if name in rank.stated_for_all] or ranks
+        values = [getattr(rank, name) for rank in stating]
         if any(value is None for value in values):
             combined[name] = None
         else:

@@ -47,6 +47,8 @@ def stages() -> list[Stage]:
             found.append(Stage())
         elif word == "ENV":
             found[-1].environment |= dict(pair.split("=", 1) for pair in shlex.split(rest))
+        elif word == "ARG":
+            found[-1].environment |= dict([rest.split("=", 1)])
         elif word == "WORKDIR":
             found[-1].folder = rest
         elif word == "USER":

@@ -187,6 +187,25 @@ def test_a_queue_is_asked_once_where_nothing_else_told_whose_it_is(queue: list[A
     assert server.count("/prometheus/metrics") == 4  # it may be started with its metrics on any time
 
 
+def test_a_configured_path_that_is_a_queue_is_read_once() -> None:
+    with FakeServer({"/metrics": json_answer(ITERATIONS)}) as server:
+        snapshots = rounds(server, 3, metrics_path="/metrics")
+        configured = rounds(server, 3, metrics_path="/metrics", engine="trtllm")
+
+    assert [one.problems[0].reason for one in snapshots + configured] == ["metrics_disabled"] * 6
+    assert "remove metrics_path" in snapshots[0].problems[0].detail
+    assert server.count("/metrics") == 2  # by two exporters
+
+
+def test_a_configured_engine_without_its_page_says_what_to_do() -> None:
+    with FakeServer({}) as server:
+        [snapshot] = rounds(server, engine="sglang")
+
+    [problem] = snapshot.problems
+    assert problem.reason == "not_found"
+    assert problem.detail.endswith("set metrics_path, or start it with --enable-metrics")
+
+
 def test_another_server_behind_the_same_address_is_looked_at_anew() -> None:
     with FakeServer({"/metrics": json_answer([]), "/version": json_answer({"version": "1.1.0"})}) as server:
 

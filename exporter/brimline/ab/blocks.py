@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -46,17 +47,23 @@ def interval_of(arms: Sequence[ArmObservations]) -> float:
     return scrape_interval(sampled_at(replica) for arm in arms for replica in arm.replicas)
 
 
+def _own_interval(replica: ReplicaObservations, usual: float) -> float:
+    """The time between two scrapes of this replica: not every exporter is scraped as often as the others."""
+    own = scrape_interval([sampled_at(replica)])
+    return own if math.isfinite(own) else usual
+
+
 def unfit(
     replica: ReplicaObservations, edges: Floats, *, warmup: float, interval: float
 ) -> list[tuple[int, str]]:
-    """The blocks that a replica spoils, each with the reason."""
+    """The blocks that a replica spoils, each with the reason. interval: where it does not show its own."""
     reasons: list[tuple[int, str]] = []
 
     def add(spoilt: NDArray[np.bool_], reason: str) -> None:
         reasons.extend((int(place), f"{replica.name}: {reason}") for place in np.flatnonzero(spoilt))
 
     starts, ends = edges[:-1], edges[1:]
-    covered = coverage(sampled_at(replica), edges, interval)
+    covered = coverage(sampled_at(replica), edges, _own_interval(replica, interval))
     add(covered == 0, NO_SAMPLES)
     add((covered > 0) & (covered < 1 - LARGEST_GAP), "more than a fifth of the samples is missing")
     down = finite(replica.up)
@@ -91,7 +98,7 @@ def is_present(arm: ArmObservations, edges: Floats, interval: float) -> NDArray[
     for replica in arm.replicas:
         up = finite(replica.up)
         times = up.times[up.values > 0] if len(up.times) else sampled_at(replica)
-        present &= coverage(times, edges, interval) > 0.5
+        present &= coverage(times, edges, _own_interval(replica, interval)) > 0.5
     return present
 
 
@@ -126,12 +133,20 @@ class Pairing:
 def pair(
     baseline: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     candidate: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    *,
+    least: int,
 ) -> Pairing:
-    """How two arms are held against each other, from the blocks that each is present in and fit in."""
+    """How two arms are held against each other, from the blocks that each is present in and fit in.
+
+    least: blocks that a comparison side by side takes. With fewer, and more blocks of each arm alone, both
+    were there only while one handed over to the other.
+    """
     (baseline_present, baseline_fit), (candidate_present, candidate_fit) = baseline, candidate
-    if (baseline_present & candidate_present).any() or not (
-        baseline_present.any() and candidate_present.any()
-    ):
+    both = int((baseline_present & candidate_present).sum())
+    alone = min(
+        int((baseline_present & ~candidate_present).sum()), int((candidate_present & ~baseline_present).sum())
+    )
+    if both >= min(least, max(alone, 1)) or not (baseline_present.any() and candidate_present.any()):
         joint = np.flatnonzero(baseline_fit & candidate_fit)
         cells = np.full(len(baseline_fit), -1)
         cells[joint] = np.arange(len(joint))

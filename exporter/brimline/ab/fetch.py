@@ -49,6 +49,8 @@ HISTORY_POINTS = 500
 WINDOW_POINTS = 720
 # Of scrape intervals: how far before an edge, or before the end, the last reading may lie.
 REACH_INTERVALS = 2.5
+# So many samples show how far apart they are.
+ENOUGH_SCRAPES = 10
 # Of one answer, some 30 bytes each; by a guess at how many ranks, models and reasons a family has.
 SAMPLES_AT_ONCE = 2_000_000
 PARTS_GUESSED = 16
@@ -145,20 +147,23 @@ async def observe(
     answers = await _together(_servers(experiment, arm, start, end, ask) for arm in arms)
     infos = {arm.name: Table(rows.rows) for arm, rows in zip(arms, answers, strict=True)}
     members, shared = await _members(experiment, arms, infos, ask)
-    interval = scrape_interval(
+    scraped = [
         series.times
         for arm, keys in members.items()
         for key in keys
         for series in infos[arm].parts("target_info", key).values()
-    )
-    if experiment.block_length < LEAST_SCRAPES * interval:
+    ]
+    interval = scrape_interval(scraped)
+    # Not every exporter is scraped as often as the others: the longest of those that show theirs.
+    slowest = max((scrape_interval([one]) for one in scraped if len(one) >= ENOUGH_SCRAPES), default=interval)
+    if experiment.block_length < LEAST_SCRAPES * slowest:
         raise ConfigError(
             f"block_length: {experiment.block_length:g} s hold fewer than {LEAST_SCRAPES} scrapes, which are "
-            f"{interval:.3g} s apart; write 15m, or at least {duration(math.ceil(LEAST_SCRAPES * interval))}"
+            f"{slowest:.3g} s apart; write 15m, or at least {duration(math.ceil(LEAST_SCRAPES * slowest))}"
         )
     info = Table(row for rows in answers for row in rows.rows)
     tables, own_metrics = await _both(
-        _tables(experiment, ask, info, members, interval, history_seconds),
+        _tables(experiment, ask, info, members, interval, slowest, history_seconds),
         _together(_own_metrics(experiment, arm, ask) for arm in arms),
     )
 
@@ -393,11 +398,14 @@ async def _tables(
     info: Table,
     members: _Members,
     interval: float,
+    slowest: float,
     history_seconds: float,
 ) -> Tables:
     # Of jitter free, so that one look asks for the same as the one before.
-    interval = max(round(interval, 1), 0.1) if np.isfinite(interval) else USUAL_INTERVAL
-    reach = REACH_INTERVALS * interval
+    interval, slowest = (
+        max(round(one, 1), 0.1) if np.isfinite(one) else USUAL_INTERVAL for one in (interval, slowest)
+    )
+    reach = REACH_INTERVALS * max(interval, slowest)
     keys = list(dict.fromkeys(key for names in members.values() for key in names))
     if not keys:
         return Tables(info=info, raw=Table(), slow=Table(), last={}, buckets={}, reach=reach)

@@ -1,13 +1,15 @@
 """Whether two arms may be compared at all: each guard with what was seen and what cures it.
 
 `passed` is None where the series do not say enough: such a guard is shown, and does not stop the comparison.
+Where one looks again and again, a guard that time or a restart may heal refuses only for certain; until then
+it is `pending`, and nothing is said: whoever rolls out would be taken back for what is gone an hour later.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from brimline.ab.blocks import ArmBlocks, Pairing, cell_sums, sampled_at
 from brimline.ab.estimators import Arm, NotEnough, intensity, load_overlap
 from brimline.ab.experiment import Experiment
 from brimline.ab.observations import ArmObservations, Boot, ReplicaObservations
-from brimline.ab.result import Guard
+from brimline.ab.result import Guard, Mode
 from brimline.ab.series import EMPTY, finite
 from brimline.units import format_bytes
 
@@ -34,6 +36,12 @@ HIT_RATE_DIFFERENCE = 0.05
 MOSTLY_WAITING, SELDOM_WAITING = 0.5, 0.1
 COLD_POOL_SHORTFALL = 0.03
 OTHER_PROCESSES_BYTES = 512 << 20
+# Looked at after every block, no word is said before so many: fewer do not tell their own spread.
+LEAST_LOOKS = 10
+# Guards that may hold an hour later: by themselves, or once somebody has done what their cure says. What two
+# servers are (GPU, model, settings) stays what it is.
+_MAY_HEAL = frozenset({"cold_boot", "mid_run_change", "prompts", "saturation", "prefix_cache", "neighbours"})
+_OF_ALL_BLOCKS = frozenset({"saturation", "prefix_cache"})
 
 # A flag that nobody set.
 DEFAULT = "its default"
@@ -75,7 +83,8 @@ OFFERED_LOAD = {
 class Pair:
     """What the guards look at: two arms over the cells in which they are held against each other.
 
-    shared: for each server that the candidate has in common with another arm, which.
+    shared: for each server that the candidate has in common with another arm, which. mode: `sequential` where
+    one looks again and again.
     """
 
     experiment: Experiment
@@ -83,6 +92,12 @@ class Pair:
     candidate: ArmBlocks
     pairing: Pairing
     shared: Sequence[str] = ()
+    mode: Mode = "fixed"
+
+    @property
+    def least_blocks(self) -> int:
+        """So many blocks at least stand behind any word."""
+        return least_blocks(self.experiment, self.mode)
 
     @property
     def arms(self) -> tuple[ArmObservations, ArmObservations]:
@@ -125,9 +140,54 @@ class Pair:
         return self.pairing.baseline >= 0, self.pairing.candidate >= 0
 
 
+def least_blocks(experiment: Experiment, mode: Mode) -> int:
+    """So many blocks at least stand behind any word."""
+    if mode == "sequential" and not experiment.is_short:
+        return max(experiment.min_blocks, LEAST_LOOKS)
+    return experiment.min_blocks
+
+
 def guards(pair: Pair) -> tuple[Guard, ...]:
     """All guards of two arms."""
-    return tuple(check(pair) for check in _CHECKS)
+    found = tuple(check(pair) for check in _CHECKS)
+    if pair.mode == "fixed":
+        return found
+    return tuple(_patient(guard, check, pair) for guard, check in zip(found, _CHECKS, strict=True))
+
+
+def _patient(guard: Guard, check: Callable[[Pair], Guard], pair: Pair) -> Guard:
+    """The guard as one looks again and again: pending where it may yet hold.
+
+    It refuses once there are as many blocks as any word needs. Of what every block counts for, the later half
+    of them must say the same, since the mean of all is the last to show that it is over.
+    """
+    if guard.passed is not False or guard.name not in _MAY_HEAL:
+        return guard
+    if pair.pairing.count >= pair.least_blocks and (
+        guard.name not in _OF_ALL_BLOCKS
+        or check(replace(pair, pairing=_later_half(pair.pairing))).passed is False
+    ):
+        return guard
+    return pending(guard)
+
+
+def pending(guard: Guard) -> Guard:
+    """The guard that does not hold so far."""
+    return replace(guard, passed=None, pending=True, detail=f"{guard.detail} (so far)")
+
+
+def _later_half(pairing: Pairing) -> Pairing:
+    first = pairing.count // 2
+
+    def later(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(cells >= first, cells - first, -1)
+
+    return replace(
+        pairing,
+        baseline=later(pairing.baseline),
+        candidate=later(pairing.candidate),
+        places=pairing.places[first:],
+    )
 
 
 def _replicas(pair: Pair) -> Iterable[tuple[str, ReplicaObservations]]:
@@ -426,10 +486,19 @@ def _mid_run(pair: Pair) -> Guard:
         if not known:
             continue
         first, last = min(start for _, start, _ in known), max(end for _, _, end in known)
+        if pair.mode == "fixed":
+            found += [
+                f"{arm.variant}/{name} came or went"
+                for name, start, end in known
+                if start > first + length or end < last - length
+            ]
+            continue
+        # A server that comes later is waited for, and so is one of which nothing is read for a while: blocks
+        # without it are left out.
         found += [
-            f"{arm.variant}/{name} came or went"
-            for name, start, end in known
-            if start > first + length or end < last - length
+            f"{arm.variant}/{name} went"
+            for name, _, end in known
+            if end < last - length * max(pair.least_blocks, 1)
         ]
     if found:
         return Guard(
@@ -451,16 +520,38 @@ def _load(pair: Pair) -> Guard:
         return Guard(name="load", passed=None, detail="the servers do not count requests alike", cure=cure)
     ratio = load_ratio(pair)
     if math.isnan(ratio) or ratio <= 0:
-        return Guard(name="load", passed=False, detail="one of the variants had no traffic", cure=cure)
+        idle = Guard(name="load", passed=False, detail="one of the variants had no traffic", cure=cure)
+        # A canary may stand idle for hours before any traffic is sent to it.
+        return pending(idle) if pair.mode == "sequential" else idle
     overlap = load_overlap(*_momentary_loads(pair, quantity))
     detail = (
         f"a server of the candidate had {ratio:.2f} times the load; {overlap:.0%} of the ranges are common"
     )
     unlike = not LOAD_RATIOS[0] <= ratio <= LOAD_RATIOS[1]
     apart = overlap < LEAST_OVERLAP and not NEAR_LOADS[0] <= ratio <= NEAR_LOADS[1]
-    return Guard(
-        name="load", passed=not (unlike or apart), detail=detail, cure=cure if unlike or apart else ""
-    )
+    if not (unlike or apart):
+        return Guard(name="load", passed=True, detail=detail)
+    guard = Guard(name="load", passed=False, detail=detail, cure=cure)
+    if pair.mode == "sequential" and not _certainly_outside(
+        pair, quantity, LOAD_RATIOS if unlike else NEAR_LOADS
+    ):
+        return pending(guard)
+    return guard
+
+
+def _certainly_outside(pair: Pair, quantity: str, ratios: tuple[float, float]) -> bool:
+    """True where, by bounds that may be looked at any time, the ratio of loads lies outside of these."""
+    if pair.pairing.count < pair.least_blocks:
+        return False
+    nothing = np.full(pair.pairing.count, np.nan)
+    baseline, candidate = (Arm(load, nothing) for load in pair.loads(quantity))
+    try:
+        estimate = intensity(baseline, candidate, more_is_better=False, boot_error=0.0).estimate
+    except NotEnough:
+        return False
+    estimate = replace(estimate, sequential=True)
+    low, high = (estimate.bound(0.975, upper=upper) for upper in (False, True))
+    return low > math.log(ratios[1]) or high < math.log(ratios[0])
 
 
 def load_ratio(pair: Pair) -> float:
@@ -509,6 +600,7 @@ def _prompts(pair: Pair) -> Guard:
         estimate = intensity(*means, more_is_better=False, boot_error=0.0).estimate
     except NotEnough:
         return Guard(name="prompts", passed=None, detail=detail, cure=cure)
+    estimate = replace(estimate, sequential=pair.mode == "sequential")
     certain = abs(estimate.harm) > estimate.reach(0.975)
     return Guard(name="prompts", passed=False if certain else None, detail=detail, cure=cure)
 

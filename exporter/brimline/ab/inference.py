@@ -57,7 +57,8 @@ class Estimate:
 
     harm: the estimate. standard_error, degrees: of a t distribution. boot_error: what one boot more or less
     would move, which is in no block of this run. blocks: the values behind it, one each. sequential: bounds
-    that hold at all counts of blocks at once, so that looking at each of them is allowed.
+    that hold at all counts of blocks at once, so that looking at each of them is allowed. of_servers: known
+    from how far servers lie apart, which more blocks do not change.
     """
 
     harm: float
@@ -66,6 +67,7 @@ class Estimate:
     boot_error: float = 0.0
     blocks: Floats
     sequential: bool = False
+    of_servers: bool = False
 
     @property
     def error(self) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from brimline.ab.experiment import Experiment, Metric
+from brimline.ab.guards import least_blocks
 from brimline.ab.inference import blocks_needed, rare_blocks_needed
 from brimline.ab.procedure import LEAST_REPLICAS
 from brimline.ab.result import Report
@@ -24,6 +25,7 @@ class Needed:
     block_deviation: of the logarithm of a block's difference; None where the history does not show it.
     events_per_block: of rare events, in both variants together.
     blocks, hours: None where that is so; inf where boots differ by more than the margin, which no time mends.
+    hours_watched: by bounds that may be looked at after each block, which takes longer.
     """
 
     metric: Metric
@@ -31,6 +33,7 @@ class Needed:
     events_per_block: float | None = None
     blocks: float | None
     hours: float | None
+    hours_watched: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +100,53 @@ def needed(
 
 
 def _needed(metric: Metric, deviation: float | None, experiment: Experiment, boot_error: float) -> Needed:
-    blocks = hours = None
-    if deviation is not None:
-        blocks = max(
-            blocks_needed(deviation, metric.harm_margin, boot_error=boot_error), float(experiment.min_blocks)
-        )
-        hours = (experiment.warmup + blocks * experiment.block_length) / 3600
-    return Needed(metric=metric, block_deviation=deviation, blocks=blocks, hours=hours)
+    if deviation is None:
+        return Needed(metric=metric, block_deviation=None, blocks=None, hours=None)
+    once, watched = (
+        blocks_needed(deviation, metric.harm_margin, boot_error=boot_error, sequential=sequential)
+        for sequential in (False, True)
+    )
+    return _row(
+        Needed(metric=metric, block_deviation=deviation, blocks=once, hours=None), watched, experiment
+    )
 
 
 def _needed_for_events(metric: Metric, events: Events | None, experiment: Experiment) -> Needed:
     if events is None:
         return Needed(metric=metric, block_deviation=None, blocks=None, hours=None)
-    blocks = float(experiment.min_blocks)
+    once = watched = 0.0
     if events.per_block > 0:  # none in either arm passes
-        needed_ = rare_blocks_needed(events.per_block, metric.harm_margin, dispersion=events.dispersion)
-        blocks = max(blocks, needed_)
-    hours = (experiment.warmup + blocks * experiment.block_length) / 3600
-    return Needed(
-        metric=metric, block_deviation=None, events_per_block=events.per_block, blocks=blocks, hours=hours
+        once, watched = (
+            rare_blocks_needed(
+                events.per_block, metric.harm_margin, dispersion=events.dispersion, sequential=sequential
+            )
+            for sequential in (False, True)
+        )
+    row = Needed(
+        metric=metric, block_deviation=None, events_per_block=events.per_block, blocks=once, hours=None
     )
+    return _row(row, watched, experiment)
 
 
-def longest(rows: tuple[Needed, ...]) -> float | None:
+def _row(row: Needed, watched: float, experiment: Experiment) -> Needed:
+    """The row with no fewer blocks than a word takes, and the hours of both."""
+    blocks = max(row.blocks or 0.0, float(experiment.min_blocks))
+    hours, hours_watched = (
+        (experiment.warmup + count * experiment.block_length) / 3600
+        for count in (blocks, max(watched, float(least_blocks(experiment, "sequential"))))
+    )
+    return replace(row, blocks=blocks, hours=hours, hours_watched=hours_watched)
+
+
+def longest(rows: tuple[Needed, ...], *, watched: bool = False) -> float | None:
     """Hours until all gates can be decided; None where that of one is not known.
 
     Of rare events nothing may be known beforehand: they do not make the others unknown.
     """
     hours = [
-        row.hours for row in rows if row.metric.gate and (row.metric.kind != "rare" or row.hours is not None)
+        row.hours_watched if watched else row.hours
+        for row in rows
+        if row.metric.gate and (row.metric.kind != "rare" or row.hours is not None)
     ]
     if not hours or None in hours:
         return None

@@ -13,7 +13,7 @@ from brimline.strict_yaml import read_text
 
 
 class NoiseFloor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Half the interval of the difference of two arms alike, by metric, as a ratio.
+    """By how much two arms alike may differ, by metric: the farther bound of the interval, as a ratio.
 
     method: how the arms came about: servers dealt out to two arms, or one day beside another.
     block_deviation: by metric, the standard deviation of a block's difference (of its logarithm).

@@ -38,20 +38,27 @@ from brimline.ab.estimators import (
     quantile_of_buckets,
 )
 from brimline.ab.experiment import SECONDS, Experiment, Metric, Variant
-from brimline.ab.guards import Pair, differing_settings, guards, load_ratio, shares_above_zero
+from brimline.ab.guards import (
+    OFFERED_LOAD,
+    Pair,
+    differing_settings,
+    guards,
+    load_ratio,
+    shares_above_zero,
+)
 from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
 from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations, is_counter
-from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report
+from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report, StaticResult
 from brimline.ab.static import static_results
 
 Floats = NDArray[np.float64]
 
-# Looked at after every block, no word is said before so many: fewer do not tell their own spread.
-LEAST_LOOKS = 10
 # So many servers in each arm show how far boots are apart; with fewer, the experiment file says.
 LEAST_REPLICAS = 3
 # With fewer requests in a block its load is known to less than 7 %, and adjusted for too little.
 FEW_REQUESTS = 200
+# In each arm, that none of them had a rare event says anything: fewer than one in a hundred does, at 95 %.
+LEAST_REQUESTS = 300
 # A server whose samples are mostly zero is seen by a few of them only, which say too little of a mean.
 LEAST_BUSY = 0.5
 # Beyond this difference of load, what load explains is not laid to the variant where nothing adjusts for it.
@@ -104,7 +111,9 @@ def judge(
     }
     drafts = []
     for variant in experiment.candidates:
-        pairing = _pairing(arms[experiment.baseline.name], arms[variant.name], unfit, edges, interval)
+        pairing = _pairing(
+            arms[experiment.baseline.name], arms[variant.name], unfit, edges, interval, experiment.min_blocks
+        )
         drafts.append(
             _draft(
                 Pair(
@@ -113,8 +122,8 @@ def judge(
                     candidate=blocks[variant.name],
                     pairing=pairing,
                     shared=[text for arms_, text in observations.shared if variant.name in arms_],
+                    mode=mode,
                 ),
-                mode,
                 noise_floor or {},
             )
         )
@@ -144,17 +153,24 @@ def judge(
 
 
 def noise_floor_of(report: Report) -> dict[str, float]:
-    """From a report on two arms alike, how far metrics differ where nothing does: half the interval."""
+    """From a report on two arms alike, by how much metrics may differ where nothing does, as far as was seen.
+
+    The farther bound of the interval. Nothing of arms that a guard refused: those were not alike.
+    """
     return {
-        metric.name: (metric.upper_ratio - metric.lower_ratio) / 2
+        metric.name: max(abs(metric.lower_ratio), abs(metric.upper_ratio))
         for comparison in report.comparisons
+        if comparison.verdict != "not_comparable"
         for metric in comparison.metrics
         if metric.lower_ratio is not None and metric.upper_ratio is not None
     }
 
 
 def against_itself(experiment: Experiment, observations: Observations) -> tuple[Experiment, Observations]:
-    """The baseline's servers dealt out to two arms. Raises NotEnough for fewer than two servers."""
+    """The baseline's servers dealt out to two arms. Raises NotEnough for fewer than two servers.
+
+    Without the deviation of boots that the file assumes: what is measured is to stand for itself.
+    """
     arm = observations.arms.get(experiment.baseline.name)
     if arm is None or len(arm.replicas) < 2:
         raise NotEnough("the baseline has fewer than two servers; compare two windows of it instead")
@@ -168,9 +184,16 @@ def against_itself(experiment: Experiment, observations: Observations) -> tuple[
         baseline=Variant(name=names[0], role="baseline"),
         candidates=(Variant(name=names[1], role="candidate"),),
         treatment=(),
+        boot_deviation=0.0,
         metrics=tuple(metric for metric in experiment.metrics if metric.query is None),
     )
     return twofold, dataclasses.replace(observations, arms=arms)
+
+
+def judge_pair(two: Pair) -> Comparison:
+    """The comparison of one candidate whose blocks are paired already."""
+    [comparison] = _with_verdicts([_draft(two, {})], two.experiment)
+    return comparison
 
 
 # --- cutting ---
@@ -193,6 +216,7 @@ def _pairing(
     unfit: Mapping[str, Mapping[int, tuple[str, ...]]],
     edges: Floats,
     interval: float,
+    least: int,
 ) -> Pairing:
     count = len(edges) - 1
     looked_at = []
@@ -201,7 +225,7 @@ def _pairing(
         fit[list(unfit[arm.variant])] = False
         present = is_present(arm, edges, interval) if math.isfinite(interval) else np.zeros(count, bool)
         looked_at.append((present, fit & present))
-    return pair(looked_at[0], looked_at[1])
+    return pair(looked_at[0], looked_at[1], least=least)
 
 
 def _dropped(
@@ -264,33 +288,36 @@ class Measured:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Draft:
     pair: Pair
-    mode: Mode
     guards: tuple[Guard, ...]
     measured: tuple[Measured, ...]
     noise_floor: Mapping[str, float]
 
 
-def _draft(two: Pair, mode: Mode, noise_floor: Mapping[str, float]) -> _Draft:
+def _draft(two: Pair, noise_floor: Mapping[str, float]) -> _Draft:
     metrics = [metric for metric in two.experiment.metrics if metric.kind != "static"]
     if two.has(CONTROL.numerator):
         metrics.append(CONTROL)
     return _Draft(
         pair=two,
-        mode=mode,
-        guards=tuple(_patient(guard, two.experiment, mode) for guard in guards(two)),
-        measured=tuple(measured(metric, two, mode) for metric in metrics),
+        guards=tuple(_with_servers_to_come(guard, two) for guard in guards(two)),
+        measured=tuple(measured(metric, two) for metric in metrics),
         noise_floor=noise_floor,
     )
 
 
-def _patient(guard: Guard, experiment: Experiment, mode: Mode) -> Guard:
+def _with_servers_to_come(guard: Guard, two: Pair) -> Guard:
     """The guard, without refusing for servers that may still come.
 
     A rollout begins before its first server answers: that is no reason to take it back. Looked at again and
-    again, a variant without servers is refused once as many blocks are over as it takes to say anything.
+    again, a candidate without servers is waited for as long as it takes, and a baseline until as many blocks
+    are over as any word needs.
     """
-    over = len(experiment.block_edges) - 1
-    if guard.name != "servers" or over >= (experiment.min_blocks if mode == "sequential" else 1):
+    experiment = two.experiment
+    over = len(two.baseline.edges) - 1
+    patience = 1
+    if two.mode == "sequential":
+        patience = two.least_blocks if not two.baseline.arm.replicas else over + 1
+    if guard.name != "servers" or over >= patience:
         return guard
     if over == 0:
         first = datetime.fromtimestamp(experiment.start + experiment.block_length, UTC)
@@ -299,7 +326,7 @@ def _patient(guard: Guard, experiment: Experiment, mode: Mode) -> Guard:
         waiting = f"{guard.detail} yet"
     else:
         return guard
-    return dataclasses.replace(guard, passed=None, detail=waiting)
+    return dataclasses.replace(guard, passed=None, pending=True, detail=waiting)
 
 
 def _boot_error(two: Pair) -> float:
@@ -319,12 +346,12 @@ def _lasting(two: Pair) -> float:
     return inference.lasting_factor(two.experiment.block_length, two.experiment.noise_time_constant)
 
 
-def measured(metric: Metric, two: Pair, mode: Mode) -> Measured:
+def measured(metric: Metric, two: Pair) -> Measured:
     """One metric's difference; without bounds, and with the reason, where there is too little."""
     try:
         if metric.kind == "rare":
-            return _rare(metric, two, mode)
-        return _continuous(metric, two, mode)
+            return _rare(metric, two)
+        return _continuous(metric, two)
     except NotEnough as reason:
         return Measured(metric=metric, notes=(str(reason),))
 
@@ -348,12 +375,13 @@ def _absent(metric: Metric, two: Pair) -> Measured | None:
     return Measured(
         metric=metric,
         notes=(f"not said by {' and '.join(lacking)}",),
-        absent=not any(said) and metric.query is None,
-        unsaid=True,
+        # Before there is a block of both, nothing is said of anything.
+        absent=not any(said) and metric.query is None and two.pairing.count > 0,
+        unsaid=two.pairing.count > 0,
     )
 
 
-def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
+def _continuous(metric: Metric, two: Pair) -> Measured:
     absent = _absent(metric, two)
     if absent is not None:
         return absent
@@ -396,9 +424,9 @@ def _continuous(metric: Metric, two: Pair, mode: Mode) -> Measured:
         )
     if len(compared.places) < count:
         notes.append(f"{count - len(compared.places)} blocks had nothing to count")
-    estimate = dataclasses.replace(compared.estimate, sequential=mode == "sequential")
+    estimate = dataclasses.replace(compared.estimate, sequential=two.mode == "sequential")
     # In a fixed look, what a slope costs the interval covers it (docs/ab.md).
-    if quantity is None or mode == "sequential":
+    if quantity is None or two.mode == "sequential":
         estimate = dataclasses.replace(estimate, standard_error=_lasting(two) * estimate.standard_error)
     estimate = _with_replicas(metric, two, compared, estimate, quantity, notes)
     if OTHER_BOUNDS in notes:
@@ -558,10 +586,13 @@ def _with_replicas(
         return estimate
     among = inference.of_replicas(*each)
     # Centred on the blocks' estimate, which is adjusted for the arms' loads.
-    among = dataclasses.replace(among, harm=estimate.harm, blocks=estimate.blocks)
+    among = dataclasses.replace(among, harm=estimate.harm, blocks=estimate.blocks, of_servers=True)
     chosen = inference.wider(estimate, among)
     if chosen is among:
-        notes.append("interval from the differences between servers, which is wider than that between blocks")
+        notes.append(
+            "interval from the differences between servers, which is wider than that between blocks: "
+            "more servers narrow it, more hours hardly"
+        )
     return chosen
 
 
@@ -580,12 +611,12 @@ def _of_replicas(metric: Metric, arm: ArmBlocks, used: NDArray[np.bool_]) -> Flo
         return log_of(top / bottom)
 
 
-def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
+def _rare(metric: Metric, two: Pair) -> Measured:
     absent = _absent(metric, two)
     if absent is not None:
         return absent
     events, exposures = two.cells(metric.numerator), two.cells(metric.denominator)
-    known = np.isfinite(np.stack([*events, *exposures])).all(axis=0)
+    known = np.isfinite(np.stack([*events, *exposures])).all(axis=0) & (np.stack(exposures) > 0).all(axis=0)
     kept_events, kept_exposures = [one[known] for one in events], [one[known] for one in exposures]
     if not known.any() or min(float(one.sum()) for one in kept_exposures) <= 0:
         raise NotEnough("nothing was generated in one of the arms")
@@ -604,27 +635,31 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
         kept_events[1],
         kept_exposures[1],
         groups=groups,
-        looks=int(known.sum()) if mode == "sequential" else 0,
+        looks=int(known.sum()) if two.mode == "sequential" else 0,
     )
     rates = dataclasses.replace(rates, dispersion=_lasting(two) ** 2 * rates.dispersion)
     million = [
         1e6 * float(e.sum()) / float(x.sum()) for e, x in zip(kept_events, kept_exposures, strict=True)
     ]
     notes = [f"{rates.baseline:.0f} and {rates.candidate:.0f} events"]
+    undecided: dict[Verdict, str] = {}
     if rates.baseline + rates.candidate == 0:
         # Of none in n, at most 3/n with 95 % confidence (Hanley and Lippman-Hand, JAMA 1983).
         most = 3e6 / min(float(one.sum()) for one in kept_exposures)
         notes = [f"no events in either arm: fewer than {most:.3g} for each million tokens (rule of three)"]
+        requests = _fewest_requests(two)
+        if requests is None or requests < LEAST_REQUESTS:
+            counted = "requests are not counted" if requests is None else f"only {requests:.0f} requests"
+            undecided["pass"] = f"{counted}: none in {LEAST_REQUESTS} is fewer than one in a hundred"
     if rates.dispersion > 2:
         notes.append(f"in bursts: {rates.dispersion:.1f} times the variance of chance alone")
     ratio = load_ratio(two)
-    undecided: dict[Verdict, str] = {}
     # Preemptions rise steeply with load, by how much is not known.
     if ratio > LIKE_LOADS[1]:
         undecided["worse"] = f"its servers had {ratio:.2f} times the load, which explains more events"
     elif ratio < LIKE_LOADS[0]:
         text = f"its servers had {ratio:.2f} times the load, which explains fewer events"
-        undecided |= {"pass": text, "better": text}
+        undecided = {"pass": text, "better": text, **undecided}
     return Measured(
         metric=metric,
         baseline=million[0],
@@ -634,6 +669,12 @@ def _rare(metric: Metric, two: Pair, mode: Mode) -> Measured:
         notes=tuple(notes),
         undecided=undecided,
     )
+
+
+def _fewest_requests(two: Pair) -> float | None:
+    """Of the arm with fewer of them; None where requests are not counted."""
+    quantity = next((name for name in OFFERED_LOAD["requests"] if two.has(name)), None)
+    return None if quantity is None else min(float(np.nansum(one)) for one in two.cells(quantity))
 
 
 # --- verdicts ---
@@ -670,31 +711,34 @@ def _key(place: int, metric: Metric) -> str:
     return f"{place}/{metric.name}"
 
 
+def _not_yet(guard: Guard) -> str:
+    return guard.detail if guard.name == "servers" else f"not comparable yet: {guard.name}: {guard.detail}"
+
+
 def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, float]) -> Comparison:
     two = draft.pair
     failed = [guard for guard in draft.guards if guard.passed is False]
     count = two.pairing.count
-    least = experiment.min_blocks
-    if draft.mode == "sequential" and not experiment.is_short:
-        least = max(least, LEAST_LOOKS)
+    least = two.least_blocks
     missing = max(least - count, 0)
-    waiting = [guard.detail for guard in draft.guards if guard.name == "servers" and guard.passed is None]
+    waiting = [_not_yet(guard) for guard in draft.guards if guard.pending]
     stops: dict[Verdict, str] = {}
-    if waiting:
-        stops = dict.fromkeys(("worse", "pass", "better"), waiting[0])
-    elif not two.pairing.concurrent:
+    if not two.pairing.concurrent:
         stops = dict.fromkeys(("worse", "pass", "better"), "not_concurrent")
+    elif waiting:
+        stops = dict.fromkeys(("worse", "pass", "better"), waiting[0])
     elif missing:
         stops = dict.fromkeys(("worse", "pass", "better"), f"{count} blocks; at least {least} are needed")
     metrics = [
-        _metric_result(one, draft, thresholds[one.metric.name], stops, bool(failed), missing)
-        for one in draft.measured
+        _metric_result(one, draft, thresholds[one.metric.name], stops, bool(failed)) for one in draft.measured
     ]
     wanted = {metric.name: metric for metric in experiment.metrics if metric.kind == "static"}
     static = static_results(*two.arms, wanted)
     unlike = {guard.name for guard in failed} & {"hardware", "model", "servers", "settings", "shared_servers"}
     if unlike:
         static = tuple(dataclasses.replace(row, verdict="not_comparable") for row in static)
+    elif any(guard.pending and guard.name == "cold_boot" for guard in draft.guards):
+        static = tuple(_without_cold_boot(row) for row in static)
     verdicts: list[Verdict] = [row.verdict for row in metrics if row.gate]
     verdicts += [row.verdict for row in static if row.gate]
     verdict = "not_comparable" if failed else inference.overall(verdicts)
@@ -706,13 +750,12 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
         verdict = "inconclusive"
     reasons = [f"{guard.name}: {guard.detail}" for guard in failed]
     if not failed:
-        if waiting:
-            reasons += waiting
-        elif not two.pairing.concurrent:
+        if not two.pairing.concurrent:
             reasons.append(
                 f"not_concurrent: the variants did not run at the same time. {swap_plan(experiment)}"
             )
-        elif missing:
+        reasons += waiting
+        if missing and not reasons:
             reasons.append(stops["pass"])
         reasons += [f"{row.title}: {row.verdict}" for row in metrics if row.gate and row.verdict == verdict]
         reasons += [f"{row.title}: {row.verdict}" for row in static if row.gate and row.verdict == verdict]
@@ -732,6 +775,14 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
     )
 
 
+def _without_cold_boot(row: StaticResult) -> StaticResult:
+    """The row without harm that a cold boot would explain, as long as it may be mended by a restart."""
+    if row.verdict != "worse":
+        return row
+    note = "would be worse, but a boot was cold"
+    return dataclasses.replace(row, verdict="inconclusive", notes=(*row.notes, note))
+
+
 def swap_plan(experiment: Experiment) -> str:
     """What to do with one GPU, where both variants cannot run side by side."""
     turn = (experiment.warmup + 2 * experiment.block_length) / 60
@@ -749,10 +800,15 @@ def _metric_result(
     threshold: float,
     stops: Mapping[Verdict, str],
     refused: bool,
-    missing: int,
 ) -> MetricResult:
     metric = one.metric
     notes = list(one.notes)
+    # Blocks in which there was anything to count: a cache that was mostly empty says little.
+    blocks, least = len(one.places), draft.pair.least_blocks
+    missing = max(least - blocks, 0)
+    if missing and not stops:
+        text = f"{blocks} blocks with anything to count; at least {least} are needed"
+        stops = dict.fromkeys(("worse", "pass", "better"), text)
     verdict: Verdict = "inconclusive"
     delta = lower = upper = p_worse = hours = None
     if one.bounded is not None:
@@ -775,8 +831,10 @@ def _metric_result(
             verdict = said
         if verdict == "inconclusive":
             hours = _hours(one, draft.pair, missing)
-    elif missing and not one.unsaid:
+    elif missing and not one.unsaid and draft.pair.pairing.concurrent:
         hours = missing * draft.pair.experiment.block_length / 3600
+    if not missing and any(guard.pending for guard in draft.guards):
+        hours = None  # when a guard will hold is not known
     if refused:
         verdict, hours = "not_comparable", None
     starts = draft.pair.baseline.edges
@@ -818,13 +876,13 @@ def _hours(one: Measured, two: Pair, missing: int) -> float | None:
     """Of further running until the margin can be decided, as things stand; None where that cannot be told."""
     length = two.experiment.block_length / 3600
     estimate = one.bounded
-    if not two.pairing.concurrent or one.undecided:
+    if not two.pairing.concurrent or one.undecided or two.experiment.routing == "sticky":
         return None
     margin = one.metric.harm_margin
     if isinstance(estimate, RateRatio):
         blocks = len(one.places)
         needed = _blocks_of_events(estimate, blocks, margin)
-    elif isinstance(estimate, Estimate):
+    elif isinstance(estimate, Estimate) and not estimate.of_servers:
         blocks = len(estimate.blocks)
         spread = estimate.standard_error * math.sqrt(blocks)
         boots, looked_at = estimate.boot_error, estimate.sequential

@@ -15,7 +15,8 @@ SCHEMA_VERSION = 1
 class Guard:
     """One condition of comparability. passed: None where the series do not tell. cure: what to do.
 
-    names: all that is not known, where detail has but a few of them.
+    names: all that is not known, where detail has but a few of them. pending: it does not hold so far, and
+    may yet: no verdict meanwhile, and no refusal either (passed is None).
     """
 
     name: str
@@ -23,6 +24,7 @@ class Guard:
     detail: str
     cure: str = ""
     names: tuple[str, ...] = ()
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

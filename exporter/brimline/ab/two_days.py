@@ -41,6 +41,7 @@ def side_by_side(
         baseline=Variant(name=names[0], role="baseline"),
         candidates=(Variant(name=names[1], role="candidate"),),
         treatment=(),
+        boot_deviation=0.0,
         metrics=tuple(metric for metric in experiment.metrics if metric.query is None),
     )
     return twofold, dataclasses.replace(

@@ -393,7 +393,7 @@ async def _judged(
 def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: bool) -> None:
     """Compare the baseline with itself: what equal variants differ by.
 
-    Exit status 0 where a noise floor came of it, else 3.
+    Exit status 0 where a noise floor came of it, 4 where the halves cannot be compared, else 3.
     """
     _need_libraries()
     from brimline.ab import noise_floor
@@ -406,6 +406,12 @@ def aa(file: Path, series: Path | None, method: str, o: Path | None, as_json_: b
     with _ending_with_what_is_wrong():
         experiment = load(file, now=time.time())
         report, done = asyncio.run(_against_itself(experiment, series, method, as_json_))
+    if report.verdict == "not_comparable":
+        if not as_json_:
+            _print(report, as_json=False)
+        reasons = "; ".join(reason for one in report.comparisons for reason in one.reasons)
+        click.echo(f"brimline: no noise floor, since the halves are not alike: {reasons}", err=True)
+        sys.exit(EXITS[report.verdict])
     events = events_of(report)
     floor = noise_floor.NoiseFloor(
         experiment=experiment.name,

@@ -71,6 +71,13 @@ def _print_readings(document: dict[str, Any]) -> None:
                 if name not in ("model", "ranks"):
                     cells = [value, *(rank[name] for rank in ranks)]
                     table.add_row(name, *("–" if cell is None else f"{cell:,}" for cell in cells))
+            for name in ("measured_memory_bytes", "model_memory_bytes"):
+                stated = [rank[name] or {} for rank in model["ranks"]]
+                for part in dict.fromkeys(part for parts in stated for part in parts):
+                    parts = [None] * bool(ranks) + [parts.get(part) for parts in stated]
+                    table.add_row(
+                        f"{name}: {part}", *("–" if cell is None else f"{cell:,}" for cell in parts)
+                    )
             console.print(table)
         for quantity in engine["missing_quantities"]:
             console.print(f"! {quantity} is not on the page of this version")

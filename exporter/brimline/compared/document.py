@@ -58,6 +58,7 @@ def _comparison(comparison: Comparison) -> Json:
             {
                 "name": guard.name,
                 "passed": guard.passed,
+                "pending": guard.pending,
                 "detail": guard.detail,
                 "cure": guard.cure,
                 "names": list(guard.names),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from brimline import units
 from brimline.ab.experiment import Experiment
-from brimline.ab.needed import Needed
+from brimline.ab.needed import Needed, longest
 from brimline.compared import wording
 
 SCHEMA_VERSION = 1
@@ -60,6 +60,11 @@ def sentences(experiment: Experiment, rows: Sequence[Needed], hours: float | Non
         )
     else:
         said.append(f"All gates: {wording.hours(hours)} of both variants at once, warm-up included.")
+        watched = longest(tuple(rows), watched=True)
+        if watched is not None and math.isfinite(watched):
+            said.append(
+                f"Looked at after every block (`ab watch`, `ab run --sequential`): {wording.hours(watched)}."
+            )
     if unknown := [row.metric.title for row in rows if row.metric.kind == "rare" and row.hours is None]:
         said.append(
             f"How many events there will be is not known ({', '.join(unknown)}): "
@@ -88,6 +93,7 @@ def as_json(
         "block_seconds": experiment.block_length,
         "noise_from": source,
         "hours": finite(hours),
+        "hours_watched": finite(longest(tuple(rows), watched=True)),
         "enough": None if hours is None else not math.isinf(hours),
         "metrics": [
             {
@@ -98,6 +104,7 @@ def as_json(
                 "events_per_block": row.events_per_block,
                 "blocks": finite(row.blocks),
                 "hours": finite(row.hours),
+                "hours_watched": finite(row.hours_watched),
                 "enough": None if row.hours is None else not math.isinf(row.hours),
             }
             for row in rows

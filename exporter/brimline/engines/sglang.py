@@ -28,6 +28,7 @@ from brimline.engines.families import (
     Name,
     Quantity,
     Scalar,
+    TableReading,
     clean_label,
     counter,
     engine_reading,
@@ -309,6 +310,21 @@ def _complete(values: dict[str, Any], stated: Mapping[str, float | None], usage:
         values["prefix_cache_queries_tokens_total"] = values["prompt_tokens_total"]
 
 
+# What the front end counts, without a label of the rank.
+_OF_FRONT_END = ("prompt_tokens_total", "generation_tokens_total", "prefix_cache_hits_tokens_total",
+                 "prefix_cache_queries_tokens_total")  # fmt: skip
+
+
+def _note_front_end(table: TableReading) -> None:
+    """Note what the first of several ranks of a model states for all of them, in place."""
+    for (model, rank), values in table.values.items():
+        others = [theirs for (name, other), theirs in table.values.items() if name == model and other != rank]
+        if rank == "0" and others:
+            values["stated_for_all"] = frozenset(
+                name for name in _OF_FRONT_END if name in values and all(name not in one for one in others)
+            )
+
+
 def read(evidence: Evidence) -> EngineReading:
     """What an SGLang server says of itself."""
     page, info = evidence.page, _server_info(evidence.documents)
@@ -325,6 +341,7 @@ def read(evidence: Evidence) -> EngineReading:
             stated["kv_cache_capacity_tokens"] = pool or usage.get("token_capacity")
             stated.setdefault("kv_cache_block_tokens", _positive(info.get("page_size")))
         _complete(values, stated, usage if is_alone else {})
+    _note_front_end(table)
     version, path = info.get("version"), info.get("model_path")
     return engine_reading(
         "sglang",

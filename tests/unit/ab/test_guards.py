@@ -351,3 +351,128 @@ def test_neighbours_on_one_arms_gpu_are_refused() -> None:
 
 def test_routing_that_is_not_declared_is_said() -> None:
     assert guard("routing", observed(), replace(PLANNED, routing="unknown")).passed is None
+
+
+# --- looked at again and again ---
+
+
+def looked_at(
+    name: str, observations: Observations, hours: float, planned: Experiment | None = None
+) -> tuple[str, Guard]:
+    """The verdict and one guard of what is seen after so many hours."""
+    so_far = replace(planned or PLANNED, end=START + hours * 3600)
+    report = judge(so_far, observations, mode="sequential")
+    return report.verdict, next(one for one in report.comparisons[0].guards if one.name == name)
+
+
+def with_gauge(observations: Observations, name: str, values: np.ndarray) -> Observations:
+    series = observations.arms["b"].replicas[0].series
+    gauges = {**series.gauges, name: Series(series.gauges[name].times, values)}
+    return with_replica(observations, "b", 0, series=replace(series, gauges=gauges))
+
+
+EIGHT = experiment(hours=8.0)
+
+
+@pytest.mark.parametrize("hours", [0.25, 1.0, 2.25])
+def test_a_load_that_is_unlike_is_no_refusal_before_any_word_could_be_said(hours: float) -> None:
+    verdict, found = looked_at("load", observed(Traffic(more_traffic=2.0)), hours)
+
+    assert (verdict, found.passed, found.pending) == ("inconclusive", None, True)
+    assert found.detail.endswith("(so far)")
+    assert found.cure
+
+
+def test_a_load_that_stays_unlike_is_refused() -> None:
+    verdict, found = looked_at("load", observed(Traffic(more_traffic=2.0)), 4.0)
+
+    assert (verdict, found.passed, found.pending) == ("not_comparable", False, False)
+
+
+def test_while_loads_are_unlike_nothing_is_worse_either() -> None:
+    slower = Traffic(more_traffic=0.52, effects={"inter_token_latency": 1.5}, shared=False)
+
+    report = judge(PLANNED, observed(slower), mode="sequential")
+
+    [comparison] = report.comparisons
+    load = next(one for one in comparison.guards if one.name == "load")
+    assert load.pending
+    assert report.verdict == "inconclusive"
+    assert comparison.reasons[0].startswith("not comparable yet: load: a server of the candidate had ")
+    latency = next(one for one in comparison.metrics if one.name == "inter_token_latency")
+    assert latency.verdict == "inconclusive"
+    assert latency.notes[-1].startswith("would be worse, but: not comparable yet")
+
+
+def test_a_canary_without_traffic_is_waited_for() -> None:
+    observations = observed()
+    series = observations.arms["b"].replicas[0].series
+    counters = {name: Series(one.times, np.zeros(len(one.times))) for name, one in series.counters.items()}
+    idle = with_replica(observations, "b", 0, series=replace(series, counters=counters))
+
+    assert looked_at("load", idle, 4.0)[0] == "inconclusive"
+    assert looked_at("load", idle, 4.0)[1].pending
+    assert guard("load", idle).passed is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"gpus": (replace(H100, name="NVIDIA A100-SXM4-80GB"),)}, "hardware"),
+        ({"models": ("llama-awq",)}, "model"),
+        ({"settings": {"max_model_len": "32768", "kv_cache_dtype": "fp8"}}, "settings"),
+    ],
+)
+def test_what_no_time_heals_is_refused_at_the_first_look(changes: dict[str, object], name: str) -> None:
+    verdict, found = looked_at(name, with_replica(observed(), "b", 0, **changes), 0.25)
+
+    assert (verdict, found.passed) == ("not_comparable", False)
+
+
+def test_a_queue_of_the_first_hours_is_forgiven_and_one_that_stays_is_not() -> None:
+    observations = observed(planned=EIGHT)
+    times = observations.arms["b"].replicas[0].series.gauges["requests_waiting"].times
+    at_first = with_gauge(observations, "requests_waiting", (times < START + 4 * 3600).astype(float))
+    always = with_gauge(observations, "requests_waiting", np.ones(len(times)))
+
+    assert looked_at("saturation", at_first, 2.0, EIGHT)[1].pending
+    assert looked_at("saturation", at_first, 4.0, EIGHT)[1].passed is False
+    assert looked_at("saturation", at_first, 7.0, EIGHT)[1].pending
+    assert looked_at("saturation", always, 7.0, EIGHT)[1].passed is False
+
+
+def test_a_cold_boot_may_be_mended_by_a_restart_and_its_smaller_pool_is_no_harm_meanwhile() -> None:
+    planned = experiment("metrics: [{name: kv_cache_capacity_bytes, gate: true, margin: 0.02}]\n")
+    cold = with_replica(observed(), "b", 0, boots=boots(40e9, 30e9))
+
+    verdict, found = looked_at("cold_boot", cold, 1.0, planned)
+
+    assert (verdict, found.pending) == ("inconclusive", True)
+    assert looked_at("cold_boot", cold, 4.0, planned)[0] == "not_comparable"
+    early = judge(replace(planned, end=START + 3600.0), cold, mode="sequential").comparisons[0]
+    [pool] = early.static
+    assert (pool.verdict, pool.notes[-1]) == ("inconclusive", "would be worse, but a boot was cold")
+
+
+def test_a_server_that_is_not_read_for_a_while_takes_nothing_back() -> None:
+    planned = experiment(hours=8.0)
+    observations = observed(Traffic(replicas=2), planned)
+    up = observations.arms["b"].replicas[1].up
+
+    def until(hours: float) -> Guard:
+        there = up.times <= START + hours * 3600
+        seen = with_replica(observations, "b", 1, up=Series(up.times[there], up.values[there]))
+        return looked_at("mid_run_change", seen, 8.0, planned)[1]
+
+    assert until(7.6).passed is True
+    assert until(6.0).passed is True
+    assert until(5.0).passed is False
+    assert until(5.0).detail == "b/b-1 went"
+
+
+def test_a_server_that_comes_later_is_waited_for_while_watched() -> None:
+    observations = observed(Traffic(replicas=2))
+    up = observations.arms["b"].replicas[1].up
+    late = with_replica(observations, "b", 1, up=Series(up.times[300:], up.values[300:]))
+
+    assert looked_at("mid_run_change", late, 4.0)[1].passed is True

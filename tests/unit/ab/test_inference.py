@@ -261,6 +261,32 @@ def test_rates_that_stay_as_they_are_are_decided_after_so_many_blocks() -> None:
     assert rare_blocks_to_decide(replace(rates, candidate=150), 10, margin) == math.inf
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("boot_error", [0.0, 0.01, 0.01 * math.sqrt(2)])
+@pytest.mark.parametrize("spread", [0.002, 0.02, 0.05, 0.12])
+@pytest.mark.parametrize("margin", [0.03, 0.05, 0.1])
+def test_blocks_needed_are_the_first_count_that_suffices(
+    margin: float, spread: float, boot_error: float, sequential: bool
+) -> None:
+    harm = math.log1p(margin)
+
+    def suffices(count: int) -> bool:
+        run = Estimate(
+            harm=0.0,
+            standard_error=spread / math.sqrt(count),
+            degrees=count - 1,
+            boot_error=boot_error,
+            blocks=np.zeros(count),
+            sequential=sequential,
+        )
+        return run.reach(0.95) + t_quantile(0.8, count - 1) * run.error <= harm
+
+    first = next((count for count in range(2, 3000) if suffices(count)), math.inf)
+
+    needed = blocks_needed(spread, harm, boot_error=boot_error, sequential=sequential)
+    assert needed == first or (first == math.inf and needed >= 3000)
+
+
 def test_no_time_suffices_where_boots_differ_by_the_margin() -> None:
     assert blocks_needed(0.06, 0.02, boot_error=0.02) == math.inf
 

@@ -207,7 +207,7 @@ def worlds(draw: st.DrawFn, block: float) -> World:
     return World(servers, outages, late)
 
 
-@pytest.mark.parametrize("block", [30.0, BLOCK])
+@pytest.mark.parametrize("block", [60.0, BLOCK])
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
 def test_whatever_happens_a_look_through_what_is_kept_is_that_of_a_whole_fetch(

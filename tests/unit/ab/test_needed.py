@@ -54,6 +54,36 @@ def test_boots_that_differ_by_more_than_the_margin_are_mended_by_no_time() -> No
     assert row(three, "inter_token_latency").blocks == 6
 
 
+def test_a_little_noise_needs_a_few_blocks_also_of_one_server_each() -> None:
+    # Of five blocks 3.07 * hypot(0.0141, 0.0089) = 0.0514, of six 0.0479; a margin of 5 % is 0.0488.
+    rows = needed(experiment(), {one.name: 0.02 for one in experiment().metrics})
+
+    assert row(rows, "inter_token_latency").blocks == 6
+    assert longest(rows) is not None
+    assert math.isfinite(longest(rows) or math.inf)
+
+
+def test_no_boot_is_counted_for_what_shape_and_dtype_settle() -> None:
+    noise = {"kv_bytes_per_token": 0.001}
+
+    assert row(needed(experiment("boot_deviation: 0.05\n"), noise), "kv_bytes_per_token").blocks == 6
+
+
+def test_looking_after_every_block_takes_longer() -> None:
+    noise = {"inter_token_latency": 0.04, "time_to_first_token": 0.04}
+
+    rows = needed(experiment(), noise, replicas=3)
+    once, watched = longest(rows), longest(rows, watched=True)
+    file = io.StringIO()
+    print_needed(experiment(), rows, once, "--noise", Console(file=file, width=120, markup=False))
+
+    assert once is not None
+    assert watched is not None
+    assert watched >= max(1.5 * once, 2.5)
+    assert "Looked at after every block (`ab watch`" in file.getvalue()
+    assert as_json(experiment(), rows, once, "x")["hours_watched"] == watched
+
+
 def test_gates_come_first_and_the_longest_of_them_counts() -> None:
     rows = needed(
         experiment(),

@@ -379,6 +379,21 @@ def test_buckets_grow_between_the_edges_of_blocks() -> None:
     }
 
 
+def test_buckets_of_an_exporter_that_is_scraped_less_often_are_read_as_well() -> None:
+    slowly = TIMES[::4]  # 45 s before the edges
+    rows = [*server(), *server("b", slowly, target="u")]
+    rows += [
+        row("inter_token_latency_seconds_bucket", counted(8), times, target=target, le="+Inf", rank="0")
+        for target, times in (("t", TIMES), ("u", slowly))
+    ]
+
+    found = observed(rows)
+
+    for arm in "ab":
+        [grown] = only(found, arm).series.buckets["inter_token_latency_seconds"].values()
+        assert len(grown.times) == 4
+
+
 def test_short_blocks_take_buckets_from_the_whole_series() -> None:
     grown = growth(buckets(counted(2)), EXPERIMENT + "block_length: 60s\n")
 

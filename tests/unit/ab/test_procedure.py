@@ -300,19 +300,29 @@ def test_a_window_that_has_not_begun_or_holds_no_block_yet_is_waited_for(hours: 
     )
 
 
-@pytest.mark.parametrize(("hours", "verdict"), [(1.0, "inconclusive"), (1.5, "not_comparable")])
-def test_a_rollout_whose_server_is_still_to_come_is_not_taken_back_while_watched(
-    hours: float, verdict: str
-) -> None:
+@pytest.mark.parametrize("hours", [0.5, 2.5, 12.0])
+def test_a_rollout_whose_server_is_still_to_come_is_not_taken_back_while_watched(hours: float) -> None:
     planned = experiment(hours=hours)
     observations = observed(planned)
     alone = replace(observations, arms={"a": observations.arms["a"]})
 
     report = judge(planned, alone, mode="sequential")
 
-    assert report.verdict == verdict
-    assert "no server of b in the window" in only(report).reasons[0]
+    assert report.verdict == "inconclusive"
+    assert only(report).reasons[0] == "no server of b in the window yet"
     assert judge(planned, alone).verdict == "not_comparable"
+
+
+@pytest.mark.parametrize(("hours", "verdict"), [(2.25, "inconclusive"), (2.5, "not_comparable")])
+def test_a_baseline_is_waited_for_until_a_word_could_be_said(hours: float, verdict: str) -> None:
+    planned = experiment(hours=hours)
+    observations = observed(planned)
+    alone = replace(observations, arms={"b": observations.arms["b"]})
+
+    report = judge(planned, alone, mode="sequential")
+
+    assert report.verdict == verdict
+    assert "no server of a in the window" in only(report).reasons[0]
 
 
 def test_what_a_boot_settled_does_not_pass_alone_before_there_are_blocks() -> None:
@@ -357,6 +367,34 @@ def test_a_server_that_was_gone_before_the_window_is_no_part_of_it() -> None:
     assert report.verdict == "pass"
 
 
+def thinned(observations: Observations, variant: str, every: int) -> Observations:
+    """The observations as if the variant's exporters had been scraped less often by so much."""
+    replica = observations.arms[variant].replicas[0]
+
+    def gauge(one: Series) -> Series:
+        return Series(one.times[every - 1 :: every], one.values[every - 1 :: every])
+
+    def counter(one: Series) -> Series:
+        grown = gauge(Series(one.times, np.cumsum(one.values)))
+        return Series(grown.times, np.diff(grown.values, prepend=0.0))
+
+    series = replace(
+        replica.series,
+        counters={name: counter(one) for name, one in replica.series.counters.items()},
+        gauges={name: gauge(one) for name, one in replica.series.gauges.items()},
+    )
+    return with_replica(observations, variant, 0, series=series, up=gauge(replica.up))
+
+
+def test_exporters_may_be_scraped_at_intervals_of_their_own() -> None:
+    planned = experiment()
+    observations = thinned(observed(planned), "b", 4)
+
+    report = judge(planned, replace(observations, scrape_interval=None))
+
+    assert (report.blocks_used, report.verdict) == (16, "pass")
+
+
 # --- what is not said ---
 
 
@@ -378,6 +416,30 @@ def test_a_gate_that_one_arm_does_not_say_stays_open() -> None:
 
     assert row(report, "kv_bytes_per_token").gate
     assert row(report, "kv_bytes_per_token").notes == ("not said by b",)
+    assert report.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_two_blocks_in_which_anything_was_cached_are_too_few(mode: Mode) -> None:
+    planned = experiment()
+    observations = observed(planned)
+
+    def in_two_blocks(gauge: Series) -> Series:
+        block = ((gauge.times - START - 1) // 900).astype(int)
+        return Series(gauge.times, np.where(np.isin(block, (2, 9)), gauge.values, 0.0))
+
+    for variant in "ab":
+        for quantity in ("kv_cache_used_bytes", "kv_cache_used_tokens"):
+            observations = changed(observations, variant, quantity, in_two_blocks)
+
+    report = judge(planned, observations, mode=mode)
+
+    bytes_per_token = row(report, "kv_bytes_per_token")
+    least = {"fixed": 6, "sequential": 10}[mode]
+    assert bytes_per_token.verdict == "inconclusive"
+    assert bytes_per_token.notes[-1] == (
+        f"would be pass, but: 2 blocks with anything to count; at least {least} are needed"
+    )
     assert report.verdict == "inconclusive"
 
 
@@ -414,6 +476,16 @@ def test_no_preemptions_in_either_arm_pass() -> None:
     assert preemptions.delta_ratio is None
     assert (preemptions.baseline, preemptions.candidate) == (0, 0)
     assert "no events in either arm" in preemptions.notes[0]
+
+
+def test_none_in_a_handful_of_requests_says_nothing() -> None:
+    planned = experiment()
+    traffic = replace(PREEMPTING, requests_per_second=0.015)
+
+    preemptions = row(judge(planned, silenced(silenced(observed(planned, traffic), "a"), "b")), "preemptions")
+
+    assert preemptions.verdict == "inconclusive"
+    assert preemptions.notes[-1].endswith("requests: none in 300 is fewer than one in a hundred")
 
 
 def test_preemptions_of_the_candidate_alone_are_worse() -> None:
@@ -574,6 +646,29 @@ def test_before_and_after_stands_for_static_quantities_alone() -> None:
     assert pool_row.verdict == "better"
 
 
+def test_before_and_after_with_a_block_of_handing_over_is_still_before_and_after() -> None:
+    planned = experiment(hours=8)
+    observations = observed(planned)
+    observations = reduced(observations, "a", lambda times: times <= START + 4 * HOUR + 900)
+    observations = reduced(observations, "b", lambda times: times > START + 4 * HOUR)
+
+    report = judge(planned, observations)
+
+    assert report.verdict == "inconclusive"
+    assert swap_plan(planned) in only(report).reasons[0]
+
+
+def test_a_candidate_that_came_later_is_compared_side_by_side() -> None:
+    planned = experiment(hours=8)
+    observations = observed(planned)
+    observations = reduced(observations, "b", lambda times: times > START + 7.5 * HOUR)
+
+    report = judge(planned, observations, mode="sequential")
+
+    assert report.blocks_used == 2
+    assert only(report).reasons[0] == "2 blocks; at least 10 are needed"
+
+
 def test_turns_on_one_gpu_are_compared_in_pairs() -> None:
     planned = experiment(hours=14)
     observations = observed(planned, replace(STILL, effects={"inter_token_latency": 1.2}))
@@ -672,6 +767,30 @@ def test_the_baseline_against_itself_gives_the_noise_floor() -> None:
     assert row(again, "inter_token_latency").noise_floor_ratio == floor["inter_token_latency"]
 
 
+def test_the_noise_floor_is_what_was_seen_and_not_what_is_assumed_of_boots() -> None:
+    planned = experiment()
+    observations = observed(planned, Traffic(replicas=2))
+
+    floors = [
+        noise_floor_of(judge(*against_itself(replace(planned, boot_deviation=deviation), observations)))
+        for deviation in (0.0, 0.05)
+    ]
+
+    assert floors[0] == floors[1]
+
+
+def test_halves_that_differ_give_no_noise_floor() -> None:
+    planned = experiment()
+    observations = with_replica(
+        observed(planned, Traffic(replicas=2)), "a", 1, settings={"kv_cache_dtype": "fp8"}
+    )
+
+    report = judge(*against_itself(planned, observations))
+
+    assert report.verdict == "not_comparable"
+    assert noise_floor_of(report) == {}
+
+
 def test_what_is_to_be_fetched_follows_from_the_metrics() -> None:
     quantities = wanted(experiment(more="metrics:\n- {name: cost, query: 'sum(cost)'}\n"))
 
@@ -716,6 +835,47 @@ def test_hours_needed_are_said_where_noise_leaves_it_open() -> None:
     assert patient.verdict == "inconclusive"
     assert patient.hours_needed is not None
     assert patient.hours_needed > 4
+
+
+def test_more_hours_do_not_help_where_servers_differ() -> None:
+    planned = experiment()
+    traffic = replace(STILL, replicas=3, boot_deviation=0.05)
+
+    latency = row(judge(planned, observed(planned, traffic)), "inter_token_latency")
+
+    assert latency.verdict == "inconclusive"
+    assert latency.hours_needed is None
+    assert "more servers narrow it, more hours hardly" in " ".join(latency.notes)
+
+
+def test_no_hours_are_promised_that_would_not_help() -> None:
+    sticky = replace(experiment(), routing="sticky")
+    before_and_after = experiment(hours=8)
+    handed_over = observed(before_and_after)
+    handed_over = reduced(handed_over, "a", lambda times: times <= START + 4 * HOUR)
+    handed_over = reduced(handed_over, "b", lambda times: times > START + 4 * HOUR)
+
+    for report in (
+        judge(sticky, observed(sticky, Traffic())),
+        judge(before_and_after, handed_over),
+        judge(before_and_after, handed_over, mode="sequential"),
+    ):
+        assert report.verdict == "inconclusive"
+        assert only(report).hours_needed is None
+        assert {metric.hours_needed for metric in only(report).metrics if metric.gate} == {None}
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_before_the_first_block_gates_are_gates_and_the_hours_of_all_are_those_of_each(mode: Mode) -> None:
+    planned = experiment(hours=0.2)
+
+    report = judge(planned, observed(planned), mode=mode)
+
+    wanted = {"fixed": 1.5, "sequential": 2.5}[mode]
+    assert {metric.hours_needed for metric in only(report).metrics if metric.gate} == {wanted}
+    assert only(report).hours_needed == wanted
+    assert row(report, "time_to_first_token").gate
+    assert "no gate has anything to compare" not in only(report).reasons
 
 
 def test_a_day_of_eight_servers_is_judged_within_seconds() -> None:

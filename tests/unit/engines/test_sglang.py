@@ -9,7 +9,7 @@ import pytest
 from brimline.engines import Evidence, engines_on
 from brimline.engines.sglang import ADAPTER
 from brimline.exposition_text import scan
-from brimline.readings import EngineReading, RankReading
+from brimline.readings import EngineReading, RankReading, combine_ranks
 
 # Written by hand from the declarations of SGLang 0.5.23.
 PAGE = """\
@@ -369,3 +369,23 @@ def test_every_era_names_its_model(page: str) -> None:
     rank = only_rank(reading_of(page))
 
     assert (rank.model, rank.rank, rank.requests_running) == ("m", "0", 4)
+
+
+def test_what_the_front_end_counts_for_all_ranks_is_the_models() -> None:
+    page = TWO_RANKS + 'sglang:generation_tokens_total{model_name="m"} 12\n'
+
+    ranks = reading_of(page).ranks
+
+    assert ranks[0].stated_for_all == {"generation_tokens_total"}
+    assert combine_ranks(ranks).generation_tokens_total == 12
+    assert combine_ranks(ranks).kv_cache_usage_ratio == 0.5
+    assert combine_ranks(ranks).prompt_tokens_total is None
+
+
+def test_workers_behind_a_gateway_count_each_for_itself() -> None:
+    page = "".join(
+        f'sglang_generation_tokens_total{{model_name="m",worker_addr="http://{worker}:1"}} 5\n'
+        for worker in "ab"
+    )
+
+    assert combine_ranks(reading_of(page).ranks).generation_tokens_total == 10
