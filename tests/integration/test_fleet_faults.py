@@ -15,7 +15,7 @@ from faulty_fleet import Ports, running_fleet
 from serving import Serving, serving, take, write_config
 
 TIMEOUT = 5.0  # the default
-SCRAPES, WARM_UP = 5000, 1000
+SCRAPES, WARM_UP = 5000, 1500
 MIB = 1 << 20
 
 
