@@ -229,4 +229,4 @@ def test_the_image_holds_neither_what_builds_it_nor_what_boards_and_comparisons_
     }
 
     assert not {"pip", "hatchling", "numpy", "scipy", "grafanalib", "matplotlib"} & installed
-    assert {"brimline", "brimline_dashboards", "pynvml.py", "aiohttp"} <= installed
+    assert {"brimline", "brimline_dashboards", "pynvml.py", "aiohttp", "kubernetes"} <= installed
