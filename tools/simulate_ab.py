@@ -1,8 +1,8 @@
 """What `brimline ab` says of runs whose truth is known: tools/simulate_ab.py [--check].
 
 Without arguments, all simulations of docs/ab.md, whose tables are written there, each part when it is done
-(half an hour of computing). With --only, those parts alone; with --rows, those of their rows in whose name the
-text stands. With --check, few runs of each sort, nothing is written, and the exit status is 1 where a bar is
+(half an hour of computing). With --only, those parts alone; with --rows, only rows in whose name the text
+stands. With --check, few runs of each sort, nothing is written, and the exit status is 1 where a bar is
 missed by more than so few runs explain. Beside it, what other methods say of the same runs: Kayenta's rule,
 Welch's t test and Mann-Whitney's, on the raw samples.
 """
