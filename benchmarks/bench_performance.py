@@ -48,7 +48,7 @@ def sections() -> Iterator[str]:
     yield from table(scanning.rows())
     yield ""
     measured = []
-    for targets, blocks, scrapes in ((1, 5, 40), (100, 5, 20), (1000, 3, 8)):
+    for targets, blocks, scrapes in ((1, 4, 40), (100, 3, 20), (1000, 3, 6)):
         measured.append(fleet.measure(targets, blocks=blocks, scrapes=scrapes))
     yield "**A scrape**, with Prometheus' headers (OpenMetrics, gzip), every target's memory predicted."
     yield ""

@@ -22,6 +22,11 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def waited_seconds(task: int | str) -> float:
+    """How long the first thread of a process (or `thread-self`) was ready to run and had no core."""
+    return int(Path(f"/proc/{task}/schedstat").read_text().split()[1]) / 1e9
+
+
 def resident_bytes(pid: int) -> int:
     """RSS of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -8,7 +8,8 @@ export UV_CUSTOM_COMPILE_COMMAND=tools/pin_image.sh
 pin() {
   uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url "$@"
 }
-pin "$@" ../../pyproject.toml -o requirements.txt
+pin "$@" --extra kubernetes ../../pyproject.toml -o requirements.txt
+pin "$@" --extra ab ../../pyproject.toml -o requirements-ab.txt
 # What builds the wheel.
 python3 -c '
 import pathlib, tomllib

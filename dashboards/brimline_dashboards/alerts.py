@@ -91,6 +91,7 @@ def _of_exporters(chosen: Thresholds) -> list[Alert]:
     built = family("build_info")
     job = quoted(chosen.text(name, "job"))
     reload_ok, reload_name = family("config_last_reload_successful"), "BrimlineConfigReloadFailed"
+    discovered = family("discovery_up")
     return [
         Alert(
             name=name,
@@ -116,11 +117,12 @@ def _of_exporters(chosen: Thresholds) -> list[Alert]:
         Alert(
             name=reload_name,
             severity="warning",
-            expr=f"{reload_ok} == 0",
+            expr=f"{reload_ok} == 0\nor on ({ON_EXPORTER})\n{discovered} == 0",
             for_seconds=chosen.number(reload_name, "for"),
-            summary="Exporter {{ $labels.instance }} refused its newest configuration",
-            description="The configuration before it is in force, so that servers added since are not watched. "
-            "`brimline check --config FILE` names file, line and cure.",
+            summary="Exporter {{ $labels.instance }} works with an older configuration",
+            description="A newer file was refused, or files or pods cannot be read. What was known before is in force, "
+            "so that servers added since are not watched. `brimline check --config FILE` names what is wrong and the "
+            "cure.",
             board="exporter",
         ),
     ]

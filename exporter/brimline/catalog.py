@@ -794,6 +794,13 @@ METRICS: tuple[Family, ...] = (
         "while it cannot be read.",
         lambda d: d.used_peak_bytes,
     ),
+    _gpu(
+        "gpu_power_limit_watts",
+        "Power that the GPU may draw, by whichever limit the driver enforces now; looked at once a minute. "
+        "Absent where the driver does not tell it (MIG instances, some integrated GPUs), and while the GPU "
+        "cannot be read.",
+        lambda d: d.power_limit_watts,
+    ),
     Family(
         "gpu_process_memory_bytes",
         "gauge",

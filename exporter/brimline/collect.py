@@ -101,6 +101,8 @@ MAX_RESTARTS = 3
 SLOW_SECONDS = 1.0
 # How long the GPUs that a file or the listening process names are taken as known.
 GPU_SOURCE_MAX_AGE = 10.0
+# How long targets of one round share what is known of the GPUs. What is exposed of them is looked at anew.
+GPU_SHARED_FOR = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,7 @@ class TargetReader:
         self._unparsed_total = 0
         self._dropped_total = 0
         self._kept: tuple[float, TargetSnapshot] | None = None
+        self._problems: tuple[Problem, ...] = ()
         shared = shared or Shared(monotonic)
         self._turns = shared.turns
         self._listeners = shared.listeners
@@ -304,7 +307,7 @@ class TargetReader:
 
     async def _run(self, finish: Finish) -> TargetSnapshot:
         started = self._round_began = self._monotonic()
-        kept = self._kept[1].problems if self._kept is not None else ()
+        kept = self._problems
         try:
             snapshot = await self.read()
         except asyncio.CancelledError:  # the round is over
@@ -349,7 +352,7 @@ class TargetReader:
         snapshot = dataclasses.replace(
             snapshot, duration_seconds=self._monotonic() - started, age_seconds=0.0
         )
-        self._kept = (started, snapshot)
+        self._keep(started, snapshot)
         self._log_change(True, "")
         if is_known:  # else it was asked for more than its page
             self._log_slowness(snapshot.duration_seconds)
@@ -371,8 +374,13 @@ class TargetReader:
             up=False, problems=(Problem(reason, detail),), duration_seconds=self._monotonic() - started
         )
         if keep:
-            self._kept = (started, snapshot)
+            self._keep(started, snapshot)
         return snapshot
+
+    def _keep(self, at: float, snapshot: TargetSnapshot) -> None:
+        self._problems = snapshot.problems
+        if self.target.min_interval > 0:
+            self._kept = at, snapshot
 
     def unfinished(self) -> TargetSnapshot:
         """The snapshot for a scraper that cannot wait for the read in flight."""
@@ -1074,6 +1082,7 @@ class Collector:
         self._readers: tuple[TargetReader, ...] = ()
         self._gpu: GpuReader | None = None
         self._gpu_key: tuple[Any, ...] | None = None
+        self._gpu_recently: tuple[float, GpuReading] | None = None
         self._rounds: list[_Round] = []
         self._refusals: dict[str, str] = {}
         self.reload_success_time: float | None = None
@@ -1117,6 +1126,7 @@ class Collector:
             self._gpu = self._open_gpus(config.gpu, config.peak_window, want_pids=wants_pids(config.targets))
             self._gpu.start()
             self._gpu_key = gpu_key
+            self._gpu_recently = None
         self._config = config
         self.reload_success_time = self._clock()
 
@@ -1167,6 +1177,7 @@ class Collector:
         # After a reload, a round of the old targets may be in flight still: its scrapers keep it.
         current = next((begun for begun in self._rounds if begun.readers is self._readers), None)
         if current is None:
+            self._gpu_recently = None
             current = _Round(self._readers, self._finish, deadline)
             self._rounds.append(current)
         else:
@@ -1198,7 +1209,11 @@ class Collector:
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:
-        return await reader.finish(self.gpu_reading(), len(self._readers), snapshot)
+        now = self._monotonic()
+        if self._gpu_recently is None or not 0 <= now - self._gpu_recently[0] < GPU_SHARED_FOR:
+            # A thousand targets that finish together need not put it together a thousand times.
+            self._gpu_recently = now, self.gpu_reading()
+        return await reader.finish(self._gpu_recently[1], len(self._readers), snapshot)
 
     def _account(
         self, targets: Sequence[TargetSnapshot], readers: Sequence[TargetReader], gpu: GpuReading

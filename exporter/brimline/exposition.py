@@ -28,6 +28,8 @@ _go_float: Callable[[float], str] = floatToGoString
 # Label values that are remembered while a page is written; most stand in dozens of its lines.
 _MAX_REMEMBERED = 50_000
 
+_PIECE_CHARACTERS = 256 << 10
+
 _OWN = CollectorRegistry(auto_describe=False)
 ProcessCollector(registry=_OWN)
 PlatformCollector(registry=_OWN)
@@ -53,9 +55,13 @@ def _bound(bound: float) -> str:
 
 def _number(value: float) -> str:
     """A value as the client library writes it."""
-    if value == 0:  # four of five are 0 or 1
+    if value == 0:  # half of them are 0 or 1
         return "0.0"
-    return "1.0" if value == 1 else _go_float(value)
+    if value == 1:
+        return "1.0"
+    text = repr(value)
+    # As Python writes it, unless Go would use an exponent, or it is no plain number.
+    return text if 0 < text.find(".") <= 6 else _go_float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +212,20 @@ def pieces(
     if separator and escaping != "allow-utf-8":
         # Names as they are need none, and are what every scheme but `dots` and `values` makes of them.
         content_type = f"{kind}; escaping=underscores"
-    texts = _texts(snapshot, families, is_openmetrics=is_openmetrics)
-    return (text.encode("utf-8", "replace") for text in texts), content_type
+    return _encoded(_texts(snapshot, families, is_openmetrics=is_openmetrics)), content_type
+
+
+def _encoded(texts: Iterable[str]) -> Iterator[bytes]:
+    """The texts as pieces of some size."""
+    held: list[str] = []
+    size = 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size > _PIECE_CHARACTERS:
+            yield "".join(held).encode("utf-8", "replace")
+            held, size = [], 0
+    yield "".join(held).encode("utf-8", "replace")
 
 
 def render(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from brimline.processes import PROC, ProcessFamily, cgroup_memory, families_on, resident_bytes
+from brimline.processes import PROC, ProcessFamily, cgroup_memory, cgroup_of, families_on, resident_bytes
 from brimline.readings import ProcessReading
 from brimline.threads import in_daemon_thread
 
@@ -30,6 +30,7 @@ class Listeners:
         self._looked_at: float | None = None
         self._look: asyncio.Future[dict[int, ProcessFamily]] | None = None
         self._families: dict[int, ProcessFamily] = {}
+        self._my_cgroup: tuple[str, str] | None = None
         self._memory: dict[ProcessFamily, tuple[float, ProcessReading]] = {}
 
     def add(self, port: int) -> None:
@@ -53,7 +54,7 @@ class Listeners:
         if known is not None and known[0] >= since:
             return known[1]
         at = self._monotonic()
-        counted = cgroup_memory(family.listener, self._proc)
+        counted = cgroup_memory(family.listener, self._proc, mine=self._my_cgroup)
         if counted is None:
             used, limit = resident_bytes(family.pids, self._proc), None
         else:
@@ -76,6 +77,7 @@ class Listeners:
                 await asyncio.wait([look], timeout=PATIENCE)
             if look.done() and look is self._look:
                 self._look = None
+                self._my_cgroup = cgroup_of("self", self._proc)
                 self._families = {} if look.exception() is not None else look.result()
                 self._memory.clear()
         return self._families.get(port)

@@ -208,14 +208,17 @@ def cgroup_of(pid: int | str, proc: Path = PROC) -> tuple[str, str] | None:
     )
 
 
-def cgroup_memory(pid: int, proc: Path = PROC, cgroups: Path = CGROUPS) -> tuple[int, int | None] | None:
+def cgroup_memory(
+    pid: int, proc: Path = PROC, cgroups: Path = CGROUPS, *, mine: tuple[str, str] | None = None
+) -> tuple[int, int | None] | None:
     """Used bytes and limit of a process's cgroup, without file caches that can be dropped.
 
     Of all levels that have a limit the one with least left, as a pod's may bind before its container's. None
-    where the process has no cgroup of its own, shares ours, or the hierarchy is not visible.
+    where the process has no cgroup of its own, shares ours, or the hierarchy is not visible. mine: our own
+    cgroup, where the caller knows it.
     """
     found = cgroup_of(pid, proc)
-    if found is None or found == cgroup_of("self", proc):
+    if found is None or found == (mine or cgroup_of("self", proc)):
         return None
     version, path = found
     parts = [part for part in path.split("/") if part]

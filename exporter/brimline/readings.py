@@ -124,7 +124,8 @@ def combine_ranks(ranks: Sequence[RankReading]) -> RankReading:
     """One reading for a model: counts and capacities summed, ratios and lengths of the fullest rank.
 
     A quantity that any rank does not state is None, unless one rank states it for all: half a sum would pass
-    for a whole one. The mappings and histograms are left out. Raises ValueError for no ranks or ranks of several models.
+    for a whole one. The mappings and histograms are left out. Raises ValueError for no ranks or ranks of
+    several models.
     """
     models = {rank.model for rank in ranks}
     if len(models) != 1:
@@ -181,6 +182,7 @@ class DeviceReading:
 
     memory_api: `v2` where used and reserved are told apart, `v1` where used includes reserved, `none`.
     problem: a word of GPU_REASONS where the memory could not be read; the memory is then None.
+    power_limit_watts: what it may draw, as the driver enforces it now; None where it does not tell.
     processes: those with memory on it, by number, with its bytes, where they were asked for; the bytes are
     None where the driver does not tell them.
     """
@@ -195,6 +197,7 @@ class DeviceReading:
     free_bytes: int | None = None
     reserved_bytes: int | None = None
     used_peak_bytes: int | None = None
+    power_limit_watts: float | None = None
     problem: str | None = None
     detail: str = ""
     processes: Mapping[int, int | None] | None = None

@@ -1,7 +1,8 @@
 /* A libnvidia-ml.so.1 for tests: the few functions that Brimline calls, answering from a file.
  *
  * FAKE_NVML_STATE names a file of KEY=VALUE lines, read anew by every call (replace the file, do not write into it):
- *   count=2  driver=570.1  total=  used=  reserved=  name=  uuid=      any of the last five also with .DEVICE
+ *   count=2  driver=570.1  total=  used=  reserved=  name=  uuid=  power_limit=700000
+ *                         any from total on also with .DEVICE; without a power_limit (milliwatts) there is none
  *   mig.0=2               MIG is on for GPU 0, with two instances
  *   pids.DEVICE=12,34     compute processes; graphics_pids.DEVICE= likewise; pid_memory.12=  its bytes
  *   err.FUNCTION[.DEVICE]=CODE     hang.FUNCTION[.DEVICE]=SECONDS (ends early when the line goes)
@@ -236,6 +237,14 @@ int nvmlDeviceGetMemoryInfo_v2(void *handle, memory_v2 *out) {
     return OK;
 }
 #endif
+
+int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *milliwatts) {
+    char device[16];
+    int result = enter_device("nvmlDeviceGetEnforcedPowerLimit", handle, device);
+    if (result) return result;
+    *milliwatts = (unsigned)number("power_limit", device, 0);
+    return *milliwatts ? OK : NOT_SUPPORTED;
+}
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     char device[16], key[32], value[16];

@@ -47,6 +47,8 @@ def stages() -> list[Stage]:
             found.append(Stage())
         elif word == "ENV":
             found[-1].environment |= dict(pair.split("=", 1) for pair in shlex.split(rest))
+        elif word == "ARG":
+            found[-1].environment |= dict([rest.split("=", 1)])
         elif word == "WORKDIR":
             found[-1].folder = rest
         elif word == "USER":
@@ -227,4 +229,4 @@ def test_the_image_holds_neither_what_builds_it_nor_what_boards_and_comparisons_
     }
 
     assert not {"pip", "hatchling", "numpy", "scipy", "grafanalib", "matplotlib"} & installed
-    assert {"brimline", "brimline_dashboards", "pynvml.py", "aiohttp"} <= installed
+    assert {"brimline", "brimline_dashboards", "pynvml.py", "aiohttp", "kubernetes"} <= installed

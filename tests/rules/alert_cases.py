@@ -155,7 +155,17 @@ def _exporters() -> list[Cause]:
             what="a reload was refused",
             page=H.changed("config_last_reload_successful", during(0, BEGINS, ENDS)),
             labels=SCRAPE,
-            summary="Exporter 10.0.0.7:10778 refused its newest configuration",
+            summary="Exporter 10.0.0.7:10778 works with an older configuration",
+        ),
+        Cause(
+            alert="BrimlineConfigReloadFailed",
+            severity="warning",
+            what="pods cannot be listed",
+            page=H.added("discovery_up", 1, source="kubernetes").changed(
+                "discovery_up", during(0, BEGINS, ENDS), source="kubernetes"
+            ),
+            labels={**SCRAPE, "source": "kubernetes"},
+            summary="Exporter 10.0.0.7:10778 works with an older configuration",
         ),
     ]
 

@@ -86,6 +86,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "gpu_memory_free_bytes": ("gpu",),
     "gpu_memory_reserved_bytes": ("gpu",),
     "gpu_memory_used_peak_bytes": ("gpu",),
+    "gpu_power_limit_watts": ("gpu",),
     "host_memory_total_bytes": (),
     "host_memory_available_bytes": (),
 }  # fmt: skip

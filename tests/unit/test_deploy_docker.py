@@ -62,11 +62,15 @@ def test_its_version_is_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "section"), [("requirements.txt", "project"), ("build-requirements.txt", "build-system")]
+    ("file", "extra"),
+    [("requirements.txt", "kubernetes"), ("requirements-ab.txt", "ab"), ("build-requirements.txt", None)],
 )
-def test_every_dependency_is_pinned_with_its_hashes(file: str, section: str) -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())[section]
-    wanted = project["dependencies"] if section == "project" else project["requires"]
+def test_every_dependency_is_pinned_with_its_hashes(file: str, extra: str | None) -> None:
+    document = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    wanted: list[str] = document["build-system"]["requires"]
+    if extra is not None:
+        project = document["project"]
+        wanted = [*project["dependencies"], *project["optional-dependencies"][extra]]
     text = (DEPLOY / "docker" / file).read_text()
     pinned = dict(PINNED.findall(text))
 

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import yaml
 
+from brimline.ab.experiment import parse as parse_experiment
 from brimline.config import Config, GpuSource, Seconds, parse, parse_targets
 from brimline_dashboards.recording import Dcgm
 from brimline_dashboards.rules import Options, files
@@ -27,6 +28,7 @@ BOARDS = sorted((REPOSITORY / "dashboards/generated").glob("*.json"))
 # The oldest and the newest Kubernetes whose schemas there are.
 VERSIONS = ("1.25.0", "1.37.0")
 MODES = ("sidecar", "sidecar-nvml", "daemonset")
+LATER = 1_796_630_400.0  # a week after the example of an experiment began
 NO_SCHEMA = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of Prometheus' operator
 LARGEST_CONFIG_MAP = 1 << 20
 SERVER_SIDE = "kubectl apply --server-side -n monitoring -k dashboards"
@@ -60,6 +62,9 @@ VALUES: dict[str, Json] = {
             "dcgmNamespaceLabel": "namespace",
         },
     },
+    "everywhere": {"mode": "daemonset", "discovery": {"namespaces": ["*"], "selector": "app=vllm"}},
+    "listener": {"mode": "sidecar-nvml", "server": {"gpus": "listener"}},
+    "undiscovered": {"mode": "daemonset", "discovery": {"enabled": False}},
     "annotated": {
         "mode": "sidecar",
         "scrapeAnnotations": True,
@@ -86,6 +91,13 @@ HOSTILE: dict[str, tuple[Json, str]] = {
     "a label that is none": ({"podLabels": {"a b": "c"}}, "a b"),
     "a key of the configuration": ({"config": {"lissen": "x"}}, "lissen"),
     "nobody may scrape": ({"networkPolicy": {"from": []}}, "from"),
+    "a listener of a user that is not known": (
+        {
+            "mode": "sidecar-nvml",
+            "server": {"gpus": "listener", "securityContext": {"runAsGroup": None}},
+        },
+        "runAsGroup",
+    ),
     "an alert that there is not": (
         {"prometheusRule": {"enabled": True, "disabled": ["BrimlineNothing"]}},
         "no alert BrimlineNothing",
@@ -127,7 +139,8 @@ def helm() -> dict[str, list[Json]]:
 def kustomize() -> dict[str, list[Json]]:
     """The objects of every overlay, and those of the boards and rules."""
     overlays = {mode: built(DEPLOY / "kubernetes/overlays" / mode) for mode in MODES}
-    return {**overlays, "monitoring": built(REPOSITORY / "dashboards")}
+    watch = built(DEPLOY / "kubernetes/ab-watch")
+    return {**overlays, "monitoring": built(REPOSITORY / "dashboards"), "ab-watch": watch}
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +230,41 @@ def test_the_exporter_asks_for_no_gpu_and_no_token_and_writes_nothing(
         assert set(own["resources"]["limits"]) == {"memory"}  # a limit of CPU would only slow scrapes down
         assert set(own["resources"]["requests"]) == {"cpu", "memory"}
         assert all(mount.get("readOnly") for mount in own["volumeMounts"])
-        if not of_kind(found, "ServiceAccount"):
-            assert pod(found)["automountServiceAccountToken"] is False
+        assert pod(found)["automountServiceAccountToken"] is bool(of_kind(found, "ServiceAccount"))
+
+
+@pytest.mark.parametrize("by", ["helm", "kustomize"])
+def test_the_node_s_exporter_may_see_pods_and_nothing_else(
+    by: str, renderings: dict[str, list[Json]]
+) -> None:
+    found = renderings[f"{by} daemonset"]
+    [role], [binding] = of_kind(found, "Role"), of_kind(found, "RoleBinding")
+    account = only(found, "ServiceAccount")
+    pods = configuration(found).kubernetes
+
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": "inference"}
+    ]
+    assert pod(found)["serviceAccountName"] == account["metadata"]["name"]
+    assert account["automountServiceAccountToken"] is False
+    assert pods is not None
+    assert (pods.node, pods.namespaces) == ("${NODE_NAME}", [role["metadata"]["namespace"]])
+    [node] = [entry for entry in exporter(found)["env"] if entry["name"] == "NODE_NAME"]
+    assert node["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+
+
+def test_all_namespaces_take_a_cluster_role(helm: dict[str, list[Json]]) -> None:
+    found = helm["everywhere"]
+    pods = configuration(found).kubernetes
+
+    assert not of_kind(found, "Role")
+    assert only(found, "ClusterRole")["rules"][0]["verbs"] == ["list", "watch"]
+    assert only(found, "ClusterRoleBinding")["roleRef"]["kind"] == "ClusterRole"
+    assert pods is not None
+    assert (pods.namespaces, pods.selector) == ([], "app=vllm")
+    assert configuration(helm["undiscovered"]).kubernetes is None
 
 
 @pytest.mark.parametrize("by", ["helm", "kustomize"])
@@ -260,6 +306,25 @@ def test_the_sidecar_takes_its_gpus_from_the_file_that_its_server_writes(
             next(mount for mount in container["volumeMounts"] if mount["name"] == "gpus")
         ).items()
     assert "emptyDir" in volumes["gpus"]
+
+
+def test_a_sidecar_that_looks_for_the_listening_process_is_of_its_user(
+    helm: dict[str, list[Json]],
+) -> None:
+    found = helm["listener"]
+    [server] = [each for each in containers(pod(found)) if each["name"] == "server"]
+    [target] = configuration(found).targets
+    users = {
+        (each["securityContext"]["runAsUser"], each["securityContext"]["runAsGroup"])
+        for each in containers(pod(found))
+    }
+
+    assert users == {(2000, 2000)}
+    assert pod(found)["shareProcessNamespace"] is True
+    assert isinstance(target.gpus, GpuSource)
+    assert target.gpus.listener
+    assert server["command"] == ["vllm", "serve"]
+    assert "shareProcessNamespace" not in pod(helm["sidecar-nvml"])
 
 
 def test_the_wrapped_command_writes_the_file_and_becomes_the_server(
@@ -456,6 +521,25 @@ def test_promtool_reads_the_rules(renderings: dict[str, list[Json]], tmp_path: P
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("SUCCESS") == 3
+
+
+def test_the_watch_is_where_argo_and_flagger_ask_for_it(renderings: dict[str, list[Json]]) -> None:
+    found = renderings["kustomize ab-watch"]
+    [service], [config_map] = of_kind(found, "Service"), of_kind(found, "ConfigMap")
+    [port] = service["spec"]["ports"]
+    address = f"http://{service['metadata']['name']}.{service['metadata']['namespace']}.svc:{port['port']}"
+    labels = workload(found)["spec"]["template"]["metadata"]["labels"]
+
+    experiment = parse_experiment(config_map["data"]["experiment.yaml"], "experiment.yaml", now=LATER)
+
+    assert experiment.name == "kv-dtype"
+    assert address in (DEPLOY / "argo-rollouts/analysistemplate.yaml").read_text()
+    assert (
+        f"{address}/api/v1/confirm/{experiment.name}" in (DEPLOY / "flagger/metrictemplate.yaml").read_text()
+    )
+    assert service["spec"]["selector"].items() <= labels.items()
+    # Prometheus takes the watch for no exporter's pod.
+    assert labels["brimline"] != "exporter"
 
 
 def test_helm_finds_nothing_to_say() -> None:

@@ -168,6 +168,7 @@ def everything() -> Snapshot:
         free_bytes=5,
         reserved_bytes=1,
         used_peak_bytes=6,
+        power_limit_watts=700.0,
         problem="hang",
     )
     return Snapshot(

@@ -61,7 +61,7 @@ USUAL_INTERVAL = 15.0
 
 _BY_BOOT = ("target_config_fingerprint_info", "target_start_time_seconds")
 _LAST_OF_TARGETS = ("model_info", "target_setting_info", "target_settings_complete")
-_LAST_OF_EXPORTERS = ("gpu_info", "gpu_memory_total_bytes", "target_gpu_info")
+_LAST_OF_EXPORTERS = ("gpu_info", "gpu_memory_total_bytes", "gpu_power_limit_watts", "target_gpu_info")
 
 # done, total, what
 Progress = Callable[[int, int, str], None]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from brimline.ab.blocks import ArmBlocks, Pairing, cell_sums, sampled_at
 from brimline.ab.estimators import Arm, NotEnough, intensity, load_overlap
 from brimline.ab.experiment import Experiment
-from brimline.ab.observations import ArmObservations, Boot, ReplicaObservations
+from brimline.ab.observations import ArmObservations, Boot, Gpu, ReplicaObservations
 from brimline.ab.result import Guard, Mode
 from brimline.ab.series import EMPTY, finite
 from brimline.units import format_bytes
@@ -225,21 +225,26 @@ def _shared_servers(pair: Pair) -> Guard:
     return Guard(name="shared_servers", passed=True, detail="no server is in two variants")
 
 
+def _facts(gpu: Gpu) -> dict[str, str | None]:
+    return {
+        "GPU": gpu.name,
+        "memory": None if gpu.memory_total_bytes is None else format_bytes(gpu.memory_total_bytes),
+        "MIG profile": gpu.mig_profile,
+        "power limit": None if gpu.power_limit_watts is None else f"{gpu.power_limit_watts:.0f} W",
+        "driver": None if gpu.driver is None else gpu.driver.partition(".")[0],
+    }
+
+
 def _hardware(pair: Pair) -> Guard:
     """Unlike GPUs: name, memory, MIG profile, power limit, the driver's major version."""
     seen: dict[str, set[str]] = {}
+    of_servers: dict[str, list[dict[str, str | None]]] = {}
     for variant, replica in _replicas(pair):
-        for gpu in replica.gpus:
-            facts = {
-                "GPU": gpu.name,
-                "memory": None if gpu.memory_total_bytes is None else format_bytes(gpu.memory_total_bytes),
-                "MIG profile": gpu.mig_profile,
-                "power limit": None if gpu.power_limit_watts is None else f"{gpu.power_limit_watts:.0f} W",
-                "driver": None if gpu.driver is None else gpu.driver.partition(".")[0],
-            }
-            for fact, value in facts.items():
-                if value is not None:
-                    seen.setdefault(fact, set()).add(f"{variant}: {value}")
+        facts_of_gpus = [_facts(gpu) for gpu in replica.gpus]
+        of_servers[f"{variant}/{replica.name}"] = facts_of_gpus
+        for fact, value in (each for facts in facts_of_gpus for each in facts.items()):
+            if value is not None:
+                seen.setdefault(fact, set()).add(f"{variant}: {value}")
     unlike = [
         f"{fact} ({', '.join(sorted(values))})"
         for fact, values in seen.items()
@@ -252,12 +257,23 @@ def _hardware(pair: Pair) -> Guard:
             detail=f"unlike {'; '.join(unlike)}",
             cure="run both variants on GPUs of one kind, with one driver and one power limit",
         )
-    if not seen:
+    # What is known of some servers and not of others; a GPU without a MIG profile is a whole one.
+    unknown = {
+        server: [
+            fact
+            for fact in seen
+            if fact != "MIG profile" and not (gpus and all(facts[fact] is not None for facts in gpus))
+        ]
+        for server, gpus in of_servers.items()
+    }
+    unknown = {server: facts for server, facts in unknown.items() if facts}
+    if not seen or unknown:
+        told = "; ".join(f"{', '.join(facts)} of {server}" for server, facts in unknown.items())
         return Guard(
             name="hardware",
             passed=None,
-            detail="no GPU is known of any server",
-            cure="give the sidecar access to NVML, or see for yourself that the GPUs are alike",
+            detail=f"not known: {told}" if seen else "no GPU is known of any server",
+            cure="give the sidecars access to NVML, or see for yourself that the GPUs are alike",
         )
     names = {text.partition(": ")[2] for text in seen.get("GPU", set())}
     return Guard(name="hardware", passed=True, detail=", ".join(sorted(names)) or "alike")
@@ -266,10 +282,10 @@ def _hardware(pair: Pair) -> Guard:
 def _model(pair: Pair) -> Guard:
     treatment = set(pair.experiment.treatment)
     models = [sorted({model for replica in arm.replicas for model in replica.models}) for arm in pair.arms]
-    engines = [
-        sorted({f"{r.engine} {r.engine_version or ''}".strip() for r in arm.replicas if r.engine})
-        for arm in pair.arms
-    ]
+    engines, versions = (
+        [sorted({str(value) for r in arm.replicas if (value := getattr(r, name))}) for arm in pair.arms]
+        for name in ("engine", "engine_version")
+    )
     if models[0] and models[1] and models[0] != models[1] and not treatment & _OF_THE_MODEL:
         return Guard(
             name="model",
@@ -277,23 +293,34 @@ def _model(pair: Pair) -> Guard:
             detail=f"{', '.join(models[0])} against {', '.join(models[1])}",
             cure="serve one model in both, or name `model` or `quantization` under `treatment`",
         )
-    if (
-        engines[0]
-        and engines[1]
-        and engines[0] != engines[1]
-        and not treatment & {"engine", "engine_version"}
-    ):
+    unlike = [one for one in (engines, versions) if one[0] and one[1] and one[0] != one[1]]
+    if unlike and not treatment & {"engine", "engine_version"}:
+        sides = (", ".join([*engines[place], *versions[place]]) for place in (0, 1))
         return Guard(
             name="model",
             passed=False,
-            detail=f"{', '.join(engines[0])} against {', '.join(engines[1])}",
+            detail=" against ".join(sides),
             cure="run one version of one engine in both, or name `engine_version` under `treatment`",
         )
     if not (models[0] and models[1]):
         return Guard(
             name="model", passed=None, detail="the servers do not say which model", cure="see for yourself"
         )
-    return Guard(name="model", passed=True, detail="; ".join([", ".join(models[0]), *engines[0]]))
+    silent = [
+        f"{variant}/{replica.name}"
+        for variant, replica in _replicas(pair)
+        if replica.engine is None or replica.engine_version is None
+    ]
+    if silent and not treatment & {"engine", "engine_version"}:
+        return Guard(
+            name="model",
+            passed=None,
+            detail=f"the engine's version is not known of {', '.join(silent)}",
+            cure="see for yourself that both run one version",
+        )
+    return Guard(
+        name="model", passed=True, detail="; ".join(map(", ".join, (models[0], engines[0], versions[0])))
+    )
 
 
 def _settings_of(*arms: ArmObservations) -> list[dict[str, set[str]]]:
@@ -400,27 +427,44 @@ def _unverified(names: Sequence[str]) -> str:
     return f"{what} not known of both: {listed}"
 
 
-def is_cold(replica: ReplicaObservations) -> bool | None:
-    """True where its last boot has a smaller pool than another one; None where that cannot be told.
+def is_cold(replica: ReplicaObservations, others: Iterable[ReplicaObservations] = ()) -> bool | None:
+    """True where its last boot has a smaller pool than another one alike; None where that cannot be told.
 
-    An engine that compiles during its first start measures more memory in use and leaves a smaller pool, by
-    3.5 against 6.0 GiB in one report (1CatAI/1Cat-vLLM issue 518) and by 5 % in another (vLLM issue 54383).
+    others: servers of its arm, of which those with the same settings on the same GPUs count: a new pod has no
+    boots of its own before this one. An engine that compiles during its first start measures more memory in
+    use and leaves a smaller pool, by 3.5 against 6.0 GiB in one report (1CatAI/1Cat-vLLM issue 518) and by
+    5 % in another (vLLM issue 54383).
     """
-    pools = [
-        (boot.start or 0.0, boot.in_window, boot)
-        for boot in replica.boots
-        if "kv_cache_capacity_bytes" in boot.observed
-    ]
-    if not pools:
-        return None
-    in_window = [boot for _, inside, boot in sorted(pools, key=lambda one: one[0]) if inside]
+    own = _pools(replica)
+    in_window = [place for place, (_, inside, _) in enumerate(own) if inside]
     if not in_window:
         return None
-    last = in_window[-1].observed["kv_cache_capacity_bytes"]
-    others = [boot.observed["kv_cache_capacity_bytes"] for _, _, boot in pools if boot is not in_window[-1]]
-    if others:
-        return last < max(others) * (1 - COLD_POOL_SHORTFALL)
-    return None if _falls_short(in_window[-1]) is None else False
+    (_, _, last) = own.pop(in_window[-1])
+    pools = [pool for _, _, pool in own]
+    pools += [pool for other in others if _is_alike(replica, other) for _, _, pool in _pools(other)]
+    if pools:
+        return last < max(pools) * (1 - COLD_POOL_SHORTFALL)
+    last_boot = max((boot for boot in replica.boots if boot.in_window), key=lambda boot: boot.start or 0.0)
+    return None if _falls_short(last_boot) is None else False
+
+
+def _pools(replica: ReplicaObservations) -> list[tuple[float, bool, float]]:
+    """Of each boot whose pool is known, oldest first: its start, whether in the window, the pool's bytes."""
+    return sorted(
+        (boot.start or 0.0, boot.in_window, boot.observed["kv_cache_capacity_bytes"])
+        for boot in replica.boots
+        if "kv_cache_capacity_bytes" in boot.observed
+    )
+
+
+def _is_alike(replica: ReplicaObservations, other: ReplicaObservations) -> bool:
+    if other is replica or replica.fingerprint is None or other.fingerprint != replica.fingerprint:
+        return False
+    gpus, others = (
+        sorted((gpu.name or "", gpu.memory_total_bytes or 0.0) for gpu in one.gpus)
+        for one in (replica, other)
+    )
+    return gpus == others
 
 
 def _falls_short(boot: Boot) -> bool | None:
@@ -437,16 +481,19 @@ def may_be_cold(replica: ReplicaObservations) -> bool:
 
 
 def _cold_boot(pair: Pair) -> Guard:
-    cold = [f"{variant}/{replica.name}" for variant, replica in _replicas(pair) if is_cold(replica)]
+    servers = list(_replicas(pair))
+    # Beside those of its own arm: what the treatment does to the pool may stand in no setting that is known.
+    states = [is_cold(replica, arm.replicas) for arm in pair.arms for replica in arm.replicas]
+    cold = [f"{variant}/{one.name}" for (variant, one), state in zip(servers, states, strict=True) if state]
     cure = "restart it once, so that its compile cache is warm, and measure again"
     if cold:
         return Guard(
             name="cold_boot",
             passed=False,
-            detail=f"a smaller KV cache pool than other boots of the same settings: {', '.join(cold)}",
+            detail=f"a smaller KV cache pool than other boots of the same settings had: {', '.join(cold)}",
             cure=cure,
         )
-    unsure = [f"{variant}/{replica.name}" for variant, replica in _replicas(pair) if may_be_cold(replica)]
+    unsure = [f"{variant}/{replica.name}" for variant, replica in servers if may_be_cold(replica)]
     if unsure:
         return Guard(
             name="cold_boot",
@@ -454,11 +501,16 @@ def _cold_boot(pair: Pair) -> Guard:
             detail=f"a smaller pool than predicted on the only boot that is known: {', '.join(unsure)}",
             cure=cure,
         )
-    if all(is_cold(replica) is None for _, replica in _replicas(pair)):
+    untold = [
+        f"{variant}/{one.name}"
+        for (variant, one), state in zip(servers, states, strict=True)
+        if state is None
+    ]
+    if untold:
         return Guard(
             name="cold_boot",
             passed=None,
-            detail="one boot is known, and no prediction of its pool",
+            detail=f"one boot is known, and no prediction of its pool: {', '.join(untold)}",
             cure=cure,
         )
     return Guard(name="cold_boot", passed=True, detail="no boot has a smaller pool than others alike")

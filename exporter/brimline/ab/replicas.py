@@ -216,13 +216,17 @@ def _absent(engine: str | None, settings: Mapping[str, str], last: Table, key: K
 
 def _gpu(last: Table, of_gpus: Key, uuid: str) -> Gpu:
     info = next(iter(newest(last.parts("gpu_info", of_gpus, gpu=uuid))), frozenset())
-    total = summed(list(last.parts("gpu_memory_total_bytes", of_gpus, gpu=uuid).values()))
+    total, power_limit = (
+        summed(list(last.parts(quantity, of_gpus, gpu=uuid).values()))
+        for quantity in ("gpu_memory_total_bytes", "gpu_power_limit_watts")
+    )
     name = label(info, "name") or None
     profile = re.search(r"\bMIG (\S+)", name or "")
     return Gpu(
         name=name,
         memory_total_bytes=float(total.values[-1]) if len(total.values) else None,
         driver=label(info, "driver") or None,
+        power_limit_watts=float(power_limit.values[-1]) if len(power_limit.values) else None,
         mig_profile=profile[1] if profile else None,
     )
 

@@ -24,7 +24,9 @@ def static_results(
 ) -> tuple[StaticResult, ...]:
     """A row for each quantity that either arm says. wanted: those that the experiment file names."""
     cold = any(
-        is_cold(replica) or may_be_cold(replica) for replica in (*baseline.replicas, *candidate.replicas)
+        is_cold(replica, arm.replicas) or may_be_cold(replica)
+        for arm in (baseline, candidate)
+        for replica in arm.replicas
     )
     rows = (
         _row(quantity, baseline, candidate, wanted.get(quantity.name), cold) for quantity in STATIC.values()

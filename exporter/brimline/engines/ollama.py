@@ -1,16 +1,17 @@
-"""Ollama 0.1.38 to the main branch of 2026; not tested against a live server.
+"""Ollama, main branch of 2026 and older; not tested against a live server.
 
 It has no metrics page (its routes, server/routes.go, 2026): what is known stands in /api/ps, asked in every
 round, and /api/version. /api/ps lists the models that are loaded, each with the memory that Ollama counts
-for it, on GPUs and in main memory, and since 0.10 with its context length. Nothing is said of requests,
+for it, on GPUs and in main memory, and newer servers add its context length. Nothing is said of requests,
 tokens, or how full a K/V cache is, so there are no tokens per second and no latencies. A model that has not
 been used for a while is unloaded; that is no fault, and its series end then.
 
-`size` and `size_vram` are of weights, K/V cache and compute buffers together, on all GPUs. With the engine of
-2025 and later they are what was allocated, before that what was estimated ahead of loading; the driver's own
-memory is in neither. Where less lies on the GPUs than in all, the rest is computed by the CPU, many times
-slower. /api/show is not asked: it takes a POST for each model, and tells how long a context the model was
-trained for, not the one that it runs with.
+`size` and `size_vram` are of weights, K/V cache and compute buffers together, on all GPUs: what the model's
+runner reports, and in older servers (EstimatedVRAM in server/sched.go) what was estimated ahead of loading.
+Beside NVML's figures they say what Ollama means to use, so they are passed on as its count, not as measured.
+Where less lies on the GPUs than in all, the rest is computed by the CPU, many times slower. /api/show is not
+asked: it takes a POST for each model, and tells how long a context the model was trained for, not the one
+that it runs with.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from brimline.readings import EngineReading, RankReading
 MAX_BYTES = 1 << 60
 
 ELSEWHERE = {
-    "max_model_len_tokens": "`context_length` of /api/ps, since 0.10",
+    "max_model_len_tokens": "`context_length` of /api/ps; older servers do not state it",
     "model_memory_bytes": (
         "`size_vram` of /api/ps on the GPUs, what `size` is more in main memory; weights, K/V cache and "
         "buffers together"
@@ -125,7 +126,7 @@ def _is_program(words: Sequence[str]) -> bool:
 
 ADAPTER = Adapter(
     name="ollama",
-    versions="0.1.38 to the main branch of 2026",
+    versions="main branch of 2026",
     elsewhere=ELSEWHERE,
     title="Ollama",
     usual_ports=(11434,),

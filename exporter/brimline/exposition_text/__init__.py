@@ -40,12 +40,25 @@ _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 Pairs = dict[bytes, tuple[str, str]]  # `name="value` as written → name, value
 
-# Labels as they were written, all of a line together: a server sends the same ones with each scrape. Those of
-# two dozen ranks of vLLM, or of any number that are labelled alike; then they are forgotten, and read anew.
-MAX_REMEMBERED = 4096
-_MAX_REMEMBERED_BYTES = 512
-_MAX_REMEMBERED_LABELS = 8
-_remembered: dict[bytes, Mapping[str, str]] = {}
+# Bytes of labels that are remembered as they were written, all of a line together: those of a hundred ranks
+# of vLLM, or of any number that are labelled alike. As mappings they take some six times as much.
+MAX_REMEMBERED_BYTES = 1 << 20
+
+
+class _Remembered(dict[bytes, Mapping[str, str]]):
+    """Labels that were seen before: a server sends the same ones with each scrape. Too many are forgotten."""
+
+    bytes_held = 0
+
+    def add(self, raw: bytes, labels: Mapping[str, str]) -> None:
+        if self.bytes_held > MAX_REMEMBERED_BYTES:
+            self.clear()
+            self.bytes_held = 0
+        self.bytes_held += len(raw) + 64
+        self[raw] = labels
+
+
+_remembered = _Remembered()
 
 
 class Sample(NamedTuple):
@@ -156,10 +169,8 @@ def _labelled_sample(text: bytes, pairs: Pairs) -> Sample | None:
         if labels_and_rest is None:
             return None
         labels, rest = labels_and_rest
-    elif len(raw) <= _MAX_REMEMBERED_BYTES and len(labels) <= _MAX_REMEMBERED_LABELS:
-        if len(_remembered) >= MAX_REMEMBERED:
-            _remembered.clear()
-        _remembered[raw] = labels
+    else:
+        _remembered.add(raw, labels)
     value = _value(rest)
     return None if value is None else Sample(labels, value)
 
@@ -178,6 +189,7 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
     """
     found: dict[bytes, list[Sample]] = {name: [] for name in wanted}
     pairs: Pairs = {}
+    remembered = _remembered.get
     others: set[bytes] = set()  # well-formed names that nobody wants
     unparsed = dropped = 0
     samples_left, labels_left = MAX_SAMPLES, MAX_PAGE_LABELS
@@ -213,12 +225,16 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
         if brace and not behind_name:
             # Most lines: labels that were seen before, and a number alone.
             raw, _, rest = behind_brace.partition(b"}")
-            labels = _remembered.get(raw)
-            if labels is not None and (value := _number(rest)) is not None:
-                rows.append(Sample(labels, value))
-                samples_left -= 1
-                labels_left -= len(labels)
-                continue
+            labels = remembered(raw)
+            if labels is not None and len(rest) <= 64 and b"_" not in rest:
+                try:
+                    rows.append(Sample(labels, float(rest)))
+                except ValueError:
+                    pass  # a timestamp or an exemplar, which the other way reads
+                else:
+                    samples_left -= 1
+                    labels_left -= len(labels)
+                    continue
             sample = _labelled_sample(behind_brace, pairs)
         else:
             sample = _plain_sample(behind_name)

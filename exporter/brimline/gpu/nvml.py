@@ -240,6 +240,15 @@ def _read_processes(handle: Any) -> dict[int, int | None] | None:
     return found
 
 
+def _read_power_limit(handle: Any) -> float | None:
+    """Watts that a device may draw, by whichever limit is the lowest; None where the driver does not tell."""
+    try:
+        milliwatts: int = _call("nvmlDeviceGetEnforcedPowerLimit", handle)
+    except _CallError:
+        return None
+    return milliwatts / 1000 if milliwatts > 0 else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Identity:
     uuid: Uuid
@@ -255,6 +264,7 @@ class _Sample:
     memory: _Memory | None = None
     peaks: Peaks = ()
     processes: Mapping[int, int | None] | None = None
+    power_limit_watts: float | None = None
     problem: str | None = None
     detail: str = ""
 
@@ -296,6 +306,8 @@ class _Device:
         self._v2_lacking_since: float | None = None
         self._processes: dict[int, int | None] | None = None
         self._processes_time: float | None = None
+        self._power_limit_watts: float | None = None
+        self._power_limit_time: float | None = None
 
     def run(self) -> None:
         """See to it that one thread reads the device; one that hangs is that thread."""
@@ -349,15 +361,19 @@ class _Device:
             self._processes, self._processes_time = None, None
         elif self._processes_time is None or started - self._processes_time >= interval:
             self._processes, self._processes_time = _read_processes(handle), started
+        # It changes by an administrator's hand, if ever.
+        asked = self._power_limit_time
+        if asked is None or started - asked >= self._sampler.recount_interval:
+            self._power_limit_watts, self._power_limit_time = _read_power_limit(handle), started
         self._backoff.reset()
         peaks = self._peak.add(started, memory.used_bytes, self._sampler.peak_window)
-        self.sample = _Sample(started, memory, peaks, self._processes)
+        self.sample = _Sample(started, memory, peaks, self._processes, self._power_limit_watts)
         interval = self._sampler.sample_interval
         return min(max(interval - (self._sampler.clock() - started), 0.0), interval)
 
     def _failed(self, failure: GpuError, library: _Library, started: float) -> float:
         self.sample = _Sample(started, problem=failure.reason, detail=str(failure))
-        self._processes_time = None
+        self._processes_time = self._power_limit_time = None
         if isinstance(failure, _CallError) and failure.code in _NEEDS_RESTART:
             self._sampler.ask_restart(failure.code, library.generation)
         if failure.reason in _LASTING:
@@ -857,6 +873,7 @@ class NvmlSampler:
                 free_bytes=memory.free_bytes,
                 reserved_bytes=memory.reserved_bytes,
                 used_peak_bytes=_highest_since(now - self.peak_window, sample.peaks),
+                power_limit_watts=sample.power_limit_watts,
                 processes=sample.processes,
             )
         if busy_since is not None and library.ready and now - busy_since > self._oldest_seconds:

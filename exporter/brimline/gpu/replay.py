@@ -35,6 +35,7 @@ class _Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     name: str | None = None
     index: str | None = None
     driver: str | None = None
+    power_limit_watts: float | None = None
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -193,4 +194,5 @@ class ReplayReader:
             free_bytes=gpu.total_bytes - used - (gpu.reserved_bytes or 0),
             reserved_bytes=gpu.reserved_bytes,
             used_peak_bytes=max(peak for peak in peaks if peak is not None),
+            power_limit_watts=gpu.power_limit_watts,
         )

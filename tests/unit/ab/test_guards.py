@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,45 @@ def test_unknown_hardware_is_said_and_not_refused() -> None:
     observations = with_replica(with_replica(observed(), "a", 0, gpus=()), "b", 0, gpus=())
 
     assert guard("hardware", observations).passed is None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "detail"),
+    [
+        ((), "not known: GPU, memory, driver of b/b-0"),
+        ((Gpu(name="NVIDIA H100"),), "not known: memory, driver of b/b-0"),
+        ((H100, replace(H100, driver=None)), "not known: driver of b/b-0"),
+    ],
+)
+def test_hardware_that_is_known_of_one_side_only_is_not_taken_as_alike(
+    gpus: tuple[Gpu, ...], detail: str
+) -> None:
+    found = guard("hardware", with_replica(observed(), "b", 0, gpus=gpus))
+
+    assert found.passed is None
+    assert found.detail == detail
+    assert "NVML" in found.cure
+
+
+def test_another_power_limit_is_refused() -> None:
+    limited = [replace(H100, power_limit_watts=watts) for watts in (700.0, 500.0)]
+    observations = with_replica(observed(), "a", 0, gpus=(limited[0],))
+
+    found = guard("hardware", with_replica(observations, "b", 0, gpus=(limited[1],)))
+
+    assert found.passed is False
+    assert found.detail == "unlike power limit (a: 700 W, b: 500 W)"
+
+
+@pytest.mark.parametrize("lacking", [{"engine": None, "engine_version": None}, {"engine_version": None}])
+def test_an_engine_version_that_one_side_does_not_say_is_not_taken_as_alike(lacking: dict[str, None]) -> None:
+    observations = with_replica(observed(), "b", 0, **lacking)
+
+    found = guard("model", observations)
+
+    assert found.passed is None
+    assert found.detail == "the engine's version is not known of b/b-0"
+    assert guard("model", observations, experiment("treatment: [engine_version]\n")).passed is True
 
 
 def test_unlike_models_are_refused_unless_that_is_the_treatment() -> None:
@@ -233,6 +273,34 @@ def test_a_smaller_pool_than_other_boots_of_the_same_settings_is_a_cold_boot() -
     assert found.passed is False
     assert "restart it once" in found.cure
     assert is_cold(observations.arms["b"].replicas[0])
+
+
+def new_pods(*, fingerprint: str | None = "f", gpu: Gpu = H100) -> Observations:
+    """Two servers of the candidate with one boot each, the second with a pool 15 % smaller."""
+    found = observed(Traffic(replicas=2))
+    for variant, place, pool in (("a", 0, 40e9), ("a", 1, 40e9), ("b", 0, 40e9), ("b", 1, 34e9)):
+        of = fingerprint if variant == "b" else "of the baseline"
+        only = boots(pool)
+        found = with_replica(found, variant, place, fingerprint=of, boots=only, gpus=(H100,))
+    return with_replica(found, "b", 1, gpus=(gpu,))
+
+
+def test_a_smaller_pool_than_a_server_alike_has_is_a_cold_boot_where_pods_have_no_earlier_ones() -> None:
+    found = guard("cold_boot", new_pods())
+
+    assert found.passed is False
+    assert found.detail == "a smaller KV cache pool than other boots of the same settings had: b/b-1"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"fingerprint": None}, {"gpu": replace(H100, name="NVIDIA A100", memory_total_bytes=40 * 2.0**30)}],
+)
+def test_a_server_with_other_settings_or_gpus_says_nothing_of_a_pool(changes: dict[str, Any]) -> None:
+    report = judge(PLANNED, new_pods(**changes))
+
+    [found] = [one for one in report.comparisons[0].guards if one.name == "cold_boot"]
+    assert found.passed is None
 
 
 def test_jitter_between_boots_is_no_cold_boot() -> None:

@@ -652,6 +652,24 @@ def test_a_days_observations_are_not_written_out_by_their_repr() -> None:
     assert str(START)[:6] not in said
 
 
+# --- GPUs
+
+
+def test_a_gpu_has_its_facts_with_its_power_limit() -> None:
+    rows = [
+        *server(),
+        row("target_gpu_info", 1, gpu="G", rank="0"),
+        row("gpu_info", 1, target="", gpu="G", name="NVIDIA H100 80GB HBM3 MIG 3g.40gb", driver="570.86.15"),
+        row("gpu_memory_total_bytes", 8e10, target="", gpu="G"),
+        row("gpu_power_limit_watts", 700, target="", gpu="G"),
+    ]
+
+    [gpu] = only(observed(rows)).gpus
+
+    assert (gpu.memory_total_bytes, gpu.driver) == (8e10, "570.86.15")
+    assert (gpu.power_limit_watts, gpu.mig_profile) == (700.0, "3g.40gb")
+
+
 # --- what the file has wrong that only the series show
 
 

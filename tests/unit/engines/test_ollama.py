@@ -66,7 +66,7 @@ def test_without_a_loaded_model_it_is_up_and_serves_none() -> None:
     assert reading_of() == EngineReading(engine="ollama")
 
 
-def test_before_0_10_the_context_is_not_stated() -> None:
+def test_an_older_server_does_not_state_the_context() -> None:
     entry = loaded("m")
     del entry["context_length"]
 

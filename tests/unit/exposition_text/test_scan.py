@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
+from brimline import exposition_text
 from brimline.exposition_text import (
     MAX_LABELS,
     MAX_LINES,
@@ -329,3 +330,26 @@ def test_openmetrics_with_exemplars_agrees_with_the_client_library() -> None:
     page = scan(body.encode(), [b"a_total", b"a_created"])
 
     assert {name: samples[0].value for name, samples in page.samples.items()} == expected
+
+
+def test_labels_that_were_seen_before_are_read_as_the_first_time() -> None:
+    body = (
+        b'a{x="1",y="2"} 3\na{x="1",y="2"} 4 1700000000\na{x="1",y="2"} 5 # {z="}"} 6\na{x="1",y="2"} 7_0\n'
+    )
+
+    first, second = scan(body, [b"a"]), scan(body, [b"a"])
+
+    assert first == second
+    assert [(dict(sample.labels), sample.value) for sample in second.get("a")] == [
+        ({"x": "1", "y": "2"}, value) for value in (3.0, 4.0, 5.0)
+    ]
+    assert second.unparsed_lines == 1
+
+
+def test_no_more_labels_are_remembered_than_their_bytes_allow() -> None:
+    lines = "".join(f'a{{x="{number:0900}"}} 1\n' for number in range(3000))
+
+    page = scan(lines.encode(), [b"a"])
+
+    assert len(page.get("a")) == 3000
+    assert sum(map(len, exposition_text._remembered)) <= 1.01 * exposition_text.MAX_REMEMBERED_BYTES

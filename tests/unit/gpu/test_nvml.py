@@ -182,6 +182,24 @@ def test_a_cycle_asks_each_gpu_for_its_memory_and_nothing_else(sample: Sample, s
     assert {call.split()[0] for call in during} == {"nvmlDeviceGetMemoryInfo_v2"}
 
 
+def test_the_power_limit_is_asked_for_once_a_minute(sample: Sample, state: State) -> None:
+    state.set({"power_limit.0": 700_000})
+    clock = Clock()
+    sampler = sample(clock=clock)
+    reading = all_read(sampler)
+    state.set({"power_limit.0": 500_000})
+    before = state.calls()
+    eventually(lambda: (state.calls() - before)["nvmlDeviceGetMemoryInfo_v2 0"] >= 10)
+
+    asked_at_once = (state.calls() - before)["nvmlDeviceGetEnforcedPowerLimit 0"]
+    clock.now += 60.0
+    once(sampler, "0", lambda gpu: gpu.power_limit_watts == 500.0)
+
+    assert row(reading, "0").power_limit_watts == 700.0
+    assert row(reading, "1").power_limit_watts is None
+    assert asked_at_once == 0
+
+
 def test_read_makes_no_call(sample: Sample, state: State) -> None:
     sampler = sample(60.0)
     all_read(sampler)

@@ -42,6 +42,7 @@ WITHOUT_MEMORY_V2 = {3, 13, 25}  # then version 1 of the call is asked
 WORTH_THE_VALUE = ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID", "nvmlDeviceGetMemoryInfo")
 WORTH_NOTHING = (
     "nvmlDeviceGetName",
+    "nvmlDeviceGetEnforcedPowerLimit",
     "nvmlDeviceGetMigMode",
     "nvmlDeviceGetMaxMigDeviceCount",
     "nvmlDeviceGetComputeRunningProcesses",

@@ -33,12 +33,32 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ if hasPrefix "sidecar" .Values.mode }}true{{ end }}
 {{- end }}
 
+{{/* Where the sidecar takes its server's GPUs from: file or listener. */}}
+{{- define "brimline.gpus" -}}
+{{- if eq .Values.mode "sidecar-nvml" }}{{ .Values.server.gpus }}{{ end }}
+{{- end }}
+
+{{- define "brimline.discovery" -}}
+{{ if and (eq .Values.mode "daemonset") .Values.discovery.enabled }}true{{ end }}
+{{- end }}
+
+{{/* The namespaces whose pods may be targets, as JSON; none for all. */}}
+{{- define "brimline.namespaces" -}}
+{{- if has "*" .Values.discovery.namespaces }}[]{{ else }}{{ .Values.discovery.namespaces | default (list .Release.Namespace) | toJson }}{{ end }}
+{{- end }}
+
 {{/* brimline.yaml: what the mode makes of the values, and `config` over it. Targets stand in a file of their own, which is
 read again as it changes, and of which a mistake keeps no pod from starting. */}}
 {{- define "brimline.config" -}}
 {{- $config := dict }}
 {{- if eq .Values.mode "sidecar" }}{{ $_ := set $config "gpu" (dict "backend" "none") }}{{ end }}
 {{- if eq .Values.mode "sidecar-nvml" }}{{ $_ := set $config "gpu" (dict "devices" "targets") }}{{ end }}
+{{- if include "brimline.discovery" . }}
+{{- $pods := dict "node" "${NODE_NAME}" }}
+{{- with include "brimline.namespaces" . | fromJsonArray }}{{ $_ := set $pods "namespaces" . }}{{ end }}
+{{- with .Values.discovery.selector }}{{ $_ := set $pods "selector" . }}{{ end }}
+{{- $_ := set $config "kubernetes" $pods }}
+{{- end }}
 {{- $config = mergeOverwrite $config (omit (deepCopy .Values.config) "targets") }}
 {{- $_ := set $config "targets_files" (concat (list "targets.yaml") (.Values.config.targets_files | default list)) }}
 {{- toYaml $config }}
@@ -50,7 +70,8 @@ read again as it changes, and of which a mistake keeps no pod from starting. */}
 {{- $targets = .Values.config.targets }}
 {{- else if include "brimline.sidecar" . }}
 {{- $target := dict "name" .Values.server.name "url" (printf "http://127.0.0.1:%d" (int .Values.server.port)) "launch_command" (include "brimline.words" (concat .Values.server.command .Values.server.args)) }}
-{{- if eq .Values.mode "sidecar-nvml" }}{{ $_ := set $target "gpus" (dict "file" "/run/gpus/gpus.txt") }}{{ end }}
+{{- if eq (include "brimline.gpus" .) "file" }}{{ $_ := set $target "gpus" (dict "file" "/run/gpus/gpus.txt") }}{{ end }}
+{{- if eq (include "brimline.gpus" .) "listener" }}{{ $_ := set $target "gpus" (dict "listener" true) }}{{ end }}
 {{- $targets = list $target }}
 {{- end }}
 {{- toYaml (dict "targets" $targets) }}
@@ -92,6 +113,10 @@ env:
   # Where NVIDIA's runtime is the cluster's default, this container asks it for nothing.
   - {name: NVIDIA_VISIBLE_DEVICES, value: void}
   {{- end }}
+  {{- if include "brimline.discovery" . }}
+  - name: NODE_NAME
+    valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+  {{- end }}
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -114,9 +139,13 @@ resources:
   {{- toYaml .Values.resources | nindent 2 }}
 securityContext:
   runAsNonRoot: true
-  {{- with .Values.runAsUser }}
-  runAsUser: {{ int64 . }}
-  runAsGroup: {{ int64 . }}
+  {{- if eq (include "brimline.gpus" .) "listener" }}
+  # The server's, or its open sockets could not be seen.
+  runAsUser: {{ int64 .Values.server.securityContext.runAsUser }}
+  runAsGroup: {{ int64 .Values.server.securityContext.runAsGroup }}
+  {{- else if .Values.runAsUser }}
+  runAsUser: {{ int64 .Values.runAsUser }}
+  runAsGroup: {{ int64 .Values.runAsUser }}
   {{- end }}
   readOnlyRootFilesystem: true
   allowPrivilegeEscalation: false
@@ -127,7 +156,7 @@ volumeMounts:
   {{- if .Values.webConfig.existingSecret }}
   - {name: brimline-web, mountPath: /etc/brimline-web, readOnly: true}
   {{- end }}
-  {{- if eq .Values.mode "sidecar-nvml" }}
+  {{- if eq (include "brimline.gpus" .) "file" }}
   - {name: gpus, mountPath: /run/gpus, readOnly: true}
   {{- end }}
   {{- if and (include "brimline.sidecar" .) .Values.server.models.volume }}
@@ -154,7 +183,7 @@ httpGet: {path: {{ .path }}, port: brimline}
 - name: brimline-web
   secret: {secretName: {{ . | quote }}}
 {{- end }}
-{{- if eq .Values.mode "sidecar-nvml" }}
+{{- if eq (include "brimline.gpus" .) "file" }}
 - name: gpus
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 {{- end }}
