@@ -712,7 +712,8 @@ targets:
 def test_headers_for_pods_are_masked_and_the_rest_is_shown() -> None:
     config = parse(
         "targets_files: [more/*.yaml]\n"
-        "kubernetes:\n  node: gpu-7\n  namespaces: [llm]\n  targets: {timeout: 2s, headers: {X-Team: hunter2}}\n"
+        "kubernetes:\n  node: gpu-7\n  namespaces: [llm]\n"
+        "  targets: {timeout: 2s, headers: {X-Team: hunter2}}\n"
     )
 
     shown = masked(config)
