@@ -613,7 +613,9 @@ def _of_servers(chosen: Thresholds) -> list[Alert]:
             name=worse,
             severity="warning",
             # Of all gates together: a metric that is no gate, or a quantity that was meant to shrink, is no alarm.
-            expr=f'{verdicts.VERDICT}{{metric="{verdicts.OVERALL}",verdict="worse"}} == 1',
+            # Nor is what is for looking only: short blocks find harm too often.
+            expr=f'{verdicts.VERDICT}{{metric="{verdicts.OVERALL}",verdict="worse"}} == 1\n'
+            f"and on (job, instance, experiment) {verdicts.GATE} == 1",
             for_seconds=chosen.number(worse, "for"),
             summary="Experiment {{ $labels.experiment }}: {{ $labels.candidate }} is worse than the baseline",
             description="The verdict holds at any time of looking. The A/B board shows in what, by how much and since when; "

@@ -79,7 +79,8 @@ FOREIGN = {
     "DCGM_FI_DEV_FB_USED",
     "DCGM_FI_DEV_FB_FREE",
     "DCGM_FI_DEV_FB_RESERVED",
-    "brimline_ab_verdict",  # of `brimline ab watch`
+    "brimline_ab_gate",  # of `brimline ab watch`
+    "brimline_ab_verdict",
 }
 
 

@@ -665,7 +665,11 @@ def _servers() -> list[Cause]:
             page=H.added("brimline_ab_verdict", during(1, BEGINS, ENDS), **watch, **verdict)
             .added("brimline_ab_verdict", 0, **watch, **{**verdict, "verdict": "pass"})
             # What is no gate may be worse.
-            .added("brimline_ab_verdict", 1, **watch, **{**verdict, "metric": "kv_cache_usage"}),
+            .added("brimline_ab_verdict", 1, **watch, **{**verdict, "metric": "kv_cache_usage"})
+            .added("brimline_ab_gate", 1, **watch, experiment="ctx")
+            # Nor is an experiment of short blocks one.
+            .added("brimline_ab_verdict", 1, **watch, **{**verdict, "experiment": "a-look"})
+            .added("brimline_ab_gate", 0, **watch, experiment="a-look"),
             labels={**{name: value for name, value in watch.items() if value}, **verdict},
             summary="Experiment ctx: long is worse than the baseline",
         ),
