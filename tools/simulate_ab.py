@@ -1,9 +1,10 @@
-"""What `brimline ab` says of runs whose truth is known: tools/simulate_ab.py [--check] [--only PART].
+"""What `brimline ab` says of runs whose truth is known: tools/simulate_ab.py [--check].
 
 Without arguments, all simulations of docs/ab.md, whose tables are written there, each part when it is done
-(half an hour of computing). With --only, those parts alone. With --check, few runs of each sort, nothing is
-written, and the exit status is 1 where a bar is missed by more than so few runs explain. Beside it, what
-other methods say of the same runs: Kayenta's rule, Welch's t test and Mann-Whitney's, on the raw samples.
+(half an hour of computing). With --only, those parts alone; with --rows, only rows in whose name the text
+stands. With --check, few runs of each sort, nothing is written, and the exit status is 1 where a bar is
+missed by more than so few runs explain. Beside it, what other methods say of the same runs: Kayenta's rule,
+Welch's t test and Mann-Whitney's, on the raw samples.
 """
 
 from __future__ import annotations
@@ -382,6 +383,7 @@ class Tables:
     runs: int
     hours: Sequence[float]
     bars: Bars
+    named: str = ""
     lines: list[str] = field(default_factory=list)
 
     def add(
@@ -394,13 +396,17 @@ class Tables:
         print("\n".join(new), flush=True)
         self.lines += new
 
+    def rows_of(self, sorts: Sequence[Sort]) -> list[tuple[int, Sort]]:
+        """Those that are asked for, each with its place, by which its runs are made."""
+        return [(place, sort) for place, sort in enumerate(sorts) if self.named in sort.name]
+
     def counts(self, sort: Sort, hours: float, seed: int, others: int = 0) -> dict[str, Counter[str]]:
         return _shared_out(self.pool, self.jobs, verdicts, self.runs, sort.traffic, hours, seed, others)
 
     def no_effect(self, others: int) -> None:
         """Error rates where nothing differs, of this procedure and of others."""
         flagged, passed, rivals = [], [], []
-        for place, sort in enumerate(NO_EFFECT):
+        for place, sort in self.rows_of(NO_EFFECT):
             for hours in self.hours:
                 compared = others if sort.compared and hours == COMPARED_HOURS else 0
                 counts = self.counts(sort, hours, 100 + place, compared)
@@ -439,7 +445,7 @@ class Tables:
     def harmed(self) -> None:
         """Power at a harm of ten percent."""
         rows = []
-        for place, sort in enumerate(HARMED):
+        for place, sort in self.rows_of(HARMED):
             for hours in self.hours:
                 counts = self.counts(sort, hours, 200 + place)
                 row = [sort.name, f"{hours:g}"]
@@ -462,7 +468,7 @@ class Tables:
     def at_margin(self) -> None:
         """How often a harm of just the margin passes."""
         rows = []
-        for place, sort in enumerate(AT_MARGIN):
+        for place, sort in self.rows_of(AT_MARGIN):
             for hours in self.hours:
                 counts = self.counts(sort, hours, 300 + place)
                 what = f"at the margin, {sort.name}, {hours:g} h"
@@ -531,16 +537,33 @@ class Tables:
 PARTS = ("sequential", "uneven", "no_effect", "at_margin", "harmed", "adjustments")
 
 
-def written(document: str, lines: Sequence[str]) -> str:
-    """The document with these tables in place of those of the same title, new ones after the others."""
-    head, _, rest = document.partition(BEGIN)
-    known, _, tail = rest.partition(END)
+def _by_title(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Tables by their titles, whatever numbers stand in these."""
     tables: dict[str, list[str]] = {}
-    for line in (*known.strip().splitlines(), *lines):
+    for line in lines:
         if line.startswith("**"):
             title = re.sub(r"\d+", "", line.split("**")[1])
             tables[title] = []
         tables[title].append(line)
+    return tables
+
+
+def _with_rows(table: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The table with rows of another one in place of its own of the same runs and hours."""
+    new = {tuple(line.split("|")[:3]): line for line in others if line.startswith("| ")}
+    return [new.get(tuple(line.split("|")[:3]), line) for line in table]
+
+
+def written(document: str, lines: Sequence[str], *, rows_alone: bool = False) -> str:
+    """The document with these tables in place of those of the same title, new ones after the others.
+
+    rows_alone: with their rows in place of those of the same name.
+    """
+    head, _, rest = document.partition(BEGIN)
+    known, _, tail = rest.partition(END)
+    tables, new = _by_title(known.strip().splitlines()), _by_title(lines)
+    for title, table in new.items():
+        tables[title] = _with_rows(tables[title], table) if rows_alone and title in tables else table
     text = "\n\n".join("\n".join(table).strip() for table in tables.values())
     return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
 
@@ -551,6 +574,7 @@ def main() -> int:
     arguments.add_argument(
         "--only", action="append", choices=PARTS, help="these parts alone; may be repeated"
     )
+    arguments.add_argument("--rows", default="", help="only rows in whose name this stands")
     arguments.add_argument("--no-others", action="store_true", help="not the table of other methods")
     arguments.add_argument("--jobs", type=int, default=2)
     chosen = arguments.parse_args()
@@ -558,7 +582,7 @@ def main() -> int:
     runs = 50 if few else 500
     bars = Bars(slack=3.0 if few else 0.0)
     with ProcessPoolExecutor(chosen.jobs) as pool:
-        tables = Tables(pool, chosen.jobs, runs, HOURS[1:2] if few else HOURS, bars)
+        tables = Tables(pool, chosen.jobs, runs, HOURS[1:2] if few else HOURS, bars, chosen.rows)
         parts: dict[str, Callable[[], None]] = {
             "uneven": lambda: tables.uneven(50 if few else 100),
             "sequential": lambda: tables.sequential(*((4, 6.0) if few else (60, 6.0))),
@@ -570,7 +594,7 @@ def main() -> int:
         for part in chosen.only or PARTS:
             parts[part]()
             if not few:
-                DOCUMENT.write_text(written(DOCUMENT.read_text(), tables.lines))
+                DOCUMENT.write_text(written(DOCUMENT.read_text(), tables.lines, rows_alone=bool(chosen.rows)))
     for line in bars.missed:
         print(line, file=sys.stderr)
     return 1 if bars.missed else 0

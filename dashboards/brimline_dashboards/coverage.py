@@ -6,5 +6,9 @@ from collections.abc import Mapping
 
 # By name without the prefix. What stands on a board through a recorded series is shown.
 UNUSED: Mapping[str, str] = {
+    "discovery_errors_total": "of files and pods only; BrimlineConfigReloadFailed tells of the trouble",
+    "discovery_last_success_timestamp_seconds": "the age of a list that BrimlineConfigReloadFailed tells of",
+    "discovery_targets": "the targets themselves stand on the boards, wherever they come from",
+    "discovery_up": "BrimlineConfigReloadFailed stands on it, and leads to the board of exporters",
     "target_settings_complete": "tells `brimline ab` whether a setting that both variants lack is equal",
 }

@@ -188,6 +188,7 @@ class _Connections:
 
 # For the farewell of a TLS connection; a client that does not return it must not be waited for.
 _TLS_CLOSING_SECONDS = 2.0
+_TLS_LOOK_SECONDS = 0.1
 
 
 class _Connection(asyncio.Protocol):
@@ -205,6 +206,7 @@ class _Connection(asyncio.Protocol):
         self._encrypted: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._fetch_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._received_while_busy = False
         self._header_bytes = 0
@@ -242,9 +244,10 @@ class _Connection(asyncio.Protocol):
             self._encrypted = None if opened is transport else opened
             self._handler.connection_made(opened)
             self._opening = None
-            for data in self._early:
-                self._handler.data_received(data)
-            self._early.clear()
+            early, self._early = self._early, []
+            for data in early:
+                if not transport.is_closing():
+                    self.data_received(data)
             if self._ended_early:
                 self._handler.eof_received()
             if opened is transport:
@@ -314,18 +317,47 @@ class _Connection(asyncio.Protocol):
         if self._handler is None or self._transport is None:
             return
         self._handler.pause_writing()
-        loop = asyncio.get_running_loop()
-        self._fetch_timer = loop.call_later(self._connections.limits.fetch_seconds, self.abort)
-        held = self._transport.get_write_buffer_size()
-        if self._encrypted is not None:  # has a buffer of its own, of what is not encrypted yet
-            held += self._encrypted.get_write_buffer_size()
-        self._connections.unfetched(self, held)
+        if self._encrypted is not None:
+            self._look_at_fetching()
+            return
+        self._expect_fetching()
+        self._connections.unfetched(self, self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        self._stop_fetch_timer()
-        self._connections.fetched(self)
+        if self._encrypted is None:
+            self._stop_fetch_timer()
+            self._connections.fetched(self)
         if self._handler is not None:
             self._handler.resume_writing()
+
+    def _look_at_fetching(self) -> None:
+        """See how much of an encrypted answer waits, and look again until it is fetched.
+
+        asyncio's TLS hands an answer whole to the socket's buffer, and tells nobody what waits there:
+        pause_writing() is not called.
+        """
+        self._look_timer = None
+        if self._transport is None or self._encrypted is None or self._transport.is_closing():
+            return
+        held = self._transport.get_write_buffer_size() + self._encrypted.get_write_buffer_size()
+        if not held:
+            self._stop_fetch_timer()
+            self._connections.fetched(self)
+            return
+        if self._fetch_timer is None:
+            self._expect_fetching()
+        self._look_again()
+        self._connections.unfetched(self, held)
+
+    def _look_again(self) -> None:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._look_timer = loop.call_later(_TLS_LOOK_SECONDS, self._look_at_fetching)
+
+    def _expect_fetching(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._fetch_timer = loop.call_later(self._connections.limits.fetch_seconds, self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._forget()
@@ -345,6 +377,8 @@ class _Connection(asyncio.Protocol):
         if self._handler is None or not self._connections.has(self._handler):
             return  # the client has left meanwhile
         self._connections.waiting[self] = None
+        if self._encrypted is not None:
+            self._look_again()
         if self._received_while_busy:
             self._expect_header()
 
@@ -371,6 +405,9 @@ class _Connection(asyncio.Protocol):
     def _forget(self) -> None:
         self._stop_timer()
         self._stop_fetch_timer()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
         if self._handler is not None:
             self._connections.remove(self._handler, self)
 

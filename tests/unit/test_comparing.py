@@ -242,6 +242,23 @@ def test_what_is_for_looking_only_never_exits_as_a_gate_that_passed(
     assert ab("run", file, "--inconclusive-as", "fail").exit_code == as_fail
 
 
+@pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("not_comparable", 4)])
+def test_halves_that_are_not_alike_leave_no_noise_floor_behind(
+    verdict: Verdict, status: int, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def against_itself(*_: object) -> tuple[Report, str]:
+        return report(comparison(verdict=verdict, reasons=("hardware: unlike GPU",))), "replicas"
+
+    monkeypatch.setattr(comparing, "_against_itself", against_itself)
+    floor = tmp_path / "floor.json"
+
+    done = ab("aa", file, "-o", floor)
+
+    assert done.exit_code == status
+    assert floor.exists() is (status == 0)
+    assert ("the halves are not alike: hardware: unlike GPU" in done.output) is (status == 4)
+
+
 @pytest.mark.parametrize(("error", "status"), [(TypeError("of\nours"), 5), (KeyboardInterrupt(), 130)])
 def test_what_is_no_answer_never_exits_as_worse(
     error: BaseException,

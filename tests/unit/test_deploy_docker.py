@@ -70,7 +70,7 @@ def test_every_dependency_is_pinned_with_its_hashes(file: str, extra: str | None
     wanted: list[str] = document["build-system"]["requires"]
     if extra is not None:
         project = document["project"]
-        wanted = [*project["dependencies"], *project["optional-dependencies"].get(extra, ())]
+        wanted = [*project["dependencies"], *project["optional-dependencies"][extra]]
     text = (DEPLOY / "docker" / file).read_text()
     pinned = dict(PINNED.findall(text))
 

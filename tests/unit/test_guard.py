@@ -133,7 +133,12 @@ async def opened(made: Certificates, folder: Path, text: str, **how: Any) -> Asy
         return web.Response(text="done")
 
     application = web.Application()
+
+    async def long(_request: web.Request) -> web.Response:
+        return web.Response(body=bytes(32 << 20))
+
     application.router.add_route("*", "/", answer)
+    application.router.add_get("/long", long)
     stop = asyncio.Event()
     bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     serving = asyncio.ensure_future(
@@ -254,6 +259,41 @@ def test_a_connection_is_kept_and_large_answers_come_whole(made: Certificates, t
                 assert head.startswith(b"HTTP/1.1 200")
                 assert await reader.readexactly(4) == b"done"
             writer.transport.abort()
+
+    run(scenario)
+
+
+def test_an_answer_that_is_not_fetched_costs_the_connection_with_tls_too(
+    made: Certificates, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        limits = {"fetch_seconds": 0.3}
+        async with opened(made, tmp_path, TLS % "", limits=limits) as port:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port.number, ssl=made.client(), limit=1024
+            )
+            writer.write(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")  # the rest waits in the port
+            await asyncio.sleep(1.0)
+            with contextlib.suppress(OSError):
+                assert len(await reader.read()) < 32 << 20
+            writer.transport.abort()
+            assert await port.status(made.client()) == 200
+
+    run(scenario)
+
+
+def test_a_header_beyond_measure_costs_the_connection_with_tls_too(
+    made: Certificates, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with opened(made, tmp_path, TLS % "") as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port.number, ssl=made.client())
+            writer.write(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 100_000)
+            with contextlib.suppress(OSError):
+                assert b" 200 " not in await reader.read()
+            writer.transport.abort()
+            assert port.handled == []
 
     run(scenario)
 

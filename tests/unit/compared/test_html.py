@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+from brimline.ab.result import Guard
 from brimline.compared import as_html
 from brimline.compared.html import HEIGHT, WIDTH, plot
 from reports import comparison, hostile, metric, not_comparable, report
@@ -91,3 +92,12 @@ def test_what_is_drawn_stays_in_the_picture() -> None:
 def test_one_block_and_none_are_no_trouble() -> None:
     assert plot(metric(blocks=())) is None
     assert "circle" in tags(as_html(report(comparison(metrics=(metric(blocks=((0.0, 0.1),)),)))))
+
+
+def test_a_guard_that_may_yet_hold_is_told_from_one_that_is_not_known() -> None:
+    load = Guard(name="load", passed=None, detail="1.6 times the load (so far)", pending=True)
+
+    page = as_html(report(comparison(guards=(load, Guard(name="routing", passed=None, detail="?")))))
+
+    assert "load: does not hold yet: 1.6 times the load (so far)" in page
+    assert "routing: not known" in page

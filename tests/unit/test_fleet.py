@@ -1,0 +1,158 @@
+"""The targets of all sources, put in force at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from brimline import fleet as fleet_module
+from brimline.collect import Collector
+from brimline.config import Config, GpuConfig, Target
+from brimline.fleet import Fleet
+from brimline.readings import DiscoveryReading
+from brimline.targets_files import FoundTargets, TargetsFiles
+
+PATIENCE = 60.0
+OWN = Target(name="own", url="http://127.0.0.1:9")
+CONFIG = Config(targets=[OWN], targets_files=["*.yaml"], gpu=GpuConfig(backend="none"))
+
+
+def write(path: Path, *names: str) -> None:
+    entries = ", ".join(f"{{name: {name}, url: 'http://127.0.0.1:9'}}" for name in names)
+    path.write_text(f"targets: [{entries}]\n")
+
+
+class Pods:
+    """Pods that tests set, in place of those of a cluster."""
+
+    def __init__(self) -> None:
+        self.found: list[Target] = []
+        self.changed: Callable[[], None] = lambda: None
+        self.is_known = True
+
+    def start(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
+
+    def stop(self) -> None:
+        pass
+
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(self.found)
+
+    def annotation_problem(self) -> str | None:
+        return None
+
+    def reading(self) -> DiscoveryReading:
+        return DiscoveryReading(source="kubernetes", up=True, targets=len(self.found))
+
+
+@asynccontextmanager
+async def running(folder: Path, pods: Pods | None = None) -> AsyncIterator[tuple[Fleet, Collector]]:
+    collector = Collector(CONFIG)
+    await collector.start()
+    fleet = Fleet(collector, CONFIG, path=folder / "brimline.yaml", pods=pods)  # type: ignore[arg-type]
+    await fleet.start()
+    try:
+        yield fleet, collector
+    finally:
+        fleet.close()
+        await collector.close()
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await scenario()
+
+    asyncio.run(limited())
+
+
+def names(collector: Collector) -> list[str]:
+    return [target.name for target in collector.config.targets]
+
+
+async def soon(check: Callable[[], object]) -> None:
+    while not check():  # noqa: ASYNC110 - it is about what other threads have done
+        await asyncio.sleep(0.01)
+
+
+def test_a_reload_puts_the_configuration_and_its_files_in_force_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "a1")
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (fleet, collector):
+            assert names(collector) == ["own", "a1"]
+            write(tmp_path / "a.yaml", "a2")
+            seen = set()
+            settling = asyncio.ensure_future(
+                fleet.settle(msgspec.structs.replace(CONFIG, targets=[Target(name="new", url=OWN.url)]), {})
+            )
+            while not settling.done():
+                seen.add(tuple(names(collector)))
+                await asyncio.sleep(0)
+            seen.add(tuple(names(collector)))
+            assert seen == {("own", "a1"), ("new", "a2")}
+            await fleet.settle(Config(targets=[OWN], gpu=CONFIG.gpu), {})
+            assert names(collector) == ["own"]
+            assert fleet.readings() == ()
+
+    run(scenario)
+
+
+def test_a_file_system_that_hangs_keeps_the_targets_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.yaml", "a1")
+    hang = threading.Event()
+    plain = TargetsFiles.read
+    looks = []
+
+    def read(self: TargetsFiles, *arguments: Any) -> FoundTargets:
+        looks.append(1)
+        hang.wait(PATIENCE)
+        return plain(self, *arguments)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (fleet, collector):
+            monkeypatch.setattr(fleet_module, "LOOK_PATIENCE_SECONDS", 0.05)
+            monkeypatch.setattr(TargetsFiles, "read", read)  # a file system cannot be made to hang here
+            write(tmp_path / "a.yaml", "a2")
+            await fleet.settle()
+            await fleet.settle()
+            snapshot = await collector.snapshot(0.1)
+            assert names(collector) == ["own", "a1"]
+            assert not snapshot.reload_successful
+            [reading] = fleet.readings()
+            assert not reading.up
+            assert "a file system may hang" in (reading.problem or "")
+            assert len(looks) == 1
+            hang.set()
+            await soon(lambda: fleet.problem is None)
+            await fleet.settle()
+            assert names(collector) == ["own", "a2"]
+            assert (await collector.snapshot(0.1)).reload_successful
+
+    run(scenario)
+
+
+def test_pods_are_put_in_force_as_they_change_and_give_way_to_other_targets(tmp_path: Path) -> None:
+    pods = Pods()
+    pods.found = [Target(name="llm/a", url=OWN.url), Target(name="own", url="http://10.0.0.1:1")]
+
+    async def scenario() -> None:
+        async with running(tmp_path, pods) as (fleet, collector):
+            assert names(collector) == ["own", "llm/a"]
+            assert collector.config.targets[0] == OWN
+            pods.found = [Target(name="llm/b", url=OWN.url)]
+            await asyncio.to_thread(pods.changed)
+            await soon(lambda: names(collector) == ["own", "llm/b"])
+            assert [reading.source for reading in fleet.readings()] == ["files", "kubernetes"]
+
+    run(scenario)
