@@ -174,8 +174,21 @@ async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     return bytes(body)
 
 
+def _forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of what caused it.
+
+    aiohttp's hold the connection in a circle: each page that a server cuts off would leave kilobytes behind,
+    until some collection of garbage.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+
+
 def translate(error: aiohttp.ClientError, url: str) -> SourceError:
-    """What went wrong with a request, as a SourceError with its reason."""
+    """What went wrong with a request, as a SourceError with its reason; the error loses its traceback."""
+    _forget_frames(error)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return SourceError("dns", f"{urlsplit(url).hostname} cannot be resolved ({error.os_error})")
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import os
 import socket
 import threading
@@ -496,3 +497,24 @@ def test_what_we_accept_keeps_the_colons_of_names_that_prometheus_client_serves(
 
     assert b"\nvllm:num_requests_running 3.0\n" in encoder(registry)
     assert content_type.startswith("text/plain")
+
+
+def test_a_page_that_is_cut_off_leaves_nothing_to_collect() -> None:
+    """aiohttp's error holds the connection in a circle of frames."""
+
+    async def scenario(url: str) -> int:
+        async with open_session() as session:
+            client = Client(session, target_at(url))
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    with pytest.raises(SourceError, match="ends before its announced length"):
+                        await client.get_page("/metrics")
+                await asyncio.sleep(0)
+                return gc.collect()
+            finally:
+                gc.enable()
+
+    with FakeServer(FAULTS["announces more than it sends"].routes) as server:
+        assert asyncio.run(scenario(server.url)) < 300  # sixty for each, were it not for that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from pathlib import Path
@@ -108,6 +109,9 @@ async def _serve(
 
     def started(bound: int) -> None:
         say_where(host, bound, guard)
+        # What is loaded stays; not counted, it does not put off the collection of what comes and goes.
+        gc.collect()
+        gc.freeze()
 
     try:
         await serve_port(exporter, host, port, stop, started=started)

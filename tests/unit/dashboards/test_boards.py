@@ -178,3 +178,14 @@ def test_the_live_rules_name_metrics_as_verdicts_do() -> None:
     named = set(re.findall(r'"metric", "(\w+)"', rule.expr))
     assert named
     assert named <= set(experiment.METRICS)
+
+
+@EACH
+def test_no_variable_takes_a_name_that_a_server_chooses(uid: str) -> None:
+    """Grafana puts them into queries, and does not escape quotes: a model's name could end a matcher."""
+    asked = [one["query"]["query"] for one in BOARDS[uid]["templating"]["list"] if one["type"] == "query"]
+
+    labels = {query.rpartition(",")[2].strip(" )") for query in asked}
+
+    assert labels
+    assert labels <= {"job", "instance", "target", "experiment", "variant", "gpu"}

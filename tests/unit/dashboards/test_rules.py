@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import promql_parser
@@ -148,3 +149,12 @@ def test_a_pattern_is_written_as_promql_text() -> None:
 
     promql_parser.parse(warning.expr)
     assert 'up{job=~"sidecars\\\\.\\".+\\""}' in warning.expr
+
+
+def test_alert_texts_quote_no_name_that_a_server_chooses() -> None:
+    """Only those of the configuration, of Prometheus and of the driver."""
+    texts = [text for rule in _rules() for text in rule["annotations"].values()]
+    quoted_labels = {label for text in texts for label in re.findall(r"\$labels\.(\w+)", text)}
+
+    assert "target" in quoted_labels
+    assert quoted_labels <= {"target", "instance", "job", "gpu", "experiment", "candidate"}
