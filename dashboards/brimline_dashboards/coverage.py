@@ -10,5 +10,6 @@ UNUSED: Mapping[str, str] = {
     "discovery_last_success_timestamp_seconds": "the age of a list that BrimlineConfigReloadFailed tells of",
     "discovery_targets": "the targets themselves stand on the boards, wherever they come from",
     "discovery_up": "BrimlineConfigReloadFailed stands on it, and leads to the board of exporters",
+    "gpu_power_limit_watts": "tells `brimline ab` whether two GPUs of one name are alike",
     "target_settings_complete": "tells `brimline ab` whether a setting that both variants lack is equal",
 }

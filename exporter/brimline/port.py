@@ -333,7 +333,7 @@ class _Connection(asyncio.Protocol):
     def _look_at_fetching(self) -> None:
         """See how much of an encrypted answer waits, and look again until it is fetched.
 
-        asyncio's TLS hands an answer whole to the socket's buffer, and says nothing of what waits there:
+        asyncio's TLS hands an answer whole to the socket's buffer, and tells nobody what waits there:
         pause_writing() is not called.
         """
         self._look_timer = None

@@ -90,7 +90,7 @@ class Watched:
         problem = None
         if report.warnings:
             problem = f"the answer may be partial: {'; '.join(report.warnings)}"
-        if problem is not None and problem != self.problem:
+        if problem is not None and not _is_same(problem, self.problem):
             logger.warning("experiment=%r state=partial detail=%r", self.name, problem)
         elif problem is None and self.is_up is not None and self.problem is not None:
             logger.info("experiment=%r state=up", self.name)
@@ -98,11 +98,15 @@ class Watched:
 
     def fail(self, problem: str, defect: Exception | None = None) -> None:
         """Note that an attempt failed; the last report stays. One line for each state, whatever it lasts."""
-        # Times and durations in it are others with each attempt, and no other state.
-        if self.is_up is not False or _FIGURES.sub("", problem) != _FIGURES.sub("", self.problem or ""):
+        if self.is_up is not False or not _is_same(problem, self.problem):
             logger.warning("experiment=%r state=down detail=%r", self.name, problem, exc_info=defect)
         self.problem, self.is_up = problem, False
         self.errors += 1
+
+
+def _is_same(problem: str, known: str | None) -> bool:
+    """True for one problem told twice: times and durations in it are others with each attempt."""
+    return known is not None and _FIGURES.sub("", problem) == _FIGURES.sub("", known)
 
 
 def document(watched: Watched, now: float) -> dict[str, Any]:

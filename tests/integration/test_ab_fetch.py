@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import ab_fleet
 from brimline.ab.experiment import Experiment, parse
 from brimline.ab.fetch import observe, open_source
 from brimline.ab.observations import Observations, ReplicaObservations
+from brimline.ab.procedure import judge
 from brimline.ab.saved_series import load
 from brimline.ab.series import Series, in_stretches
 from brimline.config import BasicAuth, Tls
@@ -525,3 +528,46 @@ def test_simulated_servers_are_observed_while_they_run(tmp_path: Path) -> None:
         assert each.settings["max_model_len"] == length
         assert each.boots[0].observed["kv_cache_capacity_tokens"] > 0
         assert float("inf") in each.series.buckets["time_to_first_token_seconds"]
+
+
+ONE_PORT = """
+gpu: {{backend: none}}
+targets:
+  - {{name: chat, url: "http://127.0.0.1:{port}", experiment: live, variant: {variant}, role: {role}}}
+"""
+
+
+def test_on_one_gpu_the_restart_divides_the_variants_though_name_and_port_stay(tmp_path: Path) -> None:
+    """The label is changed a while after the server is: what it did meanwhile is the new variant's."""
+
+    def scraped(prometheus: Prometheus, variant: str, length: int) -> Callable[[], bool]:
+        joined = "brimline_max_model_len_tokens * on (job, instance, target) group_left (variant) "
+        query = f'{joined} brimline_target_info{{variant="{variant}"}} == {length}'
+        return lambda: (prometheus.value(f"count_over_time(({query})[2m:1s])") or 0) >= 3
+
+    port, begun = free_port(), time.time()
+    treatment = "treatment: [kv_cache_dtype, max_model_len]\nwarmup: 0s\n"
+    with ExitStack() as stack:
+        with simulated_vllm("short-context", port=port):
+            config = ONE_PORT.format(port=port, variant="short", role="baseline")
+            exporter = stack.enter_context(running_exporter(tmp_path, config))
+            prometheus = stack.enter_context(running_prometheus(tmp_path, [exporter.port]))
+            eventually(scraped(prometheus, "short", 32768), within=40)
+        with simulated_vllm("long-context", port=port):
+            eventually(scraped(prometheus, "short", 131072), within=40)
+            (tmp_path / "brimline.yaml").write_text(
+                ONE_PORT.format(port=port, variant="long", role="candidate")
+            )
+            exporter.process.send_signal(signal.SIGHUP)
+            eventually(scraped(prometheus, "long", 131072), within=40)
+            window = f"{time.time() - begun:.0f}s"
+            planned = parse(LIVE_EXPERIMENT.replace("12s", window) + treatment, now=time.time())
+            found = fetched(prometheus.url, planned)
+
+    settings = {arm: each.replicas[0].settings["max_model_len"] for arm, each in found.arms.items()}
+    [comparison] = judge(planned, found).comparisons
+    static = {row.name: row for row in comparison.static}
+    assert settings == {"short": "32768", "long": "131072"}
+    assert "chat" in " ".join(gap for gap in found.gaps if "was short, then long, started anew" in gap)
+    assert comparison.verdict == "inconclusive"
+    assert static["kv_cache_capacity_tokens"].observed_delta_ratio == pytest.approx(1.0, abs=0.01)

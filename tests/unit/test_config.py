@@ -709,6 +709,20 @@ targets:
 """
 
 
+def test_headers_for_pods_are_masked_and_the_rest_is_shown() -> None:
+    config = parse(
+        "targets_files: [more/*.yaml]\n"
+        "kubernetes:\n  node: gpu-7\n  namespaces: [llm]\n"
+        "  targets: {timeout: 2s, headers: {X-Team: hunter2}}\n"
+    )
+
+    shown = masked(config)
+
+    assert "hunter2" not in shown
+    assert "X-Team: <secret>" in shown
+    assert parse(shown.replace("<secret>", "hunter2")) == config
+
+
 def test_no_planted_secret_is_shown() -> None:
     shown = masked(parse(SECRETS))
 

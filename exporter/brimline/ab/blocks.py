@@ -26,6 +26,8 @@ Ints = NDArray[np.int64]
 # A block lacking more of its scrapes than this is no block.
 LARGEST_GAP = 0.2
 NO_SAMPLES = "no samples"
+# Less than that no process of others is worth speaking of.
+OTHER_PROCESSES_BYTES = 512 << 20
 # Gauges and counters of a block are looked at this finely where only loads are (a minute of a quarter of
 # an hour).
 MOMENTS_PER_BLOCK = 15
@@ -237,6 +239,13 @@ class ArmBlocks:
         amounts = self.amounts(quantity)
         return len(amounts) > 0 and bool(np.isfinite(amounts).any(axis=1).all())
 
+    def others_bytes(self) -> Floats:
+        """Memory of no target's processes in each block, on the server with the most; nan where not known."""
+        means = [
+            mean_in_stretches(replica.other_processes_bytes, self.edges) for replica in self.arm.replicas
+        ]
+        return np.fmax.reduce(means) if means else np.full(len(self.edges) - 1, np.nan)
+
     def in_cells(self, quantity: str, cells: Ints, count: int) -> Floats:
         """The sums of all replicas in each cell; nan where one of them does not say."""
         return cell_sums(self.amounts(quantity).sum(axis=0), cells, count)
@@ -253,6 +262,14 @@ class ArmBlocks:
             for column, bound in enumerate(bounds):
                 sums[:, column] += cell_sums(in_stretches(one[bound], self.edges), cells, count)
         return np.array(bounds), sums
+
+
+def crowded_on_one_side(baseline: ArmBlocks, candidate: ArmBlocks) -> tuple[NDArray[np.bool_], bool]:
+    """The blocks in which processes of others ran beside one arm alone, and whether they are most of all."""
+    held = baseline.others_bytes(), candidate.others_bytes()
+    known = np.isfinite(held[0]) & np.isfinite(held[1])
+    crowded = known & ((held[0] > OTHER_PROCESSES_BYTES) != (held[1] > OTHER_PROCESSES_BYTES))
+    return crowded, int(crowded.sum()) > int(known.sum()) / 2
 
 
 def cell_sums(of_blocks: Floats, cells: Ints, count: int) -> Floats:

@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from brimline.ab.blocks import ArmBlocks, Pairing, cell_sums, sampled_at
+from brimline.ab.blocks import (
+    OTHER_PROCESSES_BYTES,
+    ArmBlocks,
+    Pairing,
+    cell_sums,
+    crowded_on_one_side,
+    sampled_at,
+)
 from brimline.ab.estimators import Arm, NotEnough, intensity, load_overlap
 from brimline.ab.experiment import Experiment
 from brimline.ab.observations import ArmObservations, Boot, Gpu, ReplicaObservations
@@ -35,7 +42,6 @@ HIT_RATE_DIFFERENCE = 0.05
 # LEAST_.
 MOSTLY_WAITING, SELDOM_WAITING = 0.5, 0.1
 COLD_POOL_SHORTFALL = 0.03
-OTHER_PROCESSES_BYTES = 512 << 20
 # Looked at after every block, no word is said before so many: fewer do not tell their own spread.
 LEAST_LOOKS = 10
 # Guards that may hold an hour later: by themselves, or once somebody has done what their cure says. What two
@@ -729,17 +735,22 @@ def _prefix_cache(pair: Pair) -> Guard:
 
 
 def _neighbours(pair: Pair) -> Guard:
+    """Processes of others beside one arm most of the time; other blocks with them are left out."""
     cure = "end the other processes on the GPU, or run them beside both variants"
-    means = []
-    for arm in pair.arms:
-        series = [finite(replica.other_processes_bytes) for replica in arm.replicas]
-        known = [float(one.values.mean()) for one in series if len(one.values)]
-        means.append(max(known) if known else math.nan)
+    held = [pair.baseline.others_bytes(), pair.candidate.others_bytes()]
+    if pair.pairing.takes_turns:
+        held = [np.where(used, one, np.nan) for one, used in zip(held, pair.used(), strict=True)]
+    means = [float(np.nanmean(one)) if np.isfinite(one).any() else math.nan for one in held]
     if any(map(math.isnan, means)):
         return Guard(name="neighbours", passed=None, detail="other processes are not known", cure=cure)
     detail = f"other processes hold {format_bytes(means[0])} and {format_bytes(means[1])}"
-    one_sided = max(means) > OTHER_PROCESSES_BYTES >= min(means)
-    return Guard(name="neighbours", passed=not one_sided, detail=detail, cure=cure if one_sided else "")
+    if (np.isfinite(held[0]) & np.isfinite(held[1])).any():
+        crowded, mostly = crowded_on_one_side(pair.baseline, pair.candidate)
+        if crowded.any():
+            detail += f"; in {int(crowded.sum())} of {len(crowded)} blocks beside one variant alone"
+    else:
+        mostly = max(means) > OTHER_PROCESSES_BYTES >= min(means)
+    return Guard(name="neighbours", passed=not mostly, detail=detail, cure=cure if mostly else "")
 
 
 _CHECKS: Sequence[Callable[[Pair], Guard]] = (

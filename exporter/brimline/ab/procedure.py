@@ -22,6 +22,7 @@ from brimline.ab.blocks import (
     ArmBlocks,
     Pairing,
     cell_sums,
+    crowded_on_one_side,
     interval_of,
     is_present,
     pair,
@@ -50,6 +51,7 @@ from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
 from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations, is_counter
 from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report, StaticResult
 from brimline.ab.static import static_results
+from brimline.units import format_bytes
 
 Floats = NDArray[np.float64]
 
@@ -110,9 +112,17 @@ def judge(
         for name, arm in arms.items()
     }
     drafts = []
+    crowded: dict[str, dict[int, tuple[str, ...]]] = {}
     for variant in experiment.candidates:
+        crowded[variant.name] = _crowded(blocks[experiment.baseline.name], blocks[variant.name])
         pairing = _pairing(
-            arms[experiment.baseline.name], arms[variant.name], unfit, edges, interval, experiment.min_blocks
+            arms[experiment.baseline.name],
+            arms[variant.name],
+            unfit,
+            tuple(crowded[variant.name]),
+            edges,
+            interval,
+            experiment.min_blocks,
         )
         drafts.append(
             _draft(
@@ -137,7 +147,11 @@ def judge(
         blocks_used=min((draft.pair.pairing.count for draft in drafts), default=0),
         verdict=_of_all([comparison.verdict for comparison in comparisons]),
         comparisons=tuple(comparisons),
-        dropped=_dropped(unfit, edges, absence=not any(draft.pair.pairing.takes_turns for draft in drafts)),
+        dropped=_dropped(
+            [*unfit.values(), *crowded.values()],
+            edges,
+            absence=not any(draft.pair.pairing.takes_turns for draft in drafts),
+        ),
         no_gate=_no_gate(experiment, mode),
         is_sequential=mode == "sequential",
         fingerprints=tuple(
@@ -214,6 +228,7 @@ def _pairing(
     baseline: ArmObservations,
     candidate: ArmObservations,
     unfit: Mapping[str, Mapping[int, tuple[str, ...]]],
+    crowded: Sequence[int],
     edges: Floats,
     interval: float,
     least: int,
@@ -222,18 +237,31 @@ def _pairing(
     looked_at = []
     for arm in (baseline, candidate):
         fit = np.ones(count, bool)
-        fit[list(unfit[arm.variant])] = False
+        fit[[*unfit[arm.variant], *crowded]] = False
         present = is_present(arm, edges, interval) if math.isfinite(interval) else np.zeros(count, bool)
         looked_at.append((present, fit & present))
     return pair(looked_at[0], looked_at[1], least=least)
 
 
+def _crowded(baseline: ArmBlocks, candidate: ArmBlocks) -> dict[int, tuple[str, ...]]:
+    """Blocks with processes of others beside one arm alone, with a reason; none where a guard refuses."""
+    places, mostly = crowded_on_one_side(baseline, candidate)
+    if mostly:
+        return {}
+    held = {arm.arm.variant: arm.others_bytes() for arm in (baseline, candidate)}
+    most = {int(place): max(held, key=lambda name: held[name][place]) for place in np.flatnonzero(places)}
+    return {
+        place: (f"{name}: other processes hold {format_bytes(held[name][place])} on its GPU",)
+        for place, name in most.items()
+    }
+
+
 def _dropped(
-    unfit: Mapping[str, Mapping[int, tuple[str, ...]]], edges: Floats, *, absence: bool
+    unfit: Sequence[Mapping[int, tuple[str, ...]]], edges: Floats, *, absence: bool
 ) -> tuple[tuple[float, str], ...]:
     """Blocks that are left out, with the reasons. absence: also those in which a server was not there."""
     reasons: dict[int, list[str]] = {}
-    for of_arm in unfit.values():
+    for of_arm in unfit:
         for place, texts in of_arm.items():
             told = [text for text in texts if absence or not text.endswith(NO_SAMPLES)]
             if told:

@@ -413,8 +413,46 @@ def test_neighbours_on_one_arms_gpu_are_refused() -> None:
     )
 
     assert guard("neighbours", crowded).passed is False
+    assert judge(PLANNED, crowded).dropped == ()
     both = with_replica(crowded, "a", 0, other_processes_bytes=Series(times, np.full(len(times), 2e9)))
     assert guard("neighbours", both).passed is True
+
+
+def test_blocks_with_a_neighbour_on_one_side_are_left_out() -> None:
+    """4 GB in the last tenth of the run are 381 MiB on average."""
+    observations = observed()
+    times = observations.arms["b"].replicas[0].up.times
+    late = np.where(times > START + 0.9 * 4 * 3600, 4e9, 0.0)
+    crowded = with_replica(observations, "b", 0, other_processes_bytes=Series(times, late))
+
+    report = judge(PLANNED, crowded)
+
+    found = guard("neighbours", crowded)
+    assert found.passed is True
+    assert found.detail.endswith("; in 2 of 16 blocks beside one variant alone")
+    assert report.blocks_used == 14
+    assert [time for time, _ in report.dropped] == [START + 14 * 900, START + 15 * 900]
+    assert report.dropped[1][1] == "b: other processes hold 3.73 GiB on its GPU"
+
+
+def test_neighbours_in_the_turns_of_one_variant_are_refused() -> None:
+    """On one GPU both see the same process, at times of which each has its own."""
+    observations = observed()
+    times = observations.arms["b"].replicas[0].up.times
+    turns = ((times - START - 1e-6) // 1800).astype(int) % 2
+    for place, variant in enumerate(("a", "b")):
+        replica = observations.arms[variant].replicas[0]
+        mine = turns == place
+        observations = with_replica(
+            observations,
+            variant,
+            0,
+            up=Series(times[mine], np.ones(int(mine.sum()))),
+            other_processes_bytes=Series(times, np.where(turns == 1, 4e9, 0.0)),
+            series=replica.series,
+        )
+
+    assert guard("neighbours", observations).passed is False
 
 
 def test_routing_that_is_not_declared_is_said() -> None:

@@ -42,13 +42,17 @@ def experiment(end: float, block: float = BLOCK) -> Experiment:
 
 @dataclass
 class Server:
-    """One server. restarts: times after which its counters begin anew. gone: when nothing is scraped."""
+    """One server. restarts: times after which its counters begin anew. gone: when nothing is scraped.
+
+    becomes: when its label moves to another variant, and to which.
+    """
 
     name: str
     variant: str
     appears: float = START - 3600
     leaves: float = START + 1e6
     restarts: list[float] = field(default_factory=list)
+    becomes: tuple[float, str] | None = None
 
     def booted(self, time: float) -> float:
         return max((one for one in self.restarts if one <= time), default=self.appears - 1000)
@@ -58,18 +62,30 @@ class Server:
         there = [time for time in times if self.appears <= time < self.leaves]
 
         def row(name: str, value: Callable[[float], float], /, **labels: str) -> Row:
+            return of(there, name, value, **labels)
+
+        def of(times: list[float], name: str, value: Callable[[float], float], /, **labels: str) -> Row:
             return Row(
                 {"__name__": f"brimline_{name}", **about, **labels},
-                array("d", there),
-                array("d", map(value, there)),
+                array("d", times),
+                array("d", map(value, times)),
             )
 
         def counted(per_second: float) -> Callable[[float], float]:
             return lambda time: round(per_second * (time - self.booted(time)), 3)
 
-        info = {"experiment": "e", "variant": self.variant, "role": "", "engine": "vllm"}
+        moves, following = self.becomes or (np.inf, "")
+        spans = {
+            self.variant: [time for time in there if time < moves],
+            following: [time for time in there if time >= moves],
+        }
+        info = {"experiment": "e", "role": "", "engine": "vllm"}
         return [
-            row("target_info", lambda _: 1, **info),
+            *(
+                of(times, "target_info", lambda _: 1, variant=variant, **info)
+                for variant, times in spans.items()
+                if times
+            ),
             row("target_up", lambda _: 1),
             row("target_start_time_seconds", self.booted),
             row("target_config_fingerprint_info", lambda _: 1, fingerprint=self.variant),
@@ -195,6 +211,10 @@ def worlds(draw: st.DrawFn, block: float) -> World:
     for server in servers:
         server.restarts = draw(st.lists(moments, max_size=2))
     stretches = st.tuples(moments, st.sampled_from([30.0, 200.0, 900.0]))
+    if draw(st.booleans()):
+        # With a restart at the same time, long before or without one.
+        servers[0].becomes = (draw(moments), "b")
+        servers[0].restarts += [servers[0].becomes[0] - draw(st.sampled_from([0.0, 100.0, 1800.0]))]
     outages = [(first, first + length) for first, length in draw(st.lists(stretches, max_size=2))]
     late = [
         (first, first + length, delay)
