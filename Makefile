@@ -26,8 +26,8 @@ test:
 
 check:
 	@tools/setup.sh dev
-	.venv/bin/ruff format --check exporter dashboards tests benchmarks tools
-	.venv/bin/ruff check exporter dashboards tests benchmarks tools
+	.venv/bin/ruff format --check exporter dashboards tests benchmarks tools deploy
+	.venv/bin/ruff check exporter dashboards tests benchmarks tools deploy
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
@@ -47,8 +47,8 @@ bench-performance:
 
 format:
 	@tools/setup.sh dev
-	.venv/bin/ruff format exporter dashboards tests benchmarks tools
-	.venv/bin/ruff check --fix exporter dashboards tests benchmarks tools
+	.venv/bin/ruff format exporter dashboards tests benchmarks tools deploy
+	.venv/bin/ruff check --fix exporter dashboards tests benchmarks tools deploy
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -673,11 +673,14 @@ def _rare(metric: Metric, two: Pair) -> Measured:
     undecided: dict[Verdict, str] = {}
     if rates.baseline + rates.candidate == 0:
         # Of none in n, at most 3/n with 95 % confidence (Hanley and Lippman-Hand, JAMA 1983).
-        most = 3e6 / min(float(one.sum()) for one in kept_exposures)
+        tokens = min(float(one.sum()) for one in kept_exposures)
+        most = 3e6 / tokens
         notes = [f"no events in either arm: fewer than {most:.3g} for each million tokens (rule of three)"]
         requests = _fewest_requests(two)
-        if requests is None or requests < LEAST_REQUESTS:
+        if requests is None or min(requests, tokens) < LEAST_REQUESTS:
             counted = "requests are not counted" if requests is None else f"only {requests:.0f} requests"
+            if tokens < LEAST_REQUESTS:
+                counted = f"only {tokens:.0f} tokens"
             undecided["pass"] = f"{counted}: none in {LEAST_REQUESTS} is fewer than one in a hundred"
     if rates.dispersion > 2:
         notes.append(f"in bursts: {rates.dispersion:.1f} times the variance of chance alone")

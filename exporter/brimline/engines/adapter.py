@@ -76,7 +76,7 @@ def _states_little(_settings: Mapping[str, str]) -> bool:
     return False
 
 
-@functools.cache
+@functools.lru_cache(64)  # an adapter may be fitted to a page
 def _without_buckets(names: frozenset[bytes]) -> frozenset[bytes]:
     return frozenset(name for name in names if not name.endswith(b"_bucket"))
 

@@ -40,22 +40,35 @@ _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 Pairs = dict[bytes, tuple[str, str]]  # `name="value` as written → name, value
 
-# Bytes of labels that are remembered as they were written, all of a line together: those of a hundred ranks
-# of vLLM, or of any number that are labelled alike. As mappings they take some six times as much.
+# Bytes of labels that are remembered as they were written, all of a line together, and for how many pages.
+# As mappings they take some six times as much, twice.
 MAX_REMEMBERED_BYTES = 1 << 20
+REMEMBERED_PAGES = 64
 
 
-class _Remembered(dict[bytes, Mapping[str, str]]):
-    """Labels that were seen before: a server sends the same ones with each scrape. Too many are forgotten."""
+class _Remembered:
+    """Labels that were seen before: a server sends the same ones with each scrape.
 
-    bytes_held = 0
+    Those that did not come again within REMEMBERED_PAGES to twice as many are forgotten, so that what changes
+    leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self.young: dict[bytes, Mapping[str, str]] = {}
+        self.old: dict[bytes, Mapping[str, str]] = {}
+        self._bytes_held = 0
+        self._pages = 0
+
+    def next_page(self) -> None:
+        self._pages += 1
+        if self._pages >= REMEMBERED_PAGES or self._bytes_held > MAX_REMEMBERED_BYTES:
+            self.young, self.old = {}, self.young
+            self._bytes_held = self._pages = 0
 
     def add(self, raw: bytes, labels: Mapping[str, str]) -> None:
-        if self.bytes_held > MAX_REMEMBERED_BYTES:
-            self.clear()
-            self.bytes_held = 0
-        self.bytes_held += len(raw) + 64
-        self[raw] = labels
+        if self._bytes_held <= MAX_REMEMBERED_BYTES:
+            self._bytes_held += len(raw) + 64
+            self.young[raw] = labels
 
 
 _remembered = _Remembered()
@@ -163,7 +176,7 @@ def _value(text: bytes) -> float | None:
 def _labelled_sample(text: bytes, pairs: Pairs) -> Sample | None:
     """The sample of a line, from behind its opening brace; None where it is malformed."""
     raw, _, rest = text.partition(b"}")
-    labels = _plain_labels(raw, pairs)
+    labels = _remembered.old.get(raw) or _plain_labels(raw, pairs)
     if labels is None:
         labels_and_rest = _any_labels(text)
         if labels_and_rest is None:
@@ -189,7 +202,8 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
     """
     found: dict[bytes, list[Sample]] = {name: [] for name in wanted}
     pairs: Pairs = {}
-    remembered = _remembered.get
+    _remembered.next_page()
+    remembered = _remembered.young.get
     others: set[bytes] = set()  # well-formed names that nobody wants
     unparsed = dropped = 0
     samples_left, labels_left = MAX_SAMPLES, MAX_PAGE_LABELS

@@ -488,6 +488,23 @@ def test_none_in_a_handful_of_requests_says_nothing() -> None:
     assert preemptions.notes[-1].endswith("requests: none in 300 is fewer than one in a hundred")
 
 
+def test_none_in_a_handful_of_tokens_says_nothing() -> None:
+    planned = experiment()
+    observations = silenced(silenced(observed(planned, PREEMPTING), "a"), "b")
+    for variant in "ab":
+        observations = changed(
+            observations,
+            variant,
+            "generation_tokens_total",
+            lambda one: Series(one.times, (np.arange(len(one.times)) % 60 == 0).astype(float)),
+        )
+
+    preemptions = row(judge(planned, observations), "preemptions")
+
+    assert preemptions.verdict == "inconclusive"
+    assert preemptions.notes[-1].startswith("would be pass, but: only 16 tokens")
+
+
 def test_preemptions_of_the_candidate_alone_are_worse() -> None:
     planned = experiment()
 

@@ -352,4 +352,16 @@ def test_no_more_labels_are_remembered_than_their_bytes_allow() -> None:
     page = scan(lines.encode(), [b"a"])
 
     assert len(page.get("a")) == 3000
-    assert sum(map(len, exposition_text._remembered)) <= 1.01 * exposition_text.MAX_REMEMBERED_BYTES
+    for held in (exposition_text._remembered.young, exposition_text._remembered.old):
+        assert sum(map(len, held)) <= 1.01 * exposition_text.MAX_REMEMBERED_BYTES
+
+
+def test_labels_that_do_not_come_again_are_forgotten() -> None:
+    scan(b'a{x="once"} 1\n', [b"a"])
+    for _ in range(2 * exposition_text.REMEMBERED_PAGES):
+        scan(b'a{x="always"} 1\n', [b"a"])
+
+    held = {**exposition_text._remembered.young, **exposition_text._remembered.old}
+
+    assert b'x="always"' in held
+    assert b'x="once"' not in held
