@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,25 +27,25 @@ def _address(text: str) -> str:
 
 def _listening_ports(ports: Collection[int], proc: Path) -> dict[str, int]:
     """Inodes of the sockets that listen on one of the ports at a loopback or unspecified address."""
-    found = {}
+    found: dict[str, int] = {}
     for table in ("net/tcp", "net/tcp6"):
-        try:
-            lines = (proc / table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if len(fields) < 10 or fields[3] != _LISTEN:
-                continue
-            host, _, number = fields[1].rpartition(":")
-            port = int(number, 16)
-            if port not in ports:
-                continue
-            address = ipaddress.ip_address(_address(host))
-            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-                address = address.ipv4_mapped
-            if address.is_loopback or address.is_unspecified:
-                found[fields[9]] = port
+        # Line by line: a host with many short connections has tens of thousands, of which a few listen.
+        with contextlib.suppress(OSError), open(proc / table) as lines:
+            for line in lines:
+                if _LISTEN not in line:
+                    continue
+                fields = line.split()
+                if len(fields) < 10 or fields[3] != _LISTEN:
+                    continue
+                host, _, number = fields[1].rpartition(":")
+                port = int(number, 16)
+                if port not in ports:
+                    continue
+                address = ipaddress.ip_address(_address(host))
+                if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+                    address = address.ipv4_mapped
+                if address.is_loopback or address.is_unspecified:
+                    found[fields[9]] = port
     return found
 
 
@@ -53,12 +54,12 @@ def listening_inodes(port: int, proc: Path = PROC) -> set[str]:
     return set(_listening_ports({port}, proc))
 
 
-def _pids(proc: Path) -> Iterator[int]:
+def _pids(proc: Path) -> list[int]:
     try:
-        entries = list(proc.iterdir())
+        with os.scandir(proc) as entries:
+            return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
     except OSError:
-        return
-    yield from sorted(int(entry.name) for entry in entries if entry.name.isdigit())
+        return []
 
 
 def listening_pids(ports: Collection[int], proc: Path = PROC) -> dict[int, int]:
@@ -90,14 +91,12 @@ def listening_pid(port: int, proc: Path = PROC) -> int | None:
 
 
 def _open_files(pid: int, proc: Path) -> Iterator[str]:
-    try:
-        descriptors = list((proc / str(pid) / "fd").iterdir())
-    except OSError:
-        return
-    for descriptor in descriptors:
-        # A busy server closes descriptors all the time; one that is gone says nothing about the others.
-        with contextlib.suppress(OSError):
-            yield str(descriptor.readlink())
+    # One by one: a server may have thousands.
+    with contextlib.suppress(OSError), os.scandir(f"{proc}/{pid}/fd") as descriptors:
+        for descriptor in descriptors:
+            # A busy server closes descriptors all the time; one that is gone says nothing about the others.
+            with contextlib.suppress(OSError):
+                yield os.readlink(descriptor.path)  # noqa: PTH115 - no Path for each of thousands
 
 
 def parent_of(pid: int, proc: Path = PROC) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,20 @@ def test_another_port_address_or_state_is_not_the_listener(tmp_path: Path, line:
     write_sockets(tmp_path, line)
 
     assert listening_inodes(8000, tmp_path) == set()
+
+
+def test_the_connections_of_a_busy_host_are_not_held_in_memory(tmp_path: Path) -> None:
+    others = (socket_line("127.0.0.1", 8000, number, ESTABLISHED) for number in range(20_000))
+    write_sockets(tmp_path, socket_line("127.0.0.1", 8000, 111), *others)
+
+    tracemalloc.start()
+    found = listening_inodes(8000, tmp_path)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert found == {"111"}
+    assert (tmp_path / "net/tcp").stat().st_size > 2_500_000
+    assert peak_bytes < 200_000
 
 
 def test_without_socket_tables_nothing_listens(tmp_path: Path) -> None:
