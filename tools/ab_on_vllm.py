@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -98,7 +99,12 @@ def measured(folder: Path, seconds: float) -> dict[str, str]:
                 served(command, port, model, "/health", folder / name, environ)
             )
         targets = [
-            {"name": name, "url": server.url, "launch_command": {"from_pid": True}}
+            {
+                "name": name,
+                "url": server.url,
+                "launch_command": {"from_pid": True},
+                "histograms": "full",
+            }
             for name, server in servers.items()
         ]
         exporter = stack.enter_context(running_exporter(folder, json.dumps({"targets": targets})))
@@ -190,11 +196,19 @@ def judged(folder: Path, file: Path) -> str:
     return written["md"].read_text()
 
 
+def shortened(report: str) -> str:
+    """Headings, reasons and tables of a report, without its notes."""
+    lines = [line for line in report.strip().splitlines() if not line.startswith(">")]
+    while not lines[-1].startswith("|"):
+        lines.pop()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
 def write(reports: dict[str, str]) -> None:
     """Put the reports of the default blocks into the document."""
     begin, end = REGION
     before, rest = DOCUMENT.read_text().split(begin)
-    text = "\n\n".join(reports[name].strip() for name in ("kv-dtype", "alike"))
+    text = "\n\n".join(shortened(reports[name]) for name in ("kv-dtype", "alike"))
     DOCUMENT.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
