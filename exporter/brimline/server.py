@@ -93,8 +93,7 @@ class Exporter:
     async def reload(self) -> str | None:
         """Put all files in force again; what is wrong where one was refused."""
         if self.guard is not None:
-            self.guard.expire()
-            await self.guard.refresh()
+            await self.guard.reload()
         refused = await self._reload_config()
         return refused or (self.guard.problem if self.guard is not None else None)
 
