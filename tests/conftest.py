@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
 
@@ -16,8 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds",
         type=float,
-        default=60.0,
-        help="how long random pages are read, all tests of them together",
+        default=float(os.environ.get("BRIMLINE_FUZZ_SECONDS", "10")),
+        help="how long random pages are read, all tests of them together; $BRIMLINE_FUZZ_SECONDS, or 10",
     )
 
 

@@ -130,7 +130,7 @@ class Client:
                 raise translate(error, url) from None
             except OSError as error:
                 raise SourceError("connection", f"{url}: {error.strerror or error}") from None
-            _check_status(answer, url)
+            _check_status(answer, url, is_known="Authorization" in headers)
             return answer
         raise SourceError("redirect", f"{url} redirects again; configure the page's own address")
 
@@ -162,13 +162,14 @@ def _only_adds_slash(url: str, location: str) -> bool:
     )
 
 
-def _check_status(answer: Answer, url: str) -> None:
+def _check_status(answer: Answer, url: str, *, is_known: bool) -> None:
     if answer.status == 200:
         return
     said = _error_message(answer)
     what = f"{url} answered {answer.status}{f' ({said})' if said else ''}"
     if answer.status in (401, 403):
-        raise SourceError("unauthorized", f"{what}; give bearer_token_file or basic_auth")
+        cure = "it refused the credentials given" if is_known else "give bearer_token_file or basic_auth"
+        raise SourceError("unauthorized", f"{what}; {cure}")
     if answer.status in (404, 405):
         raise SourceError("not_found", what)
     if answer.status == 501:

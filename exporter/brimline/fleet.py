@@ -58,6 +58,7 @@ class Fleet:
         self._files_read_at: float | None = None
         self._files_errors = 0
         self._looking: asyncio.Future[FoundTargets] | None = None
+        self._outdated: asyncio.Future[FoundTargets] | None = None  # a look in flight that nobody wants
         self._hangs = False
         self._applying: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -115,6 +116,8 @@ class Fleet:
                 await asyncio.wait([self._looking], timeout=LOOK_PATIENCE_SECONDS)
             await self._look(base, taken)
         else:
+            # What is still being read belongs to the configuration before, and nothing would remove it later.
+            self._outdated = self._looking
             self._found, self._hangs = FoundTargets(), False
         self._base, self._places = base, taken
         self.apply(is_new=config is not None)
@@ -139,8 +142,9 @@ class Fleet:
             logger.error("targets_files state=hanging detail=%r", HANGS)
 
     def _take_found(self, looked: asyncio.Future[FoundTargets]) -> None:
+        outdated, self._outdated = self._outdated, None
         self._looking, self._hangs = None, False
-        if looked.cancelled():
+        if looked.cancelled() or looked is outdated:
             return
         if (error := looked.exception()) is not None:
             logger.error("targets_files could not be read", exc_info=error)

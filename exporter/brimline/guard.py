@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_SECONDS = 1.0
 # A request waits so long for the files to be looked at; a dead file system must not keep it longer.
 LOOK_PATIENCE_SECONDS = 1.0
+# A look that takes longer is told as a fault, and a reload waits so long for one.
+HANGS_AFTER_SECONDS = 5.0
 MAX_COMPARES = 16  # in flight and waiting; each costs a processor 60 ms and more
 MAX_COMPARES_OF_AN_ADDRESS = 4
 SAY_EVERY_SECONDS = 60.0
@@ -43,7 +45,8 @@ Check = Callable[[bytes, bytes], bool]
 class PortGuard:
     """Admits connections and requests by what the file says now.
 
-    A new file that is wrong leaves the one before it in force, and `problem` says what is wrong with it.
+    A new file that is wrong leaves the one before it in force, and `problem` says what is wrong with it. So
+    does one that protects less: a file is empty or cut short while it is written.
     """
 
     def __init__(
@@ -58,13 +61,15 @@ class PortGuard:
         self._monotonic = monotonic
         self._config = load_web_config(path)
         self._signature = _signature(self._config.paths)
-        self._looked = -math.inf
+        self._looked = -math.inf  # when the last look began, or never where the next one is due at once
         self._looking: asyncio.Future[tuple[Any, WebConfig] | None] | None = None
+        self._looking_since = -math.inf
         self._passwords = Passwords(check or _check)
         self._passwords.take(self._config.users)
         self._bucket = _Bucket(monotonic)
         self._turned_away = _Seldom(monotonic)
-        self.problem: str | None = None
+        self._mistake: str | None = None
+        self._hangs = False
         self.told: Callable[[str | None], None] = lambda _problem: None
 
     @property
@@ -79,34 +84,71 @@ class PortGuard:
 
     # --- the files ---
 
+    @property
+    def problem(self) -> str | None:
+        """Why the files of now are not in force; None where they are."""
+        if self._hangs:
+            return (
+                f"{self._path}: not read within {HANGS_AFTER_SECONDS:g} s; a file system may hang, and what "
+                "was read before stays in force"
+            )
+        return self._mistake
+
     def expire(self) -> None:
         """Look at the files at the next opportunity, however short ago that was done."""
         self._looked = -math.inf
 
-    async def refresh(self) -> None:
+    async def reload(self) -> None:
+        """Look at the files as they are from now on, and wait for it; `problem` says what came of it."""
+        self.expire()
+        await self.refresh(HANGS_AFTER_SECONDS)
+
+    async def refresh(self, patience: float = LOOK_PATIENCE_SECONDS) -> None:
         """Take note of files that have changed; at most once a second, and in a thread that may hang."""
-        now = self._monotonic()
-        if self._looking is None and now - self._looked >= LOOK_EVERY_SECONDS:
-            self._looked = now
-            self._looking = in_daemon_thread(self._look, "web-config")
-            self._looking.add_done_callback(self._take)
-        if self._looking is not None:
-            patience = max(0.0, self._looked + LOOK_PATIENCE_SECONDS - now)
-            await asyncio.wait([self._looking], timeout=patience)
+        for _ in range(2):  # a look in flight may have seen files that are older than what expired
+            if self._looking is None:
+                now = self._monotonic()
+                if now - self._looked < LOOK_EVERY_SECONDS:
+                    return
+                self._looked = self._looking_since = now
+                self._looking = in_daemon_thread(self._look, "web-config")
+                self._looking.add_done_callback(self._take)
+            if not await self._ends_within(self._looking, patience):
+                return
+
+    async def _ends_within(self, looking: asyncio.Future[Any], patience: float) -> bool:
+        """True where the look ends before it has taken so long in all."""
+        taken = self._monotonic() - self._looking_since
+        left = max(0.0, patience - taken)
+        done, _ = await asyncio.wait([looking], timeout=left)
+        if done:
+            await asyncio.sleep(0)  # it may have ended just now: then what it saw is taken first
+        elif taken + left >= HANGS_AFTER_SECONDS and not self._hangs:
+            self._hangs = True
+            logger.error("web_config=%s state=hanging detail=%r", self._path, self.problem)
+            self.told(self.problem)
+        return bool(done)
 
     def _look(self) -> tuple[Any, WebConfig] | None:
         """The files' state and what they say; None where nothing has changed. Raises ConfigError."""
         signature = _signature(self._config.paths)
-        if signature == self._signature and self.problem is None:
+        if signature == self._signature and self._mistake is None:
             return None
         config = load_web_config(self._path)
         if config.paths != self._config.paths:
             signature = _signature(config.paths)
             config = load_web_config(self._path)  # once more, so that it is not older than the signature
+        lost = _lost(self._config, config)
+        if lost is not None:
+            raise ConfigError(
+                f"{self._path}: the file has lost {lost}, as where it is cut short, and what it said before "
+                "stays in force; restart Brimline where that is meant"
+            )
         return signature, config
 
     def _take(self, looked: asyncio.Future[tuple[Any, WebConfig] | None]) -> None:
         self._looking = None
+        hung, self._hangs = self._hangs, False
         if looked.cancelled():
             return
         error = looked.exception()
@@ -114,20 +156,20 @@ class PortGuard:
             self._refuse(str(error) if isinstance(error, ConfigError) else f"{self._path}: {error!r}")
             return
         found = looked.result()
-        if found is None:
-            return
-        self._signature, self._config = found
-        self._passwords.take(self._config.users)
-        self.problem = None
-        self.told(None)
-        logger.info("web_config=%s reload=done", self._path)
-        self.say_notes()
+        if found is not None:
+            self._signature, self._config = found
+            self._passwords.take(self._config.users)
+            self._mistake = None
+            logger.info("web_config=%s reload=done", self._path)
+            self.say_notes()
+        if found is not None or hung:
+            self.told(self.problem)
 
-    def _refuse(self, problem: str) -> None:
-        if problem != self.problem:
-            logger.error("web_config=%s reload=refused detail=%r", self._path, problem)
-        self.problem = problem
-        self.told(problem)
+    def _refuse(self, mistake: str) -> None:
+        if mistake != self._mistake:
+            logger.error("web_config=%s reload=refused detail=%r", self._path, mistake)
+        self._mistake = mistake
+        self.told(self.problem)
 
     def say_notes(self) -> None:
         """Log what the file asks for in vain."""
@@ -189,6 +231,21 @@ def _signature(paths: tuple[Path, ...]) -> tuple[Any, ...]:
         else:
             found.append((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_size))
     return tuple(found)
+
+
+def _lost(before: WebConfig, now: WebConfig) -> str | None:
+    """What protected the port before and does not now; None for nothing."""
+    if before.tls is not None and now.tls is None:
+        return "tls_server_config"
+    if before.verifies_clients and not now.verifies_clients:
+        return "client_auth_type: RequireAndVerifyClientCert"
+    if before.client_names is not None and now.client_names is None:
+        return "client_allowed_sans"
+    if before.users and not now.users:
+        return "basic_auth_users"
+    if before.refill_seconds is not None and now.refill_seconds is None:
+        return "rate_limit"
+    return None
 
 
 def _credentials(header: str) -> tuple[str, bytes] | None:

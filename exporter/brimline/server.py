@@ -81,22 +81,33 @@ class Exporter:
         self._listen = listen
         self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
         self._known_planner = planner
+        self._reloading = asyncio.Lock()
+        self._next_reload: asyncio.Task[str | None] | None = None  # which has not begun to read
         self._reloads: set[asyncio.Task[str | None]] = set()
         self.ready = False
 
-    def reload_soon(self) -> None:
-        """Begin to reload, as a signal does that nobody waits for."""
-        task = asyncio.ensure_future(self.reload())
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+    def reload_soon(self) -> asyncio.Task[str | None]:
+        """Begin to reload once the reload before has ended, as a signal does that nobody waits for."""
+        task = self._next_reload
+        if task is None:
+            task = self._next_reload = asyncio.ensure_future(self._reload_in_turn())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+        return task
 
     async def reload(self) -> str | None:
-        """Put all files in force again; what is wrong where one was refused."""
-        if self.guard is not None:
-            self.guard.expire()
-            await self.guard.refresh()
-        refused = await self._reload_config()
-        return refused or (self.guard.problem if self.guard is not None else None)
+        """Put all files in force as they are from now on; what is wrong where one was refused."""
+        # One for all who ask before it reads; it goes on where one of them leaves.
+        return await asyncio.shield(self.reload_soon())
+
+    async def _reload_in_turn(self) -> str | None:
+        # Else an older reading that took longer would be put in force last.
+        async with self._reloading:
+            self._next_reload = None
+            if self.guard is not None:
+                await self.guard.reload()
+            refused = await self._reload_config()
+            return refused or (self.guard.problem if self.guard is not None else None)
 
     async def _reload_config(self) -> str | None:
         if self._config_path is None:

@@ -109,12 +109,15 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 # Queries that find nothing in this fleet, by board, panel and letter, and why.
 _NO_WATCH = "brimline ab watch does not run"
 _NO_PROCESSES = "a recording of GPUs names no processes"
+_NO_OLLAMA = "Ollama alone says what a model takes"
 EMPTY = {
     ("brimline-fleet", "Soonest out of memory", "A"): "nothing grows, and nothing has run for an hour",
     ("brimline-server", "Time to exhaustion", "A"): "nothing grows, and nothing has run for an hour",
     ("brimline-server", "Headroom and forecast", "C"): "nothing has run for an hour",
     ("brimline-server", "Main memory of the server", "B"): "the simulated server's cgroup has no limit",
     ("brimline-server", "Main memory of the server", "C"): "nothing is offloaded",
+    ("brimline-server", "Main memory of the server", "D"): _NO_OLLAMA,
+    ("brimline-server", "Fullest GPU beside its plan", "E"): _NO_OLLAMA,
     ("brimline-server", "Speculative decoding", "A"): "not in use",
     ("brimline-server", "Declared otherwise than live", "A"): "it runs as declared",
     ("brimline-server", "Problems now", "A"): "there is none",
@@ -360,7 +363,7 @@ def test_memory_of_dcgm_exporter_stands_on_the_same_boards(fleet: Fleet) -> None
     chosen = chosen_variables(board, fleet.prometheus, window, wanted)
     assert chosen["gpu"].values == (DCGM_GPU,)
     panels = {panel.title: panel for row in rows(board, chosen) for panel in row.panels}
-    [used, planned, _, card] = answers(panels["Fullest GPU beside its plan"], fleet.prometheus, window)
+    [used, planned, _, card, _] = answers(panels["Fullest GPU beside its plan"], fleet.prometheus, window)
     assert used.series[0].points[-1][1] == 70_000 << 20
     assert planned.series
     assert card.series[0].points[-1][1] == 81_000 << 20

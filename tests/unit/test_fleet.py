@@ -17,6 +17,7 @@ from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Target
 from brimline.fleet import Fleet
 from brimline.readings import DiscoveryReading
+from brimline.server import Exporter
 from brimline.targets_files import FoundTargets, TargetsFiles
 
 PATIENCE = 60.0
@@ -154,5 +155,65 @@ def test_pods_are_put_in_force_as_they_change_and_give_way_to_other_targets(tmp_
             await asyncio.to_thread(pods.changed)
             await soon(lambda: names(collector) == ["own", "llm/b"])
             assert [reading.source for reading in fleet.readings()] == ["files", "kubernetes"]
+
+    run(scenario)
+
+
+def test_files_of_the_configuration_before_come_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.yaml", "a1")
+    go_on = threading.Event()
+    plain = TargetsFiles.read
+
+    def read(self: TargetsFiles, *arguments: Any) -> FoundTargets:
+        go_on.wait(PATIENCE)
+        return plain(self, *arguments)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (fleet, collector):
+            monkeypatch.setattr(TargetsFiles, "read", read)  # so that a look is in flight
+            looking = asyncio.ensure_future(fleet._look(CONFIG, {}))
+            await asyncio.sleep(0)
+            await fleet.settle(Config(targets=[OWN], gpu=CONFIG.gpu), {})
+            go_on.set()
+            await looking
+            fleet.apply()
+            assert names(collector) == ["own"]
+            await fleet.settle(CONFIG, {})
+            assert names(collector) == ["own", "a1"]
+
+    run(scenario)
+
+
+def test_the_newest_of_two_reloads_is_in_force_whichever_took_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.yaml", "a1")
+    path = tmp_path / "brimline.yaml"
+    text = "gpu: {{backend: none}}\ntargets: [{{name: {name}, url: 'http://127.0.0.1:9'}}]\n{files}"
+    path.write_text(text.format(name="old", files="targets_files: ['*.d.yaml', a.yaml]\n"))
+    go_on = threading.Event()
+    plain = TargetsFiles.read
+    looks = []
+
+    def read(self: TargetsFiles, *arguments: Any) -> FoundTargets:
+        looks.append(1)
+        go_on.wait(PATIENCE)
+        return plain(self, *arguments)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (fleet, collector):
+            exporter = Exporter(collector, path, fleet=fleet)
+            monkeypatch.setattr(TargetsFiles, "read", read)  # so that the first takes longer
+            first = asyncio.ensure_future(exporter.reload())
+            await soon(lambda: looks)
+            path.write_text(text.format(name="new", files=""))
+            others = [asyncio.ensure_future(exporter.reload()) for _ in range(5)]
+            await asyncio.sleep(0)
+            others[0].cancel()  # a client that leaves takes the reload from nobody
+            asyncio.get_running_loop().call_later(0.05, go_on.set)
+            assert await asyncio.gather(first, *others[1:]) == [None] * 5
+            assert names(collector) == ["new"]
 
     run(scenario)

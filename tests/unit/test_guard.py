@@ -20,6 +20,7 @@ import bcrypt
 import pytest
 from aiohttp import ClientError, ClientSession, TCPConnector, web
 
+from brimline import guard as guard_module
 from brimline.errors import ConfigError
 from brimline.guard import MAX_COMPARES_OF_AN_ADDRESS, PortGuard
 from brimline.port import ConnectionLimits, serve_application
@@ -531,8 +532,8 @@ def test_a_bad_file_leaves_the_one_before_in_force_and_says_so(
             port.path.unlink()
             port.guard.expire()
             assert await port.status(user="alice") == 200
-            port.write("{}\n")
-            assert await port.status() == 200
+            port.write(USERS)
+            assert await port.status() == 401
             assert port.guard.problem is None
 
     with caplog.at_level(logging.INFO):
@@ -562,6 +563,119 @@ def test_a_certificate_without_its_key_is_waited_for(made: Certificates, tmp_pat
             port.guard.expire()
             assert await port.status(made.client()) == 200
             assert port.guard.problem is None
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lost"),
+    [
+        (TLS % "", "", "tls_server_config"),
+        (TLS % "", "{}\n", "tls_server_config"),
+        (TLS % (CLIENT_CA + "RequireAndVerifyClientCert"), "", "tls_server_config"),
+        (
+            TLS % (CLIENT_CA + "RequireAndVerifyClientCert"),
+            TLS % "",
+            "client_auth_type: RequireAndVerifyClientCert",
+        ),
+        (
+            TLS % (CLIENT_CA + "RequireAndVerifyClientCert, client_allowed_sans: [prometheus.example]"),
+            TLS % (CLIENT_CA + "RequireAndVerifyClientCert"),
+            "client_allowed_sans",
+        ),
+        (TLS % "" + USERS, TLS % "", "basic_auth_users"),
+        (USERS, "# basic_auth_us", "basic_auth_users"),
+        ("rate_limit: {interval: 1ms, burst: 30}\n" + USERS, USERS, "rate_limit"),
+    ],
+)
+def test_a_file_that_protects_less_is_taken_at_a_start_only(
+    made: Certificates, tmp_path: Path, before: str, now: str, lost: str
+) -> None:
+    """A file is empty or cut short while it is written, and that must open no door."""
+    told: list[str | None] = []
+
+    async def scenario() -> None:
+        async with opened(made, tmp_path, before) as port:
+            port.guard.told = told.append
+            config = port.guard.config
+            port.path.write_text(now)
+            await port.guard.reload()
+            assert port.guard.config is config
+            assert f"the file has lost {lost}, as where it is cut short" in (port.guard.problem or "")
+            assert told == [port.guard.problem]
+            if config.tls is not None:
+                assert await port.refuses(None)  # plain HTTP
+            elif config.users:
+                assert await port.status() == 401
+            port.path.write_text(before)
+            await port.guard.reload()
+            assert (port.guard.problem, told[-1]) == (None, None)
+        async with opened(made, tmp_path, now) as port:
+            assert port.guard.problem is None
+
+    run(scenario)
+
+
+def test_a_reload_tells_that_a_file_system_hangs_and_then_takes_what_it_held(
+    made: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hang = threading.Event()
+    told: list[str | None] = []
+
+    async def scenario() -> None:
+        async with opened(made, tmp_path, USERS) as port:
+            port.guard.told = told.append
+            plain = guard_module._signature
+
+            def signature(paths: tuple[Path, ...]) -> tuple[Any, ...]:
+                hang.wait(PATIENCE)
+                return plain(paths)
+
+            monkeypatch.setattr(guard_module, "HANGS_AFTER_SECONDS", 0.2)
+            monkeypatch.setattr(guard_module, "_signature", signature)  # cannot be made to hang here
+            port.path.write_text(f"basic_auth_users: {{bob: {ALICE}}}\n")
+            for _ in range(2):
+                await port.guard.reload()
+                assert "not read within 0.2 s; a file system may hang" in (port.guard.problem or "")
+            assert len(told) == 1
+            monkeypatch.setattr(guard_module, "HANGS_AFTER_SECONDS", PATIENCE)
+            hang.set()
+            await port.guard.reload()
+            assert port.guard.problem is None
+            assert list(port.guard.config.users) == ["bob"]
+            assert told[-1] is None
+
+    with caplog.at_level(logging.ERROR):
+        run(scenario)
+
+    assert [record.getMessage().count("state=hanging") for record in caplog.records] == [1]
+
+
+def test_a_reload_sees_what_was_written_after_a_look_had_begun(
+    made: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    async def scenario() -> None:
+        async with opened(made, tmp_path, USERS) as port:
+            plain = port.guard._look
+            looks = []
+
+            def look() -> Any:
+                seen = plain()
+                looks.append(1)
+                go_on.wait(PATIENCE)
+                return seen
+
+            monkeypatch.setattr(port.guard, "_look", look)  # so that one is in flight for as long as we like
+            early = asyncio.ensure_future(port.guard.refresh())
+            while not looks:  # noqa: ASYNC110 - it is about what another thread has done
+                await asyncio.sleep(0.01)
+            port.path.write_text(f"basic_auth_users: {{bob: {ALICE}}}\n")
+            asyncio.get_running_loop().call_later(0.05, go_on.set)
+            await port.guard.reload()
+            assert list(port.guard.config.users) == ["bob"]
+            await early
 
     run(scenario)
 

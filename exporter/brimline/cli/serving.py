@@ -15,7 +15,6 @@ from brimline.cli.common import (
     CONFIG,
     EXIT_NEGATIVE,
     EXIT_NO_ANSWER,
-    EXIT_USAGE,
     PORTS,
     WEB_CONFIG,
     all_targets_or_fail,
@@ -125,7 +124,7 @@ async def _serve(
         click.echo(
             f"brimline: cannot listen on {config.listen} ({error.strerror}); use --listen HOST:PORT", err=True
         )
-        return EXIT_USAGE
+        return EXIT_NEGATIVE  # not 2: an address may be there later, and a supervisor is to try again
     finally:
         if looking is not None:
             looking.cancel()

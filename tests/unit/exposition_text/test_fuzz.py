@@ -1,4 +1,4 @@
-"""A minute of random pages, the same ones in each run; `--fuzz-seconds` is for longer ones.
+"""Seconds of random pages, the same ones in each run; `--fuzz-seconds` is for longer ones.
 
 Pages of at most 2 KiB: what a scanner gets wrong, it gets wrong on a small page too, and more of these fit
 into a minute. How many there were is told at the end of the run.
