@@ -62,12 +62,15 @@ class Authority:
         )
         self.certificate = _pem(own.add_extension(usage, critical=True).sign(self._key, hashes.SHA256()))
 
-    def issue(self, names: Sequence[str], *, common_name: str = "test") -> Pair:
-        """A certificate for host names, addresses, mail addresses (with @) and URIs (with ://)."""
+    def issue(self, names: Sequence[str], *, common_name: str = "test", days: float = 1.0) -> Pair:
+        """A certificate for host names, addresses, mail addresses (with @) and URIs (with ://).
+
+        days: until it ends; negative for one that has expired.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = (
-            self._builder(subject, key)
+            self._builder(subject, key, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
                 x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
@@ -82,7 +85,9 @@ class Authority:
         )
         return Pair(_pem(builder.sign(self._key, hashes.SHA256())), plain)
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 1.0
+    ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
@@ -90,8 +95,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _DAY)
-            .not_valid_after(now + _DAY)
+            .not_valid_before(now + min(0.0, days) * _DAY - _DAY)
+            .not_valid_after(now + days * _DAY)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False

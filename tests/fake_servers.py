@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import socket
+import ssl
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -83,8 +84,16 @@ class FakeServer:
     routes may be changed while it runs. requests: all that came, in order.
     """
 
-    def __init__(self, routes: Mapping[str, Reply], *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, Reply],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.routes = dict(routes)
+        self._tls = tls
         self.requests: list[Request] = []
         self._stopped = threading.Event()
         self._listener = socket.create_server((host, port), backlog=128)
@@ -97,7 +106,7 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http{'' if self._tls is None else 's'}://{self.host}:{self.port}"
 
     def count(self, path: str) -> int:
         """How often that path was asked for."""
@@ -119,8 +128,14 @@ class FakeServer:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        wire, buffer = Wire(connection, self._stopped), bytearray()
-        with connection, contextlib.suppress(OSError):
+        buffer = bytearray()
+        with contextlib.ExitStack() as open_ones, contextlib.suppress(OSError):
+            open_ones.enter_context(connection)
+            if self._tls is not None:
+                self._connections.discard(connection)
+                connection = self._tls.wrap_socket(connection, server_side=True)
+                self._connections.add(open_ones.enter_context(connection))
+            wire = Wire(connection, self._stopped)
             while (request := _read_request(connection, buffer)) is not None:
                 self.requests.append(request)
                 reply = self.routes.get(request.path) or self.routes.get("*", NOT_FOUND)

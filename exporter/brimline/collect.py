@@ -681,6 +681,11 @@ class TargetReader:
         if isinstance(refusal, EngineError):
             raise refusal
         tried = ", ".join(paths)
+        if self.target.base_path.endswith("/v1") and self.target.metrics_path is None:
+            # What a client of OpenAI's API is given; with an API key vLLM answers 401 for all that is below.
+            what = f"{self.target.url} has no metrics page" if refusal is None else str(refusal)
+            reason = "not_found" if refusal is None else refusal.reason
+            raise SourceError(reason, f"{what}; drop /v1 from the url: the metrics page lies beside it")
         if refusal is not None and refusal.reason != "not_found":
             raise refusal
         if hint is not None and self.target.engine == "auto" and self.target.metrics_path is None:
@@ -706,7 +711,7 @@ class TargetReader:
         words: list[str] = []
         if target.launch is not None:
             settings = {name: normalize(name, value) for name, value in target.launch.items()}
-            problems += [Problem("launch_command", doubt) for doubt in misspelt(settings, adapter)]
+            problems += [Problem("launch", doubt) for doubt in misspelt(settings, adapter)]
             return settings, True, False
         if isinstance(target.launch_command, str):
             try:
@@ -726,6 +731,7 @@ class TargetReader:
                 why = f"no visible process that listens on port {target.port} was started as {adapter.title}"
                 problems.append(Problem("launch_command", f"{why}; write the command down instead"))
         settings = parse_launch(words, adapter) if words else {}
+        problems += [Problem("launch_command", doubt) for doubt in misspelt(settings, adapter)]
         unread_config = bool(words) and config_file(words, adapter) is not None
         if unread_config:  # of another file system, as a rule
             why = "the file of settings that the launch command names is not read; write them in launch"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import socket
 import ssl
 import zlib
@@ -192,9 +193,7 @@ def translate(error: aiohttp.ClientError, url: str) -> SourceError:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return SourceError("dns", f"{urlsplit(url).hostname} cannot be resolved ({error.os_error})")
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch):
-        if "WRONG_VERSION_NUMBER" in str(error):
-            return SourceError("tls", f"{url}: the server does not speak TLS; write http:// instead")
-        return SourceError("tls", f"{url}: {one_line(str(error))}; see its tls settings")
+        return SourceError("tls", f"{url}: {_tls_failure(error)}")
     if isinstance(error, aiohttp.ClientConnectorError):
         if isinstance(error.os_error, ConnectionRefusedError):
             return SourceError(
@@ -202,11 +201,68 @@ def translate(error: aiohttp.ClientError, url: str) -> SourceError:
             )
         said = error.os_error.strerror or str(error.os_error)
         return SourceError("connection", f"{_place(url)} cannot be reached ({said})")
+    if isinstance(_ssl_cause(error), ssl.SSLError):  # TLS 1.3 refuses a client only after the handshake
+        return SourceError("tls", f"{url}: {_tls_failure(error)}")
     if isinstance(error, aiohttp.ClientPayloadError):
         return SourceError("truncated", f"{url}: the answer ends before its announced length")
     if isinstance(error, aiohttp.ClientResponseError):
         return SourceError("http_status", f"{url}: not an HTTP answer ({one_line(error.message)})")
     return SourceError("connection", f"{url}: {str(error) or type(error).__name__}")
+
+
+# What OpenSSL calls the ways in which a certificate fails (x509_vfy.h), and what to do.
+_BAD_CERTIFICATE = {
+    9: "the server's certificate is not valid yet; look at the clocks of both machines",
+    10: "the server's certificate has expired; renew it there",
+    18: "the server's certificate is signed by itself; give it as tls.ca_file",
+    19: "the issuer of the server's certificate is unknown; give its certificate as tls.ca_file",
+    20: "the issuer of the server's certificate is unknown; give its certificate as tls.ca_file",
+    21: "the issuer of the server's certificate is unknown; give its certificate as tls.ca_file",
+}
+_NAME_MISMATCHES = (62, 64)
+# What the other side says in an alert of TLS.
+_ALERTS = {
+    "WRONG_VERSION_NUMBER": "the server does not speak TLS; write http:// instead",
+    "CERTIFICATE_REQUIRED": "the server wants a client's certificate; give tls.cert_file and tls.key_file",
+    "ALERT_UNKNOWN_CA": "the server does not know the issuer of our certificate; see tls.cert_file",
+    "ALERT_CERTIFICATE_EXPIRED": "our certificate has expired; renew tls.cert_file",
+    "ALERT_BAD_CERTIFICATE": "the server refuses our certificate; see tls.cert_file",
+    "ALERT_PROTOCOL_VERSION": "the server speaks no TLS 1.2 or newer; update it",
+    "UNSUPPORTED_PROTOCOL": "the server speaks no TLS 1.2 or newer; update it",
+}
+
+
+def _ssl_cause(error: BaseException) -> BaseException | None:
+    """The error of Python's ssl that an error of aiohttp stands for; None where it is of another kind."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for found in (cause, getattr(cause, "certificate_error", None), getattr(cause, "os_error", None)):
+            if isinstance(found, ssl.SSLError) and not isinstance(found, aiohttp.ClientError):
+                return found
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _tls_failure(error: aiohttp.ClientError) -> str:
+    """Why TLS failed, and what to do."""
+    cause = _ssl_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _BAD_CERTIFICATE:
+            return _BAD_CERTIFICATE[cause.verify_code]
+        if cause.verify_code in _NAME_MISMATCHES:
+            # OpenSSL names whom the certificate is not for, and gives the certificate itself to nobody.
+            wanted = re.search(r"not valid for '([^']*)'", cause.verify_message)
+            name = wanted.group(1) if wanted is not None else "the host of the url"
+            return (
+                f"the server's certificate is not for {one_line(name)}; give a name that it is for as "
+                "tls.server_name"
+            )
+        return f"the server's certificate was refused ({one_line(cause.verify_message)}); see tls.ca_file"
+    said = str(cause or error)
+    for alert, meaning in _ALERTS.items():
+        if alert in said:
+            return meaning
+    return f"{one_line(said[max(0, said.find('[SSL: ')) :])}; see its tls settings"
 
 
 def _place(url: str) -> str:

@@ -458,7 +458,9 @@ class PrometheusApi:
         said = one_line(document.error)
         if status in (401, 403):
             what = f"answered {status}{f' ({said})' if said else ''}"
-            return self._error("unauthorized", f"{what}; give bearer_token_file or basic_auth", query)
+            given = self._connection.bearer_token_file or self._connection.basic_auth
+            cure = "it refused the credentials given" if given else "give bearer_token_file or basic_auth"
+            return self._error("unauthorized", f"{what}; {cure}", query)
         if status == 405:
             return self._error("method", "answered 405", query)
         if document.status == "error":

@@ -848,6 +848,41 @@ def test_a_command_line_shows_known_flags_only() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "problems"),
+    [
+        (
+            {"launch_command": "vllm serve m --tensor-paralel-size 2"},
+            [("launch_command", "'tensor_paralel_size'")],
+        ),
+        ({"launch": {"tensor_paralel_size": 2}}, [("launch", "'tensor_paralel_size'")]),
+        ({"launch_command": "vllm serve m --foo 3 --tensor-parallel-size 2"}, []),
+    ],
+)
+def test_a_misspelt_flag_is_a_problem_of_the_key_that_it_stands_in(
+    settings: dict[str, Any], problems: list[tuple[str, str]]
+) -> None:
+    async def scenario(server: FakeServer) -> Snapshot:
+        async with collecting(target("t", server, **settings)) as collector:
+            return await collector.snapshot()
+
+    with FakeServer(FakeVllm().routes()) as server:
+        said = one_of(asyncio.run(scenario(server)), "t").problems
+
+    assert [(one.reason, one.detail.split()[0]) for one in said if "launch" in one.reason] == problems
+    assert all("did you mean 'tensor_parallel_size'?" in one.detail for one in said if "launch" in one.reason)
+
+
+@pytest.mark.parametrize("status", [404, 401])
+def test_the_base_url_of_openais_api_is_told_from_a_missing_page(status: int) -> None:
+    with FakeServer({"*": answer("", status=status)}) as server:
+        down = one_of(asyncio.run(_one_round(Target(name="t", url=f"{server.url}/v1"))), "t")
+
+    assert not down.up
+    assert "drop /v1 from the url" in down.problems[0].detail
+    assert "metrics_path" not in down.problems[0].detail
+
+
+@pytest.mark.parametrize(
     ("settings", "complete"),
     [
         ({}, False),

@@ -93,4 +93,5 @@ def test_only_the_nodes_of_nvml_are_open() -> None:
 def test_a_refused_configuration_is_not_tried_again() -> None:
     assert settings()["Restart"] == ["always"]
     assert settings()["RestartPreventExitStatus"] == ["2"]
+    assert settings()["StartLimitIntervalSec"] == ["0"]
     assert settings()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]

@@ -7,6 +7,7 @@ import base64
 import gc
 import os
 import socket
+import ssl
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from brimline.config import BasicAuth, Target, Tls
 from brimline.errors import SourceError
 from brimline.fetch import ACCEPT, Answer, Client, get_json, open_session
+from certificates import Authority
 from fake_servers import (
     CAP_BYTES,
     FAULTS,
@@ -170,7 +172,58 @@ def test_a_dead_port_is_a_connection_problem() -> None:
 
 def test_a_server_without_tls_at_an_https_url_is_a_tls_problem() -> None:
     with FakeServer({"/metrics": answer(PAGE)}) as server:
-        assert refusal(target_at(server.url.replace("http", "https"))).reason == "tls"
+        refused = refusal(target_at(server.url.replace("http", "https")))
+
+    assert refused.reason == "tls"
+    assert str(refused).endswith("the server does not speak TLS; write http:// instead")
+
+
+@pytest.mark.parametrize(
+    ("issued", "trusts", "why"),
+    [
+        ({"days": -1.0}, True, "the server's certificate has expired; renew it there"),
+        ({}, False, "the issuer of the server's certificate is unknown; give its certificate as tls.ca_file"),
+        (
+            {"names": ["localhost"]},
+            True,
+            "the server's certificate is not for 127.0.0.1; give a name that it is for as tls.server_name",
+        ),
+        (
+            {"wants_ours": True},
+            True,
+            "the server wants a client's certificate; give tls.cert_file and tls.key_file",
+        ),
+    ],
+    ids=["expired", "unknown issuer", "another name", "client certificate"],
+)
+def test_a_handshake_that_fails_says_why_and_what_to_do(
+    issued: dict[str, Any], trusts: bool, why: str, tmp_path: Path
+) -> None:
+    authority = Authority()
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(authority.certificate)
+    pair = authority.issue(issued.get("names", ["127.0.0.1"]), days=issued.get("days", 1.0))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*pair.write(tmp_path, "server"))
+    if issued.get("wants_ours"):
+        context.load_verify_locations(ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+
+    with FakeServer({"/metrics": answer(PAGE)}, tls=context) as server:
+        refused = refusal(target_at(server.url, tls=Tls(ca_file=str(ca_file)) if trusts else None))
+
+    assert (refused.reason, str(refused)) == ("tls", f"{server.url}/metrics: {why}")
+
+
+def test_credentials_that_are_refused_are_not_asked_for(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("wrong")
+    given = BasicAuth(username="u", password_file=str(password))
+    with FakeServer({"/metrics": answer("", status=401)}) as server:
+        without, with_them = refusal(target_at(server.url)), refusal(target_at(server.url, basic_auth=given))
+
+    assert str(without).endswith("answered 401; give bearer_token_file or basic_auth")
+    assert str(with_them).endswith("answered 401; it refused the credentials given")
 
 
 def test_tls_files_that_cannot_be_read_are_a_tls_problem(tmp_path: Path) -> None:
@@ -260,7 +313,7 @@ def test_a_document_that_is_no_json_is_none() -> None:
             client = Client(session, target_at(url))
             return [await get_json(client, path) for path in ("/html", "/deep", "/good")]
 
-    routes = {"/html": answer("<p>"), "/deep": answer("[" * 100_000), "/good": json_answer({"a": 1})}
+    routes = {"/html": answer("<p>"), "/deep": answer("[" * 20_000), "/good": json_answer({"a": 1})}
     with FakeServer(routes) as server:
         assert asyncio.run(scenario(server.url)) == [None, None, {"a": 1}]
 

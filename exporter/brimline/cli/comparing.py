@@ -564,7 +564,7 @@ async def _watch(
         click.echo(
             f"brimline: cannot listen on {host}:{port} ({error.strerror}); use --listen HOST:PORT", err=True
         )
-        return EXIT_USAGE
+        return EXIT_NEGATIVE
     finally:
         rounds.cancel()
         await asyncio.gather(rounds, return_exceptions=True)

@@ -154,16 +154,18 @@ def _is_image(word: str, adapter: Adapter) -> bool:
     return not word.startswith(("/", ".", "~", "-")) and any(image in word for image in adapter.launch_images)
 
 
-def misspelt(settings: Mapping[str, str], adapter: Adapter, where: str = "launch") -> list[str]:
-    """A sentence for each declared setting that is nearly, but not quite, a flag that matters to memory."""
+def misspelt(settings: Mapping[str, str], adapter: Adapter, where: str = "") -> list[str]:
+    """A sentence for each declared setting that is nearly, but not quite, a flag that matters to memory.
+
+    where: what it stands in, where that has to be said.
+    """
     known = sorted({*adapter.flags, adapter.launch_model_flag})
     doubts = []
     for name in settings:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85) if name not in known else []
         if near and name not in adapter.other_flags:
-            doubts.append(
-                f"{where}: {name!r} is no flag of {adapter.title} known here; did you mean {near[0]!r}?"
-            )
+            doubt = f"{name!r} is no flag of {adapter.title} known here; did you mean {near[0]!r}?"
+            doubts.append(f"{where}: {doubt}" if where else doubt)
     return doubts
 
 

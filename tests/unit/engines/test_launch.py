@@ -348,7 +348,7 @@ def test_a_setting_that_is_nearly_a_flag_is_doubted() -> None:
     doubts = misspelt({"tensor_paralel_size": "2", "max_model_len": "8192", "seed": "1"}, VLLM)
 
     assert doubts == [
-        "launch: 'tensor_paralel_size' is no flag of vLLM known here; did you mean 'tensor_parallel_size'?"
+        "'tensor_paralel_size' is no flag of vLLM known here; did you mean 'tensor_parallel_size'?"
     ]
 
 
