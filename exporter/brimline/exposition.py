@@ -194,7 +194,12 @@ def _texts(snapshot: Snapshot, families: Iterable[Family], *, is_openmetrics: bo
             if family.name not in _logged:
                 _logged.add(family.name)
                 logger.exception("family=%s could not be exposed", family.name)
-    yield from _own(is_openmetrics=is_openmetrics)
+    try:
+        yield "".join(_own(is_openmetrics=is_openmetrics))
+    except Exception:  # the library's collector fails where a limit of /proc is missing
+        if "process" not in _logged:
+            _logged.add("process")
+            logger.exception("family=process could not be exposed")
     if is_openmetrics:
         yield "# EOF\n"
 

@@ -5,7 +5,6 @@ Everything that can go wrong is a SourceError with a reason of brimline.readings
 
 from __future__ import annotations
 
-import json
 import logging
 import ssl
 import time
@@ -17,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from yarl import URL
 
+from brimline import json_text
 from brimline.config import Target
 from brimline.errors import SourceError
 from brimline.exposition_text import looks_complete
@@ -52,11 +52,8 @@ class Answer:
         return self.headers.get("content-type", "")
 
     def json(self) -> Any:
-        """The body as JSON; None where it is none."""
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
+        """The body as JSON; None where it is none, or a larger one than any server's."""
+        return json_text.decode(self.body)
 
 
 def request_headers(target: Target) -> dict[str, str]:
@@ -83,15 +80,15 @@ class Client:
         self._tls_files: tuple[float, ...] | None = None
         self.trace: list[str] = []
 
-    async def get(self, path: str) -> Answer:
-        """A whole answer with status 200. Raises SourceError for anything else.
+    async def get(self, path: str, max_bytes: int = MAX_BODY_BYTES) -> Answer:
+        """A whole answer with status 200. Raises SourceError for anything else, and beyond max_bytes.
 
         The caller bounds the time; a redirect is followed only where it does no more than add a slash.
         """
         begun = time.monotonic()
         outcome = "cancelled"
         try:
-            answer = await self._get(path)
+            answer = await self._get(path, max_bytes)
             outcome = f"{answer.status}, {len(answer.body)} bytes, {answer.content_type or 'no content type'}"
             return answer
         except SourceError as error:
@@ -100,7 +97,7 @@ class Client:
         finally:
             self.trace.append(f"GET {path}: {outcome} ({(time.monotonic() - begun) * 1000:.1f} ms)")
 
-    async def _get(self, path: str) -> Answer:
+    async def _get(self, path: str, max_bytes: int) -> Answer:
         url = self._base + path
         place = self._urls.get(path)
         if place is None:
@@ -125,7 +122,7 @@ class Client:
                         raise SourceError(
                             "redirect", f"{url} redirects to another place; configure that one instead"
                         )
-                    body = await read_body(response, MAX_BODY_BYTES)
+                    body = await read_body(response, max_bytes)
                     answer = Answer(
                         response.status, {k.lower(): v for k, v in response.headers.items()}, body, path
                     )
@@ -138,8 +135,10 @@ class Client:
         raise SourceError("redirect", f"{url} redirects again; configure the page's own address")
 
     async def get_page(self, path: str) -> Answer:
-        """As get, and the page is whole. Raises SourceError."""
+        """As get, and the page is whole. Raises SourceError, also for JSON larger than any server's."""
         answer = await self.get(path)
+        if _is_object(answer.body) and (how := json_text.excess(answer.body)) is not None:
+            raise SourceError("too_large", f"{path} is JSON, and {how}")
         if answer.body and not looks_complete(answer.body, answer.content_type):
             if answer.body.lstrip()[:1] in (b"<", b"{", b"["):
                 return answer  # not metrics at all; the caller says so better
@@ -147,6 +146,10 @@ class Client:
                 "truncated", f"{path} ends in the middle of a line; the server or a proxy cut it off"
             )
         return answer
+
+
+def _is_object(body: bytes) -> bool:
+    return body[:512].lstrip()[:1] == b"{" and body[-512:].rstrip()[-1:] == b"}"
 
 
 def _only_adds_slash(url: str, location: str) -> bool:
@@ -186,7 +189,10 @@ def _error_message(answer: Answer) -> str:
 async def get_json(client: Client, path: str) -> Any:
     """A JSON document; None where the server has none. Raises SourceError where it cannot be asked."""
     try:
-        return (await client.get(path)).json()
+        answer = await client.get(path, json_text.MAX_BYTES)
+        if (how := json_text.excess(answer.body)) is not None:
+            raise SourceError("too_large", f"{path} has {how}")
+        return answer.json()
     except SourceError as error:
         if error.reason in ("not_found", "metrics_disabled", "redirect"):
             logger.debug("endpoint=%s reason=%s detail=%s", path, error.reason, error)

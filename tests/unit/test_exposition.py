@@ -300,6 +300,32 @@ def test_the_exporters_own_process_is_written_as_the_client_library_writes_it(
     assert body == encode(registry)
 
 
+class _Broken:
+    """A collector with a defect, as the client library's has where /proc shows no limits."""
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        raise UnboundLocalError("max_fds")
+
+
+@FORMATS
+def test_a_defect_in_what_the_process_says_of_itself_costs_no_other_family(
+    accept: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Broken())
+    monkeypatch.setattr(exposition, "_OWN", registry)
+    monkeypatch.setattr(exposition, "_logged", set())
+
+    bodies = [render(snapshot(), accept)[0] for _ in range(2)]
+
+    assert all(b"\nbrimline_build_info{" in body for body in bodies)
+    assert all(body.endswith(b"# EOF\n") == (accept == OPENMETRICS) for body in bodies)
+    assert len(caplog.records) == 1
+
+
 def written(snapshot: Snapshot, accept: str, families: Iterable[Family] = METRICS) -> bytes:
     """Brimline's families as it writes them itself, without those of its own process behind them."""
     body, _ = render(snapshot, accept, families=families)

@@ -49,8 +49,8 @@ def cli() -> None:
     """How near an LLM inference server's memory stands to the brim."""
 
 
-# New objects before garbage is looked for; importing makes tens of thousands, and hardly any garbage.
-_COLLECT_AFTER = 50_000
+# New objects before garbage is looked for; importing makes 50,000, and hardly any garbage.
+_COLLECT_AFTER = 100_000
 
 
 # Apart from 1, which is an answer: WORSE, does not fit. 128 and the signal's number, as shells have it.

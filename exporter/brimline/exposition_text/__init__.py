@@ -204,7 +204,9 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
     pairs: Pairs = {}
     _remembered.next_page()
     remembered = _remembered.young.get
+    new = tuple.__new__  # Sample's own is a function of Python's
     others: set[bytes] = set()  # well-formed names that nobody wants
+    find = found.get
     unparsed = dropped = 0
     samples_left, labels_left = MAX_SAMPLES, MAX_PAGE_LABELS
     lines = io.BytesIO(body)  # line by line: a list of all lines would be larger than the body
@@ -214,7 +216,7 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
         name, brace, behind_brace = line.partition(b"{")
         if name in others:
             continue
-        rows = found.get(name) if brace else None
+        rows = find(name) if brace else None
         behind_name = b""
         if rows is None:
             # No labels, or blanks around the name: the name is the first word.
@@ -242,7 +244,7 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
             labels = remembered(raw)
             if labels is not None and len(rest) <= 64 and b"_" not in rest:
                 try:
-                    rows.append(Sample(labels, float(rest)))
+                    rows.append(new(Sample, (labels, float(rest))))
                 except ValueError:
                     pass  # a timestamp or an exemplar, which the other way reads
                 else:
