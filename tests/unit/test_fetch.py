@@ -251,7 +251,10 @@ def test_a_tls_file_that_is_no_file_is_a_tls_problem_and_nobody_waits_for_it(
         with bad.open("wb") as file:
             file.truncate(64 << 30)
     pair = Authority().issue(["127.0.0.1"]).write(tmp_path, "client")
-    files: dict[str, Any] = {**dict(zip(("cert_file", "key_file"), map(str, pair), strict=True)), key: str(bad)}
+    files: dict[str, Any] = {
+        **dict(zip(("cert_file", "key_file"), map(str, pair), strict=True)),
+        key: str(bad),
+    }
 
     assert refusal(target_at("https://127.0.0.1:1", tls=Tls(**files)), within=20.0).reason == "tls"
 
