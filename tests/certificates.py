@@ -62,7 +62,7 @@ class Authority:
         )
         self.certificate = _pem(own.add_extension(usage, critical=True).sign(self._key, hashes.SHA256()))
 
-    def issue(self, names: Sequence[str], *, common_name: str = "test", days: float = 1.0) -> Pair:
+    def issue(self, names: Sequence[str], *, common_name: str = "test", days: float = 30.0) -> Pair:
         """A certificate for host names, addresses, mail addresses (with @) and URIs (with ://).
 
         days: until it ends; negative for one that has expired.
@@ -86,7 +86,7 @@ class Authority:
         return Pair(_pem(builder.sign(self._key, hashes.SHA256())), plain)
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 1.0
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 30.0
     ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (

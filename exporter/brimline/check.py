@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -56,23 +57,52 @@ def gpu_is_settled(gpu: GpuReading) -> bool:
     return all(device.used_bytes is not None or device.problem is not None for device in gpu.devices)
 
 
-def failures(snapshot: Snapshot, config: Config) -> list[str]:
-    """What could not be read, a line each; empty where all is well.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Who answered: names of targets. doubtful: of those that are up, with a problem. gpus: what of them."""
+
+    up: tuple[str, ...]
+    down: tuple[str, ...]
+    doubtful: tuple[str, ...]
+    gpus: tuple[str, ...]
+
+    @property
+    def is_well(self) -> bool:
+        """True where everything could be read."""
+        return not (self.down or self.doubtful or self.gpus)
+
+    def line(self) -> str:
+        """All of it in a line; why stands in the tables."""
+        parts = [f"{len(self.up)} up"]
+        for what, names in (("down", self.down), ("up with problems", self.doubtful)):
+            if names:
+                parts.append(f"{len(names)} {what}: {', '.join(names)}")
+        if self.gpus:
+            parts.append(f"not read: {', '.join(self.gpus)}")
+        return "; ".join(parts).replace(" up; ", " up, ", 1)
+
+
+def outcome(snapshot: Snapshot, config: Config) -> Outcome:
+    """What could be read, and what not.
 
     A machine without NVIDIA's library is no failure as long as no target names a GPU.
     """
-    lines = [
-        f"{target.name}: {problem.reason}: {problem.detail}"
-        for target in snapshot.targets
-        for problem in target.problems
-        if problem.reason != "gpu_unassigned"  # read all right; whose GPU it is, is another question
-    ]
     gpu = snapshot.gpu
     names_gpus = any(target.gpus is not None for target in config.targets)
+    unread = [f"GPU {device.index}" for device in gpu.devices if device.problem is not None]
     if gpu.up is False and (gpu.problem != "library_not_found" or names_gpus):
-        lines.append(f"GPUs: {gpu_problem(gpu)}")
-    lines += [f"GPU {d.index}: {d.problem}: {d.detail}" for d in gpu.devices if d.problem is not None]
-    return lines
+        unread.insert(0, "GPUs")
+    return Outcome(
+        up=tuple(target.name for target in snapshot.targets if target.up),
+        down=tuple(target.name for target in snapshot.targets if not target.up),
+        doubtful=tuple(
+            target.name
+            for target in snapshot.targets
+            # Without its GPU it is read all right; whose GPU it is, is another question.
+            if target.up and any(problem.reason != "gpu_unassigned" for problem in target.problems)
+        ),
+        gpus=tuple(unread),
+    )
 
 
 def gpu_problem(gpu: GpuReading) -> str:
@@ -130,8 +160,14 @@ def _kv_line(rank: RankReading) -> str:
     return text
 
 
-def _warnings(target: TargetSnapshot) -> Iterator[str]:
-    yield from (f"{problem.reason}: {problem.detail}" for problem in target.problems)
+# Mended in the configuration file, and nowhere else.
+_OF_THE_FILE = ("launch", "launch_command", "model", "calibration")
+
+
+def _warnings(target: TargetSnapshot, place: str | None) -> Iterator[str]:
+    for problem in target.problems:
+        where = f"{place}: " if place is not None and problem.reason in _OF_THE_FILE else ""
+        yield f"{where}{problem.reason}: {problem.detail}"
     for setting, differs in target.mismatches.items():
         if differs:
             declared, live = target.declared.get(setting), target.settings[setting]
@@ -146,8 +182,8 @@ def _warnings(target: TargetSnapshot) -> Iterator[str]:
             yield "simulated: nothing here was measured"
 
 
-def print_snapshot(snapshot: Snapshot, console: Console) -> None:
-    """Print a table of what was understood."""
+def print_snapshot(snapshot: Snapshot, console: Console, places: Mapping[str, str]) -> None:
+    """Print a table of what was understood. places: where a target stands, FILE:LINE by its name."""
     table = Table(title="Servers", title_justify="left", show_lines=True, expand=False)
     table.add_column("target", overflow="fold")
     table.add_column("state")
@@ -163,7 +199,7 @@ def print_snapshot(snapshot: Snapshot, console: Console) -> None:
             lines.append(f"{name:15}", style="dim").append(f"{value}\n")
         for uuid, rank in target.gpus:
             lines.append(f"{'GPU':15}", style="dim").append(f"{uuid} (rank {rank})\n")
-        for warning in _warnings(target):
+        for warning in _warnings(target, places.get(target.name)):
             lines.append(f"! {warning}\n", style="yellow" if target.up else "red")
         lines.rstrip()
         state = Text("up", style="green") if target.up else Text("down", style="bold red")

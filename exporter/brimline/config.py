@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -404,6 +404,50 @@ def _places(source: Source, targets: list[Target]) -> dict[str, str]:
         target.name: f"{source.name}:{source.lines[('targets', index, 'name')]}"
         for index, target in enumerate(targets)
     }
+
+
+def doubts(targets: Sequence[Target], places: Mapping[str, str]) -> list[str]:
+    """A sentence for each target that is right by itself, but not beside the others.
+
+    places: where they stand, FILE:LINE by name, as far as that is known.
+    """
+    said = []
+    same: dict[tuple[object, ...], list[str]] = {}
+    baselines: dict[str, dict[str, str]] = {}
+    for target in targets:
+        same.setdefault(_page_of(target), []).append(target.name)
+        if target.experiment and target.role == "baseline":
+            baselines.setdefault(target.experiment, {}).setdefault(target.variant, target.name)
+    for first, *others in same.values():
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            have = "have" if len(others) > 1 else "has"
+            said.append(
+                f"{_behind(places.get(others[0]))}{', '.join(others[:3])}{more} {have} the url of {first}: "
+                "sums count that server more than once; keep one"
+            )
+    for experiment, variants in baselines.items():
+        if len(variants) > 1:
+            *_, last = variants.values()
+            said.append(
+                f"{_behind(places.get(last))}experiment {experiment} has more than one baseline, the "
+                f"variants {', '.join(variants)}; keep the role at one"
+            )
+    return said
+
+
+def _behind(place: str | None) -> str:
+    return "" if place is None else f"{place}: "
+
+
+def _page_of(target: Target) -> tuple[object, ...]:
+    """Equal for targets that are one server's page; headers may lead to another one behind the same url."""
+    parts = urlsplit(target.url)
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
+    return (
+        *(parts.scheme, host, target.port, target.base_path),
+        *(target.metrics_path, tuple(sorted(target.headers.items()))),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ Everything that can go wrong is a SourceError with a reason of brimline.readings
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
 import ssl
 import time
@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from yarl import URL
 
+from brimline import json_text
 from brimline.config import Target
 from brimline.errors import SourceError
 from brimline.exposition_text import looks_complete
@@ -29,10 +30,13 @@ from brimline.http_session import (
     tls_file_times,
     translate,
 )
+from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
+# How long a request waits for the files of its credentials.
+FILE_PATIENCE = 1.5
 # Classic text, and no word of OpenMetrics: prometheus_client's make_asgi_app takes any mention of it as a
 # wish, whatever its weight, and then writes `vllm_` for `vllm:`. Who knows nothing else sends it anyway.
 ACCEPT = "text/plain;version=0.0.4, */*;q=0.1"
@@ -52,11 +56,8 @@ class Answer:
         return self.headers.get("content-type", "")
 
     def json(self) -> Any:
-        """The body as JSON; None where it is none."""
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
+        """The body as JSON; None where it is none, or a larger one than any server's."""
+        return json_text.decode(self.body)
 
 
 def request_headers(target: Target) -> dict[str, str]:
@@ -81,17 +82,21 @@ class Client:
         self._urls: dict[str, URL] = {}
         self._tls: ssl.SSLContext | bool = True
         self._tls_files: tuple[float, ...] | None = None
+        tls = target.tls
+        self._names_tls_files = tls is not None and any((tls.ca_file, tls.cert_file, tls.key_file))
+        self._names_secrets = target.bearer_token_file is not None or target.basic_auth is not None
+        self._reading: asyncio.Future[dict[str, str]] | None = None
         self.trace: list[str] = []
 
-    async def get(self, path: str) -> Answer:
-        """A whole answer with status 200. Raises SourceError for anything else.
+    async def get(self, path: str, max_bytes: int = MAX_BODY_BYTES) -> Answer:
+        """A whole answer with status 200. Raises SourceError for anything else, and beyond max_bytes.
 
         The caller bounds the time; a redirect is followed only where it does no more than add a slash.
         """
         begun = time.monotonic()
         outcome = "cancelled"
         try:
-            answer = await self._get(path)
+            answer = await self._get(path, max_bytes)
             outcome = f"{answer.status}, {len(answer.body)} bytes, {answer.content_type or 'no content type'}"
             return answer
         except SourceError as error:
@@ -100,16 +105,13 @@ class Client:
         finally:
             self.trace.append(f"GET {path}: {outcome} ({(time.monotonic() - begun) * 1000:.1f} ms)")
 
-    async def _get(self, path: str) -> Answer:
+    async def _get(self, path: str, max_bytes: int) -> Answer:
         url = self._base + path
         place = self._urls.get(path)
         if place is None:
             # aiohttp's own cache of what it has taken apart is too small for a thousand targets.
             place = self._urls[path] = URL(url)
-        if (files := tls_file_times(self._target.tls)) != self._tls_files:
-            self._tls = tls_context(self._target.tls)
-            self._tls_files = files
-        headers = request_headers(self._target)
+        headers = await self._prepared()
         server_name = self._target.tls.server_name if self._target.tls else None
         for attempt in range(2):
             try:
@@ -125,7 +127,7 @@ class Client:
                         raise SourceError(
                             "redirect", f"{url} redirects to another place; configure that one instead"
                         )
-                    body = await read_body(response, MAX_BODY_BYTES)
+                    body = await read_body(response, max_bytes)
                     answer = Answer(
                         response.status, {k.lower(): v for k, v in response.headers.items()}, body, path
                     )
@@ -137,9 +139,35 @@ class Client:
             return answer
         raise SourceError("redirect", f"{url} redirects again; configure the page's own address")
 
+    async def _prepared(self) -> dict[str, str]:
+        """Headers of a request, TLS settings being ready for it. Raises SourceError.
+
+        Files are read in a daemon thread, one at a time: their file system may hang.
+        """
+        if not self._names_tls_files and not self._names_secrets:
+            return self._prepare()
+        if self._reading is None or self._reading.done():
+            self._reading = in_daemon_thread(self._prepare, "credentials")
+        reading = self._reading
+        await asyncio.wait([reading], timeout=FILE_PATIENCE)
+        if not reading.done():
+            reason = "tls" if self._names_tls_files else "credentials"
+            raise SourceError(
+                reason, f"its files could not be read within {FILE_PATIENCE:g} s: do they hang?"
+            )
+        return reading.result()
+
+    def _prepare(self) -> dict[str, str]:
+        if (files := tls_file_times(self._target.tls)) != self._tls_files:
+            self._tls = tls_context(self._target.tls)
+            self._tls_files = files
+        return request_headers(self._target)
+
     async def get_page(self, path: str) -> Answer:
-        """As get, and the page is whole. Raises SourceError."""
+        """As get, and the page is whole. Raises SourceError, also for JSON larger than any server's."""
         answer = await self.get(path)
+        if _is_object(answer.body) and (how := json_text.excess(answer.body)) is not None:
+            raise SourceError("too_large", f"{path} is JSON, and {how}")
         if answer.body and not looks_complete(answer.body, answer.content_type):
             if answer.body.lstrip()[:1] in (b"<", b"{", b"["):
                 return answer  # not metrics at all; the caller says so better
@@ -147,6 +175,10 @@ class Client:
                 "truncated", f"{path} ends in the middle of a line; the server or a proxy cut it off"
             )
         return answer
+
+
+def _is_object(body: bytes) -> bool:
+    return body[:512].lstrip()[:1] == b"{" and body[-512:].rstrip()[-1:] == b"}"
 
 
 def _only_adds_slash(url: str, location: str) -> bool:
@@ -186,7 +218,10 @@ def _error_message(answer: Answer) -> str:
 async def get_json(client: Client, path: str) -> Any:
     """A JSON document; None where the server has none. Raises SourceError where it cannot be asked."""
     try:
-        return (await client.get(path)).json()
+        answer = await client.get(path, json_text.MAX_BYTES)
+        if (how := json_text.excess(answer.body)) is not None:
+            raise SourceError("too_large", f"{path} has {how}")
+        return answer.json()
     except SourceError as error:
         if error.reason in ("not_found", "metrics_disabled", "redirect"):
             logger.debug("endpoint=%s reason=%s detail=%s", path, error.reason, error)

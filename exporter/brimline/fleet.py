@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from brimline.collect import Collector
-from brimline.config import Config
+from brimline.config import Config, Target, doubts
 from brimline.readings import DiscoveryReading
 from brimline.targets_files import FoundTargets, TargetsFiles
 from brimline.threads import in_daemon_thread
@@ -60,6 +60,7 @@ class Fleet:
         self._looking: asyncio.Future[FoundTargets] | None = None
         self._outdated: asyncio.Future[FoundTargets] | None = None  # a look in flight that nobody wants
         self._hangs = False
+        self._doubts: frozenset[str] | None = None
         self._applying: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
         collector.discovery = self.readings
@@ -181,6 +182,14 @@ class Fleet:
             found.append(self._pods.reading())
         return tuple(found)
 
+    def _say_doubts(self, targets: Sequence[Target]) -> None:
+        """Log what was not doubtful before."""
+        said = doubts(targets, {**self._found.places, **self._places})
+        for doubt in said:
+            if doubt not in (self._doubts or ()):
+                logger.warning("targets detail=%r", doubt)
+        self._doubts = frozenset(said)
+
     def apply(self, *, is_new: bool = False) -> None:
         """Put the targets in force that are known now. is_new: also where nothing differs from before."""
         targets = [*self._base.targets, *self._found.targets]
@@ -190,9 +199,12 @@ class Fleet:
             self._collector.note_refusal("kubernetes", self._pods.annotation_problem())
         self._collector.note_refusal("targets_files", self.problem)
         config = msgspec.structs.replace(self._base, targets=targets)
+        if self._doubts is None:
+            self._say_doubts(targets)
         if is_new or config != self._collector.config:
             before = len(self._collector.config.targets)
             self._collector.configure(config)
+            self._say_doubts(targets)
             if before != len(targets):
                 logger.info("targets=%d before=%d", len(targets), before)
 

@@ -172,9 +172,11 @@ class PortGuard:
         self.told(self.problem)
 
     def say_notes(self) -> None:
-        """Log what the file asks for in vain."""
+        """Log what the file asks for in vain, and that its certificate ends."""
         for note in self._config.notes:
             logger.warning("web_config=%s ignored=%r", self._path, note)
+        if (doubt := self._config.certificate_doubt(time.time())) is not None:
+            logger.warning("web_config=%s detail=%r", self._path, doubt)
 
     # --- connections and requests ---
 

@@ -5,8 +5,10 @@ The only door to the official client (the extra `kubernetes`), which is imported
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
+import math
 import random
 import re
 import threading
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
+
+import msgspec
 
 from brimline import __version__
 from brimline.config import KubernetesConfig, Role, Target, check_target
@@ -34,6 +38,8 @@ WATCH_SECONDS = 60
 CONNECT_SECONDS = 5.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 SHOWN_PROBLEMS = 5
+# Addresses of pods that ended are given to others, of any namespace, and a list that old does not tell.
+KEEP_CREDENTIALS_SECONDS = 300.0
 
 Pod = Mapping[str, Any]
 # The answer to a list or watch of pods: its namespace (None for all), and further parameters.
@@ -103,13 +109,21 @@ def pod_target(pod: Pod, kubernetes: KubernetesConfig, models: Mapping[str, str]
     for key in said:
         if key not in _ANNOTATIONS:
             raise refuse(key[:60], f"unknown; known: {', '.join(_ANNOTATIONS)}")
-    scheme, engine, role = said.get("scheme", "http"), said.get("engine", "auto"), said.get("role", "")
+    common = kubernetes.targets
+    plain = "http" if common.tls is None else "https"
+    scheme, engine, role = said.get("scheme", plain), said.get("engine", "auto"), said.get("role", "")
     for key, value, known in (
         ("scheme", scheme, ("http", "https")),
         ("role", role, ("", "baseline", "candidate")),
     ):
         if value not in known:
             raise refuse(key, f"unknown {value[:60]!r}; known: {', '.join(filter(None, known))}")
+    if scheme == "http" and common.tls is not None:
+        raise refuse(
+            "scheme",
+            "the exporter's configuration has kubernetes.targets.tls, so that pods are asked by https only; "
+            "remove the annotation",
+        )
     model = said.get("model")
     if model is not None and model not in models:
         known_models = ", ".join(sorted(models)) or "none"
@@ -118,8 +132,12 @@ def pod_target(pod: Pod, kubernetes: KubernetesConfig, models: Mapping[str, str]
             f"{model[:60]!r} is no name of models in the exporter's configuration; known: {known_models}",
         )
     port = _port(pod, said.get("port"), refuse)
+    if common.has_credentials and (_is_on_host_network(pod) or not _is_address_of_pods(address)):
+        raise ConfigError(
+            f"pod {name}: it has no address of its own (hostNetwork), and credentials of kubernetes.targets "
+            "would go to the node itself; give it one, or name the server in targets"
+        )
     host = f"[{address}]" if ":" in address else address
-    common = kubernetes.targets
     target = Target(
         name=name,
         url=f"{scheme}://{host}:{port}",
@@ -136,7 +154,7 @@ def pod_target(pod: Pod, kubernetes: KubernetesConfig, models: Mapping[str, str]
         bearer_token_file=common.bearer_token_file,
         basic_auth=common.basic_auth,
         headers=common.headers,
-        tls=common.tls if scheme == "https" else None,
+        tls=common.tls,
     )
     check_target(source, target, ())
     return target
@@ -158,12 +176,41 @@ def _port(pod: Pod, wanted: str | None, refuse: Callable[[str, str], ConfigError
     if re.fullmatch(r"[0-9]{1,5}", wanted):
         if not 0 < int(wanted) < 65536:
             raise refuse("port", f'{wanted} is no port; write one such as "8000"')
+        if _is_on_host_network(pod) and int(wanted) not in (number for _, number in ports):
+            raise refuse(
+                "port",
+                f"{wanted} is a port of the node (hostNetwork) that the pod does not declare; add it to the "
+                "ports of its container",
+            )
         return int(wanted)
     for name, number in ports:
         if name == wanted:
             return number
     known = ", ".join(name for name, _ in ports if name) or "none"
     raise refuse("port", f"the pod has no port of the name {wanted[:60]!r}; known: {known}")
+
+
+def _is_on_host_network(pod: Pod) -> bool:
+    """True where the pod's address is that of its node, at which the kubelet and others listen as well."""
+    status = pod.get("status") or {}
+    return bool((pod.get("spec") or {}).get("hostNetwork")) or status.get("podIP") == status.get("hostIP")
+
+
+def _is_address_of_pods(address: str) -> bool:
+    """False for what no network gives to a pod: the exporter's own machine, or a cloud's metadata server."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified)
+
+
+def _without_credentials(target: Target) -> Target:
+    tls = target.tls
+    if tls is not None:
+        tls = msgspec.structs.replace(tls, cert_file=None, key_file=None)
+    return msgspec.structs.replace(target, bearer_token_file=None, basic_auth=None, headers={}, tls=tls)
 
 
 # --- the watch ---
@@ -199,6 +246,7 @@ class PodWatch:
         node: str | None,
         open_api: Callable[[KubernetesConfig], Ask],
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
     ) -> None:
         self._kubernetes = kubernetes
@@ -206,6 +254,7 @@ class PodWatch:
         self._node = node
         self._open_api = open_api
         self._clock = clock
+        self._monotonic = monotonic
         self._first_retry_seconds = first_retry_seconds
         self._stopped = threading.Event()
         self._changed: Callable[[], None] = lambda: None
@@ -230,9 +279,15 @@ class PodWatch:
         return all(watch.success_time is not None or watch.problem for watch in self._watches)
 
     def targets(self) -> tuple[Target, ...]:
-        """Of the pods known last, in the order of their names."""
-        known = (pod.target for watch in self._watches for pod in tuple(watch.pods.values()))
-        return tuple(sorted((target for target in known if target is not None), key=lambda it: it.name))
+        """Of the pods known last, by name; where that was long ago without credentials."""
+        found: list[Target] = []
+        for watch in self._watches:
+            targets = (pod.target for pod in tuple(watch.pods.values()) if pod.target is not None)
+            found += map(_without_credentials, targets) if self._is_old(watch) else targets
+        return tuple(sorted(found, key=lambda it: it.name))
+
+    def _is_old(self, watch: _Watch) -> bool:
+        return self._monotonic() - watch.succeeded_at > KEEP_CREDENTIALS_SECONDS
 
     def annotation_problem(self) -> str | None:
         """What is wrong with pods that ask to be targets; None for nothing."""
@@ -368,7 +423,8 @@ class PodWatch:
                 pods[_key(pod)] = _Known(target)
 
     def _succeed(self, watch: _Watch) -> None:
-        watch.success_time = self._clock()
+        watch.success_time, watch.succeeded_at = self._clock(), self._monotonic()
+        watch.is_told_old = False
         if watch.problem is not None:
             logger.info("kubernetes namespace=%s state=up pods=%d", watch.shown, len(watch.pods))
             watch.problem = None
@@ -384,6 +440,14 @@ class PodWatch:
                 len(watch.pods),
             )
         watch.problem = problem
+        if self._kubernetes.targets.has_credentials and self._is_old(watch) and not watch.is_told_old:
+            watch.is_told_old = True
+            logger.error(
+                "kubernetes namespace=%s state=old detail='not known for %g s who has the addresses of pods "
+                "now; they are asked without credentials'",
+                watch.shown,
+                KEEP_CREDENTIALS_SECONDS,
+            )
         self._changed()
 
 
@@ -396,6 +460,8 @@ class _Watch:
         self.pods: Mapping[str, _Known] = {}
         self.version: str | None = None
         self.success_time: float | None = None
+        self.succeeded_at = -math.inf
+        self.is_told_old = False
         self.problem: str | None = None
         self.errors = 0
 

@@ -26,7 +26,7 @@ TARGET_REASONS: dict[str, str] = {
     "metrics_disabled": "the engine runs with its metrics switched off",
     "http_status": "the server answered with another HTTP error",
     "redirect": "the server answered with a redirect, which is not followed",
-    "too_large": "the answer is larger than 16 MiB",
+    "too_large": "the answer is larger than 16 MiB, or is JSON of more than 1 MiB or 32768 values",
     "truncated": "the answer ends in the middle",
     "encoding": "the answer is compressed in a way that was not asked for, or damaged",
     "not_an_engine": "the page is not one of a known inference engine",

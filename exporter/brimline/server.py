@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import math
 import zlib
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
+from brimline import json_text
 from brimline.collect import Collector, Raw, TargetReader
 from brimline.config import ConfigFile, masked, read_config
 from brimline.errors import ConfigError
@@ -225,7 +225,7 @@ class Exporter:
             shown = {k: v for k, v in raw.headers.items() if k.lower() not in _SECRET_HEADERS}
             lines += ["", f"answer of {raw.path}:", *(f"  {k}: {v}" for k, v in shown.items())]
             for path, document in raw.documents.items():
-                lines += ["", f"{path}:", json.dumps(document, indent=2)[:20000]]
+                lines += ["", f"{path}:", json_text.beginning(document, 20_000)]
             lines += ["", raw.body.decode("utf-8", "replace")]
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain", charset="utf-8")
 

@@ -35,10 +35,14 @@ class _Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundTargets:
-    """The targets of all files, and what is wrong with some: `FILE:LINE: what; what to do`."""
+    """The targets of all files, and what is wrong with some: `FILE:LINE: what; what to do`.
+
+    places: FILE:LINE of each target by its name.
+    """
 
     targets: tuple[Target, ...] = ()
     problems: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 class TargetsFiles:
@@ -75,6 +79,7 @@ class TargetsFiles:
         return FoundTargets(
             targets=tuple(target for path in paths for target in accepted[path].targets),
             problems=tuple(problems),
+            places={name: where for path in paths for name, where in accepted[path].places.items()},
         )
 
     def _find(self, patterns: Sequence[str]) -> tuple[list[Path], list[str]]:

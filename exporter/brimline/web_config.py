@@ -6,9 +6,11 @@ do is refused by name rather than left out.
 
 from __future__ import annotations
 
+import calendar
 import os
 import re
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from brimline.strict_yaml import Place, Schema, Source, dotted, read_struct, rea
 MAX_PEM_BYTES = 1 << 20
 # 16 takes about four seconds of a processor for each password that was not seen before, 10 about 60 ms.
 MAX_COST = 16
+# So long before its end a certificate is warned of: who renews by hand needs some days for it.
+WARN_DAYS = 14
 
 ClientAuth = Literal[
     "NoClientCert",
@@ -99,6 +103,7 @@ class WebConfig:
     tls: None for plain HTTP. client_names: of a client's certificate, one of which must stand there; None
     where any will do. users: bcrypt hashes by name. refill_seconds, burst: None without a rate limit. notes:
     what the file asks for and is left out because it makes no difference. paths: of all files read.
+    certificate_ends: when the first certificate of our chain ends, in seconds of the epoch.
     """
 
     tls: ssl.SSLContext | None = None
@@ -110,6 +115,30 @@ class WebConfig:
     burst: int = 0
     notes: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
+    certificate_ends: float | None = None
+
+    def describe(self) -> str:
+        """What the port does, in a line."""
+        least = "TLS 1.3" if self.tls and self.tls.minimum_version is ssl.TLSVersion.TLSv1_3 else "TLS 1.2"
+        parts = ["no TLS" if self.tls is None else f"{least} or newer"]
+        if self.users:
+            parts.append(f"{len(self.users)} user{'s' if len(self.users) > 1 else ''}")
+        if self.tls is not None and self.tls.verify_mode is not ssl.CERT_NONE:
+            parts.append(
+                f"client certificates {'required' if self.verifies_clients else 'verified where given'}"
+            )
+        if not self.authenticates:
+            parts.append("everybody may ask")
+        return ", ".join(parts)
+
+    def certificate_doubt(self, now: float) -> str | None:
+        """That the port's own certificate has expired or soon will; None elsewhere."""
+        if self.certificate_ends is None or self.certificate_ends - now > WARN_DAYS * 86400:
+            return None
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.certificate_ends))
+        if self.certificate_ends <= now:
+            return f"the certificate of tls_server_config expired on {day}; renew it"
+        return f"the certificate of tls_server_config ends on {day}, within {WARN_DAYS} days; renew it"
 
     @property
     def authenticates(self) -> bool:
@@ -123,10 +152,12 @@ def load_web_config(path: Path) -> WebConfig:
     notes: list[str] = []
     tls: ssl.SSLContext | None = None
     client_names: frozenset[str] | None = None
+    certificate_ends: float | None = None
     paths = [path]
     if file.tls_server_config is not None:
         server = _Tls(file.tls_server_config, path.parent, source)
         tls, client_names = server.context(), server.client_names()
+        certificate_ends = server.certificate_ends
         notes += server.notes
         paths += server.paths
     elif source.has("tls_server_config"):
@@ -147,6 +178,7 @@ def load_web_config(path: Path) -> WebConfig:
         burst=burst,
         notes=tuple(notes),
         paths=tuple(paths),
+        certificate_ends=certificate_ends,
     )
 
 
@@ -180,6 +212,7 @@ class _Tls:
         self.folder = folder
         self.notes: list[str] = []
         self.paths: list[Path] = []
+        self.certificate_ends: float | None = None
 
     def refuse(self, key: str, what: str) -> ConfigError:
         return self.source.error((*_TLS, key), what)
@@ -310,6 +343,7 @@ class _Tls:
                     cert_key,
                     f"{cert_key} and {key_key} cannot be used ({_reason(error)}); check both with openssl",
                 ) from None
+        self.certificate_ends = _chain_ends(cert)
 
     def _client_certificates(self, context: ssl.SSLContext) -> None:
         wanted = self.said.client_auth_type
@@ -364,6 +398,45 @@ class _Tls:
         if len(content) > MAX_PEM_BYTES:
             raise self.refuse(key, f"{path} is larger than 1 MiB; name a file in PEM form")
         return content
+
+
+def _chain_ends(pem: bytes) -> float | None:
+    """When the first certificate of a chain ends; None where its encoding is not understood.
+
+    Python's ssl shows the dates of a peer's certificate, but not those of one's own.
+    """
+    ends = []
+    for block in re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL):
+        try:
+            ends.append(_not_after(ssl.PEM_cert_to_DER_cert(block.decode("ascii"))))
+        except (ValueError, IndexError):
+            continue
+    return min(ends, default=None)
+
+
+def _not_after(der: bytes) -> float:
+    """The end of a certificate (RFC 5280, 4.1). Raises ValueError or IndexError for what is none."""
+
+    def element(at: int) -> tuple[int, int, int]:
+        """Tag, start and end of what the element at this place holds."""
+        length, start = der[at + 1], at + 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(der[at + 2 : start], "big")
+        return der[at], start, start + length
+
+    _, certificate, _ = element(0)
+    tag, at, _ = element(certificate)
+    if der[at] == 0xA0:  # the version
+        at = element(at)[2]
+    for _ in ("serial number", "signature", "issuer"):
+        at = element(at)[2]
+    _, not_before, _ = element(at)
+    tag, start, end = element(element(not_before)[2])
+    text = der[start:end].decode("ascii")
+    if tag == 0x17:  # UTCTime: years of 1950 to 2049
+        text = ("19" if text >= "50" else "20") + text
+    return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -58,11 +58,31 @@ def test_check_exits_1_where_a_server_cannot_be_read(server: str, tmp_path: Path
     done = brimline("check", "--config", config)
 
     assert done.returncode == 1
-    assert (
-        b"brimline: b: connection: 127.0.0.1:9 refuses connections: is the server running there?"
-        in done.stderr
+    why = b"connection: 127.0.0.1:9 refuses connections: is the server running there?"
+    assert done.stdout.count(why) == 1
+    assert done.stderr == b"brimline: 1 up, 1 down: b\n"  # and not the same once more
+
+
+def test_check_doubts_targets_that_count_twice(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "gpu: {backend: none}\ntargets:\n"
+        f"  - {{name: a, url: '{server}', experiment: x, variant: one, role: baseline}}\n"
+        f"  - {{name: b, url: '{server}/', experiment: x, variant: two, role: baseline}}\n"
     )
-    assert b"brimline: a:" not in done.stderr
+
+    done = brimline("check", "--config", config)
+
+    same_url, baselines = done.stderr.decode().splitlines()
+    assert same_url == (
+        f"brimline: {config}:4: b has the url of a: sums count that server more than once; keep one"
+    )
+    assert baselines == (
+        f"brimline: {config}:4: experiment x has more than one baseline, the variants one, two; "
+        "keep the role at one"
+    )
+    assert done.stdout.endswith(b"\n2 up\n")
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -70,7 +90,11 @@ def test_check_exits_1_where_a_server_cannot_be_read(server: str, tmp_path: Path
     [
         ("model: /no/such/model", "model: /no/such/model does not exist; correct or remove model"),
         ("launch_command: python serve.py", "launch_command: launch_command does not start vLLM"),
-        ("launch: {tensor_paralel_size: 2}", "did you mean 'tensor_parallel_size'?"),
+        ("launch: {tensor_paralel_size: 2}", "c.yaml:3: launch: 'tensor_paralel_size' is no flag of vLLM"),
+        (
+            "launch_command: vllm serve m --tensor-paralel-size 2",
+            "c.yaml:3: launch_command: 'tensor_paralel_size' is no flag of vLLM",
+        ),
     ],
 )
 def test_check_exits_1_for_what_cannot_be_so(server: str, declared: str, said: str, tmp_path: Path) -> None:
@@ -79,7 +103,9 @@ def test_check_exits_1_for_what_cannot_be_so(server: str, declared: str, said: s
 
     done = brimline("check", "--config", config)
 
-    assert said in done.stderr.decode()
+    printed = re.sub(r"[│\s]+", " ", done.stdout.decode())
+    assert said in printed
+    assert done.stderr == b"brimline: 1 up, 1 up with problems: a\n"
     assert done.returncode == 1
 
 

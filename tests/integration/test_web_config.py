@@ -188,6 +188,21 @@ def test_a_bad_file_is_refused_at_the_start(tmp_path: Path, command: list[str]) 
     assert ended.stderr == (f"brimline: {path}:1: key_file is missing; TLS needs a certificate and its key\n")
 
 
+def test_check_says_that_a_good_file_is_right_and_when_its_certificate_ends(tmp_path: Path) -> None:
+    Authority().issue(["127.0.0.1"], days=3).write(tmp_path, "server")
+    path = tmp_path / "web.yaml"
+    path.write_text("tls_server_config: {cert_file: server.pem, key_file: server.key}\n")
+    (tmp_path / "brimline.yaml").write_text(CONFIG)
+
+    command = ["check", "--web.config.file", str(path), "--config", str(tmp_path / "brimline.yaml")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "brimline", *command], capture_output=True, text=True, timeout=60
+    )
+
+    assert f"{path}: right: TLS 1.2 or newer, everybody may ask" in ended.stdout
+    assert f"brimline: {path}: the certificate of tls_server_config ends on " in ended.stderr
+
+
 WATCHED = """
 name: kv-dtype
 prometheus: {url: http://127.0.0.1:9}

@@ -107,6 +107,26 @@ def test_a_reload_puts_the_configuration_and_its_files_in_force_at_once(tmp_path
     run(scenario)
 
 
+def test_targets_that_count_twice_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.yaml", "a1", "a2")
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (fleet, _):
+            await fleet.settle()
+            write(tmp_path / "a.yaml", "a1", "a2", "a3")
+            await fleet.settle()
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+
+    place = f"{tmp_path}/a.yaml:1: "
+    said = "have the url of own: sums count that server more than once; keep one"
+    assert [line for line in caplog.messages if "the url of" in line] == [
+        f"targets detail={f'{place}a1, a2 {said}'!r}",
+        f"targets detail={f'{place}a1, a2, a3 {said}'!r}",
+    ]
+
+
 def test_a_file_system_that_hangs_keeps_the_targets_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,6 +139,68 @@ def test_a_port_is_not_guessed(ports: list[dict[str, Any]]) -> None:
         target(pod("a", ports=ports))
 
 
+TOKEN = KubernetesConfig(
+    node="gpu-7", namespaces=["llm"], targets=PodTargets(bearer_token_file="token", headers={"X-Key": "k"})
+)
+
+
+def test_where_tls_is_configured_pods_are_asked_by_https_only() -> None:
+    """Else a token would leave in plain text, for whoever stands at that address."""
+    kubernetes = KubernetesConfig(node="gpu-7", targets=PodTargets(tls=Tls(ca_file="ca.pem")))
+
+    found = target(pod("a", "10.1.2.3", ports=HTTP), kubernetes)
+
+    assert found is not None
+    assert (found.url, found.tls) == ("https://10.1.2.3:8000", Tls(ca_file="ca.pem"))
+    with pytest.raises(
+        ConfigError, match=r"scheme: the exporter's configuration has kubernetes\.targets\.tls"
+    ):
+        target(pod("a", "10.1.2.3", ports=HTTP, annotations={"brimline.io/scheme": "http"}), kubernetes)
+
+
+def on_host_network(address: str = "10.0.0.7", **said: Any) -> dict[str, Any]:
+    found = pod("a", address, **said)
+    found["spec"]["hostNetwork"] = True
+    return found
+
+
+def test_a_pod_on_the_node_s_network_is_asked_at_its_own_ports_only() -> None:
+    """The kubelet and others listen at the same address."""
+    found = target(on_host_network(ports=HTTP, annotations={"brimline.io/port": "8000"}))
+
+    assert found is not None
+    assert found.url == "http://10.0.0.7:8000"
+    with pytest.raises(
+        ConfigError, match=r"port: 10250 is a port of the node \(hostNetwork\) that the pod does"
+    ):
+        target(on_host_network(ports=HTTP, annotations={"brimline.io/port": "10250"}))
+
+
+def with_the_node_s_address() -> dict[str, Any]:
+    found = pod("a", "10.0.0.7", ports=HTTP)
+    found["status"]["hostIP"] = "10.0.0.7"
+    return found
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        on_host_network(ports=HTTP),
+        with_the_node_s_address(),
+        *(
+            pod("a", address, ports=HTTP)
+            for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1", "169.254.169.254", "0.0.0.0", "localhost")
+        ),
+    ],
+    ids=lambda each: each["status"]["podIP"],
+)
+def test_credentials_go_to_addresses_of_pods_only(each: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"pod llm/a: it has no address of its own \(hostNetwork\), and cred"
+    ):
+        target(each, TOKEN)
+
+
 def test_the_node_is_that_of_the_environment() -> None:
     config = parse("kubernetes:\n  node: ${NODE_NAME}\n").kubernetes
     assert config is not None
@@ -175,6 +238,7 @@ class Watching:
 @contextmanager
 def watching(server: FakeApiServer, folder: Path, **settings: Any) -> Iterator[Watching]:
     settings.setdefault("kubeconfig", str(server.kubeconfig(folder)))
+    monotonic = settings.pop("monotonic", time.monotonic)
     config = KubernetesConfig(**{"node": "gpu-7", **settings})
     clock = [1000.0]
     watch = PodWatch(
@@ -183,6 +247,7 @@ def watching(server: FakeApiServer, folder: Path, **settings: Any) -> Iterator[W
         node=node_name(config, {}),
         open_api=official_client,
         clock=lambda: clock[0],
+        monotonic=monotonic,
         first_retry_seconds=0.05,
     )
     running = Watching(watch, clock)
@@ -320,6 +385,34 @@ def test_pods_known_last_stay_while_the_api_server_is_away(tmp_path: Path) -> No
             eventually(lambda: not running.watch.reading().up, within=60)
             assert running.names() == ["llm/a"]
             assert "the API server cannot be reached" in (running.watch.reading().problem or "")
+
+
+def test_pods_of_an_old_list_are_asked_without_credentials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another tenant's pod may have the address by then."""
+    now = [50.0]
+    tls = Tls(ca_file="ca.pem", cert_file="client.pem", key_file="client.key")
+    targets = PodTargets(bearer_token_file="token", headers={"X-Key": "k"}, tls=tls)
+    with FakeApiServer() as server:
+        server.put(pod("a", "10.1.2.3", ports=HTTP))
+        how = {"namespaces": ["llm"], "targets": targets, "monotonic": lambda: now[0]}
+        with watching(server, tmp_path, **how) as running:
+            running.sees("llm/a")
+            server.close()
+            eventually(lambda: not running.watch.reading().up, within=60)
+            now[0] += 300.0
+            [kept] = running.watch.targets()
+            assert (kept.bearer_token_file, kept.headers, kept.tls) == ("token", {"X-Key": "k"}, tls)
+            now[0] += 1.0
+            [old] = running.watch.targets()
+            assert old == Target(name="llm/a", url=kept.url, tls=Tls(ca_file="ca.pem"))
+            before = running.changes
+            eventually(lambda: running.changes > before + 1, within=60)
+
+    said = [record.getMessage() for record in caplog.records if "state=old" in record.getMessage()]
+    assert len(said) == 1
+    assert "they are asked without credentials" in said[0]
 
 
 def test_a_pod_with_a_mistake_is_left_out_alone(server: FakeApiServer, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,34 @@ def test_certificate_and_key_may_stand_in_the_file(tmp_path: Path) -> None:
     assert len(config.tls.get_ca_certs()) == 1
     assert config.paths == (path,)
     assert pair.key.decode().splitlines()[1] not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(-1.0, "tls_server_config expired on "), (3.0, "tls_server_config ends on "), (30.0, None)],
+)
+def test_a_certificate_at_its_end_is_told_beforehand(days: float, said: str | None, tmp_path: Path) -> None:
+    Authority().issue(["localhost"], days=days).write(tmp_path, "server")
+    (tmp_path / "web.yaml").write_text("tls_server_config: {cert_file: server.pem, key_file: server.key}\n")
+
+    config = load_web_config(tmp_path / "web.yaml")
+
+    assert config.certificate_ends == pytest.approx(time.time() + days * 86400, abs=600)
+    doubt = config.certificate_doubt(time.time())
+    assert (doubt is None) if said is None else (doubt is not None and said in doubt)
+
+
+def test_a_file_is_described_in_a_line(folder: Path) -> None:
+    (folder / "plain.yaml").write_text("{}\n")
+    (folder / "tls.yaml").write_text(
+        "tls_server_config: {cert_file: server.pem, key_file: server.key, client_ca_file: ca.pem,\n"
+        "  client_auth_type: RequireAndVerifyClientCert}\n"
+        f"basic_auth_users: {{a: '$2y$10${'a' * 53}'}}\n"
+    )
+
+    assert load_web_config(folder / "plain.yaml").describe() == "no TLS, everybody may ask"
+    described = load_web_config(folder / "tls.yaml").describe()
+    assert described == "TLS 1.2 or newer, 1 user, client certificates required"
 
 
 def test_a_hash_shows_in_no_representation(folder: Path) -> None:

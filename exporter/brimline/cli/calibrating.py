@@ -218,7 +218,7 @@ def _config(
         fail(f"--target {target!r} is no URL; write http://HOST:PORT, or name the file with --config")
     if launch_command is not None:
         fail("--launch-command is for a URL; write launch_command into the configuration")
-    config = all_targets_or_fail(open_config_or_fail(config_path))
+    config = all_targets_or_fail(open_config_or_fail(config_path)).config
     known = [one.name for one in config.targets]
     if target not in known:
         fail(f"{config_path}: no target is named {target!r}; known: {', '.join(known) or 'none'}")

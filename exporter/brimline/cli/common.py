@@ -98,18 +98,21 @@ def open_config_or_fail(config_path: Path | None, listen: str | None = None) -> 
     return read
 
 
-def all_targets_or_fail(read: ConfigFile) -> Config:
+def all_targets_or_fail(read: ConfigFile) -> ConfigFile:
     """The configuration with the targets of its further files, or an end with what is wrong with these."""
+    import dataclasses
+
     import msgspec
 
     from brimline.targets_files import TargetsFiles
 
     if read.path is None or not read.config.targets_files:
-        return read.config
+        return read
     found = TargetsFiles(read.path.parent).read(read.config.targets_files, read.places)
     if found.problems:
         fail("\nbrimline: ".join(found.problems))
-    return msgspec.structs.replace(read.config, targets=[*read.config.targets, *found.targets])
+    config = msgspec.structs.replace(read.config, targets=[*read.config.targets, *found.targets])
+    return dataclasses.replace(read, config=config, places={**found.places, **read.places})
 
 
 def open_guard_or_fail(web_config_path: Path | None) -> PortGuard | None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,11 +147,13 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
     """
     from rich.console import Console
 
-    from brimline.check import failures, print_snapshot, read_once
+    from brimline.check import outcome, print_snapshot, read_once
+    from brimline.config import doubts
 
     logging.getLogger("brimline").setLevel(logging.CRITICAL)  # the table says it all
-    config = all_targets_or_fail(open_config_or_fail(config_path))
-    open_guard_or_fail(web_config_path)
+    read = all_targets_or_fail(open_config_or_fail(config_path))
+    config = read.config
+    _check_web_config(web_config_path)
     config, of_pods = with_pods(config, open_pods_or_fail(config))
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
@@ -165,16 +168,34 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
                 3,
             )
     snapshot = asyncio.run(read_once(config, quiet_launch=config_path is None))
-    print_snapshot(snapshot, Console(markup=False, highlight=False))
-    lines = [*of_pods, *failures(snapshot, config)]
-    for line in lines:
+    print_snapshot(snapshot, Console(markup=False, highlight=False), read.places)
+    for doubt in doubts(config.targets, read.places):
+        click.echo(f"brimline: {doubt}", err=True)
+    for line in of_pods:
         click.echo(f"brimline: {line}", err=True)
     if not snapshot.targets:
         click.echo(
             f"brimline: {config_path}: names no targets; add `targets:`, or start without --config", err=True
         )
         leave(EXIT_NO_ANSWER)
-    leave(EXIT_NEGATIVE if lines else 0)
+    done = outcome(snapshot, config)
+    if not done.is_well:
+        click.echo(f"brimline: {done.line()}", err=True)
+        leave(EXIT_NEGATIVE)
+    click.echo(done.line())
+    leave(EXIT_NEGATIVE if of_pods else 0)
+
+
+def _check_web_config(path: Path | None) -> None:
+    """Say what the file of the port does, or end with what is wrong with it."""
+    guard = open_guard_or_fail(path)
+    if guard is None:
+        return
+    click.echo(f"{path}: right: {guard.config.describe()}")
+    notes = [f"of no effect: {note}" for note in guard.config.notes]
+    doubt = guard.config.certificate_doubt(time.time())
+    for line in (*notes, *((doubt,) if doubt else ())):
+        click.echo(f"brimline: {path}: {line}", err=True)
 
 
 async def _discovered(config: Config, discover_ports: str | None) -> Config:

@@ -5,10 +5,10 @@ Adding an engine: one file beside this one that defines an `Adapter`, one line i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from brimline import json_text
 from brimline.engines import dynamo, llamacpp, lmdeploy, nim, ollama, ray, sglang, tgi, triton, trtllm, vllm
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.foreign import describe
@@ -64,10 +64,7 @@ def state_of(body: bytes) -> Any:
     """The decoded JSON object that a body is; None for every other body, such as a page of metrics."""
     if body[:512].lstrip()[:1] != b"{":
         return None
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+    return json_text.decode(body)
 
 
 def engines_on(body: bytes) -> list[str]:
