@@ -1,4 +1,4 @@
-# Everything sets itself up: `make demo`, `make test`, `make check`, `make test-engines`, `make bench`.
+# Everything sets itself up: `make demo`, `make test`, `make test-long`, `make check`, `make test-engines`, `make bench`.
 PYTHON := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some containers forbid it, and then each of the hundreds of processes that tests start compiles all modules.
@@ -7,10 +7,11 @@ export PYTHONDONTWRITEBYTECODE :=
 # Whole files in as many processes, those that take longest first. Many tests wait more than they compute.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test check test-engines bench bench-performance format clean
+.PHONY: help demo test test-long check test-engines bench bench-performance format clean
 help:
 	@echo "make demo          watch two simulated servers, without a GPU"
 	@echo "make test          the fast tests"
+	@echo "make test-long     what takes longer: thousands of scrapes, a thousand servers, the image's steps"
 	@echo "make check         style, types and layers"
 	@echo "make test-engines  tests against real vLLM and llama.cpp servers (installs about 4 GB once)"
 	@echo "make bench         measurements"
@@ -22,7 +23,12 @@ demo:
 test:
 	@tools/setup.sh dev
 	@bin=$$(tools/prometheus.sh) && deploy=$$(tools/deployment.sh) && \
-		PATH="$$bin:$$deploy:$$PATH" $(PYTHON) -m pytest $(SIDE_BY_SIDE) tests/integration tests/unit
+		PATH="$$bin:$$deploy:$$PATH" $(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not long" tests/integration tests/unit
+
+test-long:
+	@tools/setup.sh dev
+	@bin=$$(tools/prometheus.sh) && deploy=$$(tools/deployment.sh) && \
+		PATH="$$bin:$$deploy:$$PATH" $(PYTHON) -m pytest -m long tests/integration
 
 check:
 	@tools/setup.sh dev

@@ -73,11 +73,14 @@ def test_check_doubts_targets_that_count_twice(server: str, tmp_path: Path) -> N
 
     done = brimline("check", "--config", config)
 
-    assert done.stderr.decode().splitlines() == [
-        f"brimline: {config}:4: b has the url of a: sums count that server more than once; keep one",
+    same_url, baselines = done.stderr.decode().splitlines()
+    assert same_url == (
+        f"brimline: {config}:4: b has the url of a: sums count that server more than once; keep one"
+    )
+    assert baselines == (
         f"brimline: {config}:4: experiment x has more than one baseline, the variants one, two; "
-        + "keep the role at one",
-    ]
+        "keep the role at one"
+    )
     assert done.stdout.endswith(b"\n2 up\n")
     assert done.returncode == 0
 

@@ -22,6 +22,7 @@ from waiting import eventually
 REPOSITORY = Path(__file__).parent.parent.parent
 DOCKERFILE = REPOSITORY / "deploy/docker/Dockerfile"
 NOBODY = "65534"
+pytestmark = pytest.mark.long
 
 
 @dataclass

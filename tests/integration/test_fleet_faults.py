@@ -25,6 +25,7 @@ def _fleet() -> Iterator[Ports]:
         yield ports
 
 
+@pytest.mark.long
 def test_of_a_thousand_targets_the_broken_ones_cost_no_more_than_the_timeout(
     tmp_path: Path, fleet: Ports, record_property: Callable[[str, object], None]
 ) -> None:
@@ -60,6 +61,7 @@ def _rss_bytes(exporter: Serving) -> int:
     return int(match.group(1)) << 10
 
 
+@pytest.mark.long
 def test_five_thousand_scrapes_of_servers_that_change_leave_nothing_behind(
     tmp_path: Path, fleet: Ports, record_property: Callable[[str, object], None]
 ) -> None:

@@ -75,6 +75,18 @@ VALUES: dict[str, Json] = {
 
 HOSTILE: dict[str, tuple[Json, str]] = {
     "a mode that is none": ({"mode": "sidekick"}, "mode"),
+    "TLS of which the PodMonitor knows nothing": (
+        {"webConfig": {"existingSecret": "brimline-web"}, "podMonitor": {"enabled": True}},
+        "podMonitor.endpoint: webConfig.existingSecret puts TLS or users on the port",
+    ),
+    "TLS of which the ServiceMonitor knows nothing": (
+        {"webConfig": {"existingSecret": "brimline-web"}, "serviceMonitor": {"enabled": True}},
+        "set serviceMonitor.endpoint.scheme to https",
+    ),
+    "TLS of which annotations say nothing": (
+        {"webConfig": {"existingSecret": "brimline-web"}, "scrapeAnnotations": True},
+        "scrapeAnnotations: webConfig.existingSecret",
+    ),
     "a key that is none": ({"privileged": True}, "privileged"),
     "a key of the container's security": ({"securityContext": {"privileged": True}}, "securityContext"),
     "YAML in the image": ({"image": {"repository": "brimline\n  privileged: true"}}, "image"),
