@@ -162,7 +162,8 @@ def test_what_is_wrong_beyond_loopback_is_said_at_the_start(tmp_path: Path) -> N
         while "listening=" not in lines[-1]:
             lines.append(process.stderr.readline())
         process.send_signal(signal.SIGTERM)
-        lines += process.stderr.read().splitlines()  # communicate() would lose what came with the line before
+        with process.stderr:  # communicate() would lose what came together with the line before
+            lines += process.stderr.read().splitlines()
         process.wait(timeout=60)
         said[name] = [line.partition("WARNING ")[2] for line in lines if "WARNING" in line]
 
