@@ -211,7 +211,10 @@ def pieces(
 
     In pieces, because a page of a thousand targets has 10 MB, and compressed half a megabyte.
     """
-    _, content_type = choose_encoder(accept)
+    try:
+        _, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        _, content_type = choose_encoder("")
     is_openmetrics = content_type.startswith("application/openmetrics-text")
     kind, separator, escaping = content_type.partition("; escaping=")
     if separator and escaping != "allow-utf-8":

@@ -5,6 +5,7 @@ Everything that can go wrong is a SourceError with a reason of brimline.readings
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import time
@@ -29,10 +30,13 @@ from brimline.http_session import (
     tls_file_times,
     translate,
 )
+from brimline.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
+# How long a request waits for the files of its credentials.
+FILE_PATIENCE = 1.5
 # Classic text, and no word of OpenMetrics: prometheus_client's make_asgi_app takes any mention of it as a
 # wish, whatever its weight, and then writes `vllm_` for `vllm:`. Who knows nothing else sends it anyway.
 ACCEPT = "text/plain;version=0.0.4, */*;q=0.1"
@@ -78,6 +82,10 @@ class Client:
         self._urls: dict[str, URL] = {}
         self._tls: ssl.SSLContext | bool = True
         self._tls_files: tuple[float, ...] | None = None
+        tls = target.tls
+        self._names_tls_files = tls is not None and any((tls.ca_file, tls.cert_file, tls.key_file))
+        self._names_secrets = target.bearer_token_file is not None or target.basic_auth is not None
+        self._reading: asyncio.Future[dict[str, str]] | None = None
         self.trace: list[str] = []
 
     async def get(self, path: str, max_bytes: int = MAX_BODY_BYTES) -> Answer:
@@ -103,10 +111,7 @@ class Client:
         if place is None:
             # aiohttp's own cache of what it has taken apart is too small for a thousand targets.
             place = self._urls[path] = URL(url)
-        if (files := tls_file_times(self._target.tls)) != self._tls_files:
-            self._tls = tls_context(self._target.tls)
-            self._tls_files = files
-        headers = request_headers(self._target)
+        headers = await self._prepared()
         server_name = self._target.tls.server_name if self._target.tls else None
         for attempt in range(2):
             try:
@@ -133,6 +138,30 @@ class Client:
             _check_status(answer, url, is_known="Authorization" in headers)
             return answer
         raise SourceError("redirect", f"{url} redirects again; configure the page's own address")
+
+    async def _prepared(self) -> dict[str, str]:
+        """Headers of a request, TLS settings being ready for it. Raises SourceError.
+
+        Files are read in a daemon thread, one at a time: their file system may hang.
+        """
+        if not self._names_tls_files and not self._names_secrets:
+            return self._prepare()
+        if self._reading is None or self._reading.done():
+            self._reading = in_daemon_thread(self._prepare, "credentials")
+        reading = self._reading
+        await asyncio.wait([reading], timeout=FILE_PATIENCE)
+        if not reading.done():
+            reason = "tls" if self._names_tls_files else "credentials"
+            raise SourceError(
+                reason, f"its files could not be read within {FILE_PATIENCE:g} s: do they hang?"
+            )
+        return reading.result()
+
+    def _prepare(self) -> dict[str, str]:
+        if (files := tls_file_times(self._target.tls)) != self._tls_files:
+            self._tls = tls_context(self._target.tls)
+            self._tls_files = files
+        return request_headers(self._target)
 
     async def get_page(self, path: str) -> Answer:
         """As get, and the page is whole. Raises SourceError, also for JSON larger than any server's."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
 import socket
 import ssl
@@ -25,6 +26,7 @@ from brimline.files import NotARegularFile, open_regular
 from brimline.threads import in_daemon_thread
 
 MAX_SECRET_BYTES = 64 << 10
+MAX_TLS_FILE_BYTES = 4 << 20  # the authorities that systems trust have 220 KB together
 CHUNK_BYTES = 64 << 10
 
 
@@ -116,14 +118,24 @@ def authorized(
 
 
 def tls_context(tls: Tls | None) -> ssl.SSLContext | bool:
-    """TLS settings of a connection; True for the defaults. Raises SourceError where a file cannot be used."""
+    """TLS settings of a connection; True for the defaults. Raises SourceError where a file cannot be used.
+
+    Blocks for as long as the file system does.
+    """
     if tls is None:
         return True
     try:
+        for path in _tls_files(tls):
+            with open_regular(path) as file:  # OpenSSL would wait for a FIFO's writer
+                if os.fstat(file.fileno()).st_size > MAX_TLS_FILE_BYTES:
+                    raise SourceError("tls", f"{path} is larger than {MAX_TLS_FILE_BYTES >> 20} MiB")
         context = ssl.create_default_context(cafile=tls.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
+            # For the password of a key OpenSSL would ask at the terminal.
+            context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+    except NotARegularFile as error:
+        raise SourceError("tls", f"{error} is not a regular file") from None
     except (OSError, ssl.SSLError) as error:
         raise SourceError("tls", f"the TLS files cannot be used ({error})") from None
     if tls.insecure_skip_verify:
@@ -132,13 +144,16 @@ def tls_context(tls: Tls | None) -> ssl.SSLContext | bool:
     return context
 
 
+def _tls_files(tls: Tls) -> list[str]:
+    return [path for path in (tls.ca_file, tls.cert_file, tls.key_file) if path is not None]
+
+
 def tls_file_times(tls: Tls | None) -> tuple[float, ...]:
     """When the TLS files were last written: a renewed certificate is to be used without a restart."""
     if tls is None:
         return ()
-    paths = (tls.ca_file, tls.cert_file, tls.key_file)
     try:
-        return tuple(Path(path).stat().st_mtime for path in paths if path is not None)
+        return tuple(Path(path).stat().st_mtime for path in _tls_files(tls))
     except OSError as error:
         raise SourceError("tls", f"the TLS files cannot be used ({error})") from None
 

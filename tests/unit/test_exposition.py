@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_cla
 from brimline import exposition
 from brimline.catalog import METRICS, Family, Kind, Row, Sums, is_exposable
 from brimline.estimate import Estimate
-from brimline.exposition import render
+from brimline.exposition import pieces, render
 from brimline.readings import (
     TARGET_REASONS,
     DeviceReading,
@@ -593,3 +593,31 @@ def test_the_format_is_the_one_that_was_asked_for(accept: str, content_type: str
     assert answered.partition(";")[0] == content_type
     assert body.endswith(b"# EOF\n") is (content_type == "application/openmetrics-text")
     assert body.endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=abc",
+        "text/plain;version=1e5",
+        "text/plain;version=1!1",
+        "text/plain;version=1.0.0-..",
+    ],
+)
+def test_a_version_that_is_none_is_answered_with_classic_text(accept: str) -> None:
+    body, answered = render(snapshot(), accept)
+
+    assert answered.startswith("text/plain; version=0.0.4")
+    assert body.startswith(b"# HELP ")
+
+
+@given(
+    kind=st.sampled_from(["text/plain", "application/openmetrics-text", "*/*"]),
+    key=st.sampled_from(["version", "q", "escaping", "charset"]),
+    value=st.text(st.characters(max_codepoint=255)) | st.from_regex(r"[0-9a-z.!+_-]{0,12}", fullmatch=True),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_accept_header_costs_a_scrape(kind: str, key: str, value: str) -> None:
+    _, answered = pieces(snapshot(), f"{kind};{key}={value}", families=())
+
+    assert answered.startswith(("text/plain", "application/openmetrics-text"))

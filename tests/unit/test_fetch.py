@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gc
 import os
 import socket
 import ssl
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
 
 from brimline.config import BasicAuth, Target, Tls
 from brimline.errors import SourceError
 from brimline.fetch import ACCEPT, Answer, Client, get_json, open_session
+from brimline.files import open_regular
 from certificates import Authority
 from fake_servers import (
     CAP_BYTES,
@@ -230,6 +233,87 @@ def test_tls_files_that_cannot_be_read_are_a_tls_problem(tmp_path: Path) -> None
     target = target_at("https://127.0.0.1:1", tls=Tls(ca_file=str(tmp_path / "missing.pem")))
 
     assert refusal(target).reason == "tls"
+
+
+@pytest.mark.parametrize("key", ["ca_file", "cert_file", "key_file"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "endless"])
+def test_a_tls_file_that_is_no_file_is_a_tls_problem_and_nobody_waits_for_it(
+    key: str, kind: str, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.pem"
+    if kind == "pipe":
+        os.mkfifo(bad)
+    elif kind == "folder":
+        bad.mkdir()
+    elif kind == "device":
+        bad.symlink_to("/dev/zero")
+    else:
+        with bad.open("wb") as file:
+            file.truncate(64 << 30)
+    pair = Authority().issue(["127.0.0.1"]).write(tmp_path, "client")
+    files: dict[str, Any] = {
+        **dict(zip(("cert_file", "key_file"), map(str, pair), strict=True)),
+        key: str(bad),
+    }
+
+    assert refusal(target_at("https://127.0.0.1:1", tls=Tls(**files)), within=20.0).reason == "tls"
+
+
+def test_a_key_with_a_password_is_a_tls_problem_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    certificate, key = Authority().issue(["127.0.0.1"]).write(tmp_path, "client")
+    loaded = serialization.load_pem_private_key(Path(key).read_bytes(), None)
+    Path(key).write_bytes(
+        loaded.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    tls = Tls(cert_file=str(certificate), key_file=str(key))
+
+    assert refusal(target_at("https://127.0.0.1:1", tls=tls), within=20.0).reason == "tls"
+
+
+@pytest.mark.parametrize("reason", ["tls", "credentials"])
+def test_files_that_hang_cost_one_target_and_one_thread_until_they_do_no_more(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    token = tmp_path / "token"
+    token.write_text("tok-1\n")
+
+    @contextlib.contextmanager
+    def hanging(path: str | Path) -> Iterator[BinaryIO]:
+        gate.wait(60.0)  # no file system can be made to hang for a test
+        with open_regular(path) as file:
+            yield file
+
+    monkeypatch.setattr("brimline.http_session.open_regular", hanging)
+    monkeypatch.setattr("brimline.fetch.FILE_PATIENCE", 0.2)
+
+    async def scenario(url: str) -> None:
+        async with open_session() as session, asyncio.timeout(60.0):
+            tls = Tls(ca_file=str(token)) if reason == "tls" else None
+            stuck = Client(session, target_at(url, bearer_token_file=str(token), tls=tls))
+            other = Client(session, target_at(url))
+            for _ in range(3):
+                with pytest.raises(SourceError) as refused:
+                    await stuck.get("/metrics")
+                assert refused.value.reason == reason
+                assert (await other.get("/metrics")).body == PAGE
+            threads = [thread for thread in threading.enumerate() if "credentials" in thread.name]
+            assert len(threads) == 1
+            gate.set()
+            await asyncio.to_thread(threads[0].join, 60.0)
+            monkeypatch.setattr("brimline.fetch.FILE_PATIENCE", 60.0)
+            if reason == "credentials":
+                assert (await stuck.get("/metrics")).body == PAGE
+
+    try:
+        with FakeServer({"/metrics": answer(PAGE)}) as server:
+            asyncio.run(scenario(server.url))
+    finally:
+        gate.set()
 
 
 @pytest.mark.parametrize(
