@@ -49,7 +49,7 @@ from brimline.ab.guards import (
 )
 from brimline.ab.inference import Bounded, Estimate, RateRatio, Verdict
 from brimline.ab.observations import ArmObservations, Observations, ReplicaObservations, is_counter
-from brimline.ab.result import Comparison, Guard, MetricResult, Mode, Report, StaticResult
+from brimline.ab.result import NO_BLOCK, Comparison, Guard, MetricResult, Mode, Report, StaticResult
 from brimline.ab.static import static_results
 from brimline.units import format_bytes
 
@@ -280,6 +280,8 @@ def _no_gate(experiment: Experiment, mode: Mode) -> str | None:
 
 
 def _notes(experiment: Experiment, observations: Observations, mode: Mode) -> list[str]:
+    if len(experiment.block_edges) < 2:
+        return []  # the only thing to be said is that no block is over
     notes = list(observations.gaps)
     if no_gate := _no_gate(experiment, mode):
         notes.insert(0, no_gate)
@@ -341,13 +343,14 @@ def _with_servers_to_come(guard: Guard, two: Pair) -> Guard:
     are over as any word needs.
     """
     experiment = two.experiment
-    over = len(two.baseline.edges) - 1
+    over = _blocks_over(two)
     patience = 1
     if two.mode == "sequential":
         patience = two.least_blocks if not two.baseline.arm.replicas else over + 1
     if guard.name != "servers" or over >= patience:
         return guard
     if over == 0:
+        guard = dataclasses.replace(guard, cure="")
         first = datetime.fromtimestamp(experiment.start + experiment.block_length, UTC)
         waiting = f"no block of the window is over; the first ends at {first:%Y-%m-%d %H:%M:%S} UTC"
     elif guard.passed is False:
@@ -355,6 +358,24 @@ def _with_servers_to_come(guard: Guard, two: Pair) -> Guard:
     else:
         return guard
     return dataclasses.replace(guard, passed=None, pending=True, detail=waiting)
+
+
+def _blocks_over(two: Pair) -> int:
+    return len(two.baseline.edges) - 1
+
+
+# Guards that look at blocks, and those that look at servers, which are known once a block is over.
+_OF_BLOCKS = frozenset({"load", "prompts", "saturation", "prefix_cache", "neighbours"})
+_OF_SERVERS = frozenset({"hardware", "model", "settings", "cold_boot"})
+
+
+def _before_any_block(guard: Guard, two: Pair) -> Guard:
+    """The guard, without advice where it knows nothing only because no block is over."""
+    is_known = guard.passed is not None or guard.pending
+    of_servers = guard.name in _OF_SERVERS and not all(arm.replicas for arm in two.arms)
+    if is_known or not (guard.name in _OF_BLOCKS or of_servers):
+        return guard
+    return dataclasses.replace(guard, detail=NO_BLOCK, cure="")
 
 
 def _boot_error(two: Pair) -> float:
@@ -793,11 +814,18 @@ def _comparison(draft: _Draft, experiment: Experiment, thresholds: Mapping[str, 
         if not verdicts:
             reasons.append("no gate has anything to compare")
     hours = [row.hours_needed for row in metrics if row.gate and row.hours_needed is not None]
+    of_guards = draft.guards
+    if not failed and not _blocks_over(two):
+        # What is said of no data would send somebody after histograms, models and GPUs that are all right.
+        settled = [f"{row.title}: {row.verdict}" for row in static if row.gate and row.verdict == verdict]
+        reasons = [*waiting, *(settled if verdict != "inconclusive" else ())]
+        metrics = [dataclasses.replace(row, notes=()) for row in metrics]
+        of_guards = tuple(_before_any_block(guard, two) for guard in draft.guards)
     return Comparison(
         candidate=two.candidate.arm.variant,
         verdict=verdict,
         reasons=tuple(reasons),
-        guards=draft.guards,
+        guards=of_guards,
         metrics=tuple(metrics),
         static=static,
         blocks_used=count,

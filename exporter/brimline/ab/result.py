@@ -11,6 +11,10 @@ from brimline.ab.inference import Verdict
 SCHEMA_VERSION = 1
 
 
+# The detail of a guard that knows nothing because there is no data yet, and of nothing else.
+NO_BLOCK = "no block is over yet"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """One condition of comparability. passed: None where the series do not tell. cure: what to do.

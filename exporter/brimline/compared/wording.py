@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from brimline import units
-from brimline.ab.result import Comparison, Guard, MetricResult, Report, StaticResult
+from brimline.ab.result import NO_BLOCK, Comparison, Guard, MetricResult, Report, StaticResult
 from brimline.verdicts import WORDS
 
 # Rows of dropped blocks that are listed one by one.
@@ -147,8 +147,12 @@ def red(comparison: Comparison) -> list[Guard]:
 
 
 def untold(comparison: Comparison) -> list[Guard]:
-    """The guards of which the series do not tell."""
-    return [guard for guard in comparison.guards if guard.passed is None]
+    """The guards of which the series do not tell, without those that only wait for data."""
+    return [
+        guard
+        for guard in comparison.guards
+        if guard.passed is None and guard.detail != NO_BLOCK and guard.detail not in comparison.reasons
+    ]
 
 
 def ordered(comparison: Comparison) -> list[MetricResult]:

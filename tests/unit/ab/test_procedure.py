@@ -16,6 +16,7 @@ from brimline.ab.observations import Boot, Observations, wanted
 from brimline.ab.procedure import against_itself, judge, noise_floor_of, swap_plan
 from brimline.ab.result import Comparison, MetricResult, Mode, Report
 from brimline.ab.series import EMPTY, Series
+from brimline.compared import wording
 
 HOUR = 3600.0
 # Nothing moves but the load: what is asked of the procedure is then exact.
@@ -298,6 +299,23 @@ def test_a_window_that_has_not_begun_or_holds_no_block_yet_is_waited_for(hours: 
     assert (
         only(report).reasons[0] == "no block of the window is over; the first ends at 2023-11-14 22:28:20 UTC"
     )
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_before_a_block_is_over_that_is_all_that_is_said(seen: bool) -> None:
+    planned = experiment(hours=0.1)
+    observations = observed(planned) if seen else Observations(arms={})
+
+    report = judge(planned, observations)
+
+    sentence = "no block of the window is over; the first ends at 2023-11-14 22:28:20 UTC"
+    assert only(report).reasons == (sentence,)
+    assert report.notes == ()
+    assert [row.notes for row in only(report).metrics if row.notes] == []
+    advised = {guard.name for guard in only(report).guards if guard.cure}
+    assert advised <= ({"cold_boot"} if seen else set())
+    untold = {guard.name for guard in wording.untold(only(report))}
+    assert untold <= ({"cold_boot"} if seen else set())
 
 
 @pytest.mark.parametrize("hours", [0.5, 2.5, 12.0])
