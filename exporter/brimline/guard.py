@@ -15,8 +15,9 @@ import secrets
 import ssl
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,7 @@ class PortGuard:
         """The answer to a request that may not be handled; None for one that may."""
         config = self._config
         if config.refill_seconds is not None and not self._bucket.takes(config.refill_seconds, config.burst):
+            self._turned_away.say("rate", request.remote, "more requests than rate_limit allows")
             return _too_many("Too many requests: see rate_limit.\n", config.refill_seconds)
         if not config.users:
             return None
@@ -213,6 +215,7 @@ class PortGuard:
                 if await self._passwords.are_right(*given, address):
                     return None
             except TooManyCompares:
+                self._turned_away.say("password", address, "too many passwords wait to be compared")
                 return _too_many("Too many passwords to compare; try again.\n", 1.0)
             self._turned_away.say("request", address, "wrong user name or password")
         return web.Response(
@@ -286,10 +289,25 @@ def _check(password: bytes, hashed: bytes) -> bool:
         return False
 
 
+@dataclass(eq=False, slots=True)
+class _Compare:
+    """A password that waits to be compared. is_reserved: it has the place that its user always has."""
+
+    digest: bytes
+    name: str
+    address: str
+    password: bytes
+    hashed: bytes
+    is_reserved: bool
+    is_right: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
 class Passwords:
     """Compares passwords with bcrypt hashes, one at a time; one that was right is known from then on.
 
-    An unknown user costs what the dearest known one does, so that the time tells nobody who exists.
+    An unknown user costs what the dearest known one does, so that the time tells nobody who exists. Addresses
+    take turns, and each user has a place of its own: a flood of wrong passwords keeps nobody from
+    being compared who comes with a right one.
     """
 
     def __init__(self, check: Check) -> None:
@@ -298,9 +316,11 @@ class Passwords:
         self._nobody = b""
         self._key = secrets.token_bytes(32)
         self._right: dict[str, bytes] = {}  # at most one of each user
-        self._pending: dict[bytes, asyncio.Task[bool]] = {}
+        self._pending: dict[bytes, _Compare] = {}  # the one in flight, and those that wait
+        self._waiting: dict[str, deque[_Compare]] = {}  # by address; whose turn it is comes first
         self._of_address: Counter[str] = Counter()
-        self._one_at_a_time = asyncio.Lock()
+        self._of_user: Counter[str] = Counter()
+        self._comparing: asyncio.Task[None] | None = None
 
     def take(self, users: Mapping[str, bytes]) -> None:
         """Put other users in force."""
@@ -322,28 +342,85 @@ class Passwords:
             return True
         pending = self._pending.get(digest)
         if pending is None:
-            if len(self._pending) >= MAX_COMPARES or self._of_address[address] >= MAX_COMPARES_OF_AN_ADDRESS:
-                raise TooManyCompares
-            pending = asyncio.ensure_future(self._compare(password, hashed or self._nobody))
-            self._pending[digest] = pending
-            self._of_address[address] += 1
-            pending.add_done_callback(lambda _done: self._forget(digest, address))
+            is_reserved = hashed is not None and not self._of_user[name]
+            if not is_reserved:
+                self._make_room(address)
+            pending = _Compare(digest, name, address, password, hashed or self._nobody, is_reserved)
+            self._line_up(pending)
         # What was asked for is compared once for all who ask it meanwhile, also where one of them leaves.
-        is_right = await asyncio.shield(pending)
+        is_right = await asyncio.shield(pending.is_right)
         if not is_right or hashed is None or self._users.get(name) != hashed:
             return False
         self._right[name] = digest
         return True
 
-    async def _compare(self, password: bytes, hashed: bytes) -> bool:
-        async with self._one_at_a_time:
-            return await in_daemon_thread(lambda: self._check(password[:_BCRYPT_BYTES], hashed), "password")
+    def _make_room(self, address: str) -> None:
+        """Send away the newest of the address with most, for one with fewer. Raises TooManyCompares."""
+        held = self._of_address[address]
+        if held >= MAX_COMPARES_OF_AN_ADDRESS:
+            raise TooManyCompares
+        if len(self._pending) < MAX_COMPARES:
+            return
+        ordinary = {
+            other: [each for each in queue if not each.is_reserved] for other, queue in self._waiting.items()
+        }
+        most = max(
+            (other for other in ordinary if ordinary[other]),
+            key=lambda other: self._of_address[other],
+            default=None,
+        )
+        if most is None or self._of_address[most] <= held + 1:
+            raise TooManyCompares
+        newest = ordinary[most][-1]
+        self._waiting[most].remove(newest)
+        if not self._waiting[most]:
+            del self._waiting[most]
+        self._end(newest, TooManyCompares())
 
-    def _forget(self, digest: bytes, address: str) -> None:
-        del self._pending[digest]
-        self._of_address[address] -= 1
-        if not self._of_address[address]:
-            del self._of_address[address]
+    def _line_up(self, compare: _Compare) -> None:
+        self._pending[compare.digest] = compare
+        self._of_address[compare.address] += 1
+        self._of_user[compare.name] += 1
+        queue = self._waiting.setdefault(compare.address, deque())
+        if compare.is_reserved:
+            queue.appendleft(compare)  # of its own address only, so that nobody else waits longer for it
+        else:
+            queue.append(compare)
+        if self._comparing is None:
+            self._comparing = asyncio.ensure_future(self._compare_all())
+
+    async def _compare_all(self) -> None:
+        try:
+            while self._waiting:
+                address = next(iter(self._waiting))
+                queue = self._waiting.pop(address)
+                compare = queue.popleft()
+                if queue:
+                    self._waiting[address] = queue  # behind all others
+                try:
+                    self._end(compare, await self._compared(compare))
+                except Exception as error:  # noqa: BLE001 - whatever fails is of those who wait for this one
+                    self._end(compare, error)
+        finally:
+            self._comparing = None
+
+    async def _compared(self, compare: _Compare) -> bool:
+        password = compare.password[:_BCRYPT_BYTES]
+        return await in_daemon_thread(lambda: self._check(password, compare.hashed), "password")
+
+    def _end(self, compare: _Compare, result: bool | Exception) -> None:
+        del self._pending[compare.digest]
+        for counter, key in ((self._of_address, compare.address), (self._of_user, compare.name)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
+        if compare.is_right.done():
+            return
+        if isinstance(result, Exception):
+            compare.is_right.set_exception(result)
+            compare.is_right.exception()  # known to whoever waits; nobody may
+        else:
+            compare.is_right.set_result(result)
 
     def _digest(self, name: str, hashed: bytes, password: bytes) -> bytes:
         # A digest of fixed length each, so that no two triples read alike.

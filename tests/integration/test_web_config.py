@@ -162,7 +162,9 @@ def test_what_is_wrong_beyond_loopback_is_said_at_the_start(tmp_path: Path) -> N
         while "listening=" not in lines[-1]:
             lines.append(process.stderr.readline())
         process.send_signal(signal.SIGTERM)
-        lines += process.communicate(timeout=60)[1].splitlines()
+        with process.stderr:  # communicate() would lose what came together with the line before
+            lines += process.stderr.read().splitlines()
+        process.wait(timeout=60)
         said[name] = [line.partition("WARNING ")[2] for line in lines if "WARNING" in line]
 
     assert len(said["open"]) == len(said["headers"]) == len(said["plain"]) == 1

@@ -22,7 +22,13 @@ from aiohttp import ClientError, ClientSession, TCPConnector, web
 
 from brimline import guard as guard_module
 from brimline.errors import ConfigError
-from brimline.guard import MAX_COMPARES_OF_AN_ADDRESS, PortGuard
+from brimline.guard import (
+    MAX_COMPARES,
+    MAX_COMPARES_OF_AN_ADDRESS,
+    Passwords,
+    PortGuard,
+    TooManyCompares,
+)
 from brimline.port import ConnectionLimits, serve_application
 from certificates import Authority, Pair
 
@@ -422,6 +428,122 @@ def test_a_flood_of_wrong_passwords_is_bounded_and_known_users_pass_it(
             assert check.most_at_once == 1
 
     run(scenario)
+
+
+class Flood:
+    """Wrong passwords of many addresses, and what becomes of them."""
+
+    def __init__(self, passwords: Passwords, go_on: threading.Event) -> None:
+        self.passwords = passwords
+        self.go_on = go_on
+        self.begun: list[asyncio.Task[bool]] = []
+
+    async def begin(self, name: str, address: str, password: bytes = b"wrong") -> asyncio.Task[bool]:
+        task = asyncio.ensure_future(self.passwords.are_right(name, password, address))
+        self.begun.append(task)
+        for _ in range(5):  # until one that gave way knows of it
+            await asyncio.sleep(0)
+        return task
+
+    def refused(self) -> int:
+        return sum(task.done() and isinstance(task.exception(), TooManyCompares) for task in self.begun)
+
+
+async def flooded(*, name: str = "u{}", addresses: int = 5, each: int = 4) -> tuple[Flood, list[bytes]]:
+    """A queue that is full of wrong passwords, compared once `go_on` is set; and what was compared."""
+    compared: list[bytes] = []
+    go_on = threading.Event()
+
+    def check(password: bytes, _hashed: bytes) -> bool:
+        go_on.wait(PATIENCE)
+        compared.append(password)
+        return password == b"right"
+
+    passwords = Passwords(check)
+    passwords.take({"alice": ALICE.encode(), "bob": ALICE.encode()})
+    flood = Flood(passwords, go_on)
+    for number in range(addresses * each):
+        address = f"10.0.0.{number // each}"
+        await flood.begin(name.format(number), address, f"wrong-{number}".encode())
+    return flood, compared
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.0"], ids=["its own address", "that of the flood"])
+def test_a_flood_keeps_no_user_from_being_compared(address: str) -> None:
+    async def scenario() -> None:
+        flood, compared = await flooded()
+        assert flood.refused() >= 4
+        right = await flood.begin("alice", address, b"right")
+        flood.go_on.set()
+        assert await right
+        # Behind the one in flight and one of each address.
+        assert compared.index(b"right") <= 6
+        await asyncio.gather(*flood.begun, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_flood_of_wrong_passwords_of_a_user_gives_way_to_other_addresses() -> None:
+    async def scenario() -> None:
+        flood, compared = await flooded(name="alice")
+        refused = flood.refused()
+        right = await flood.begin("alice", "192.0.2.1", b"right")
+        assert flood.refused() == refused + 1  # one gave way
+        flood.go_on.set()
+        assert await right
+        assert compared.index(b"right") <= 6
+        await asyncio.gather(*flood.begun, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_what_waits_is_bounded_and_all_places_are_free_again() -> None:
+    async def scenario() -> None:
+        flood, compared = await flooded(addresses=40, each=1)
+        assert flood.refused() == 40 - MAX_COMPARES
+        wrong = await flood.begin("alice", "10.0.0.0", b"wrong")
+        flood.go_on.set()
+        assert not await wrong
+        await asyncio.gather(*flood.begun, return_exceptions=True)
+        assert len(compared) == MAX_COMPARES + 1
+        again = [await flood.begin(f"v{number}", f"10.0.1.{number}") for number in range(MAX_COMPARES)]
+        assert await asyncio.gather(*again) == [False] * MAX_COMPARES
+
+    run(scenario)
+
+
+def test_a_compare_that_fails_is_of_its_own_request_only() -> None:
+    def check(password: bytes, _hashed: bytes) -> bool:
+        if password == b"odd":
+            raise RuntimeError("odd")
+        return True
+
+    async def scenario() -> None:
+        passwords = Passwords(check)
+        passwords.take({"alice": ALICE.encode()})
+        odd = asyncio.ensure_future(passwords.are_right("alice", b"odd", "10.0.0.1"))
+        good = asyncio.ensure_future(passwords.are_right("alice", b"right", "10.0.0.2"))
+        assert await good
+        with pytest.raises(RuntimeError, match="odd"):
+            await odd
+
+    run(scenario)
+
+
+def test_answers_of_429_are_logged_once_a_minute(
+    made: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        text = "rate_limit: {interval: 1h, burst: 1}\n"
+        async with opened(made, tmp_path, text) as port:
+            assert [await port.status() for _ in range(4)] == [200, 429, 429, 429]
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "rate=refused from=127.0.0.1 detail='more requests than rate_limit allows' not_logged_before=0"
+    ]
 
 
 def test_the_time_of_an_answer_tells_nobody_who_exists(made: Certificates, tmp_path: Path) -> None:

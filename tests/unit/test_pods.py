@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -490,5 +492,5 @@ def test_what_is_no_api_server_is_told(tmp_path: Path) -> None:
 def test_without_the_extra_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kubernetes", None)  # as where it is not installed
 
-    with pytest.raises(ConfigError, match=r"pip install '\.\[kubernetes\]'"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(sys.executable)} -m pip install '\.\[kubernetes\]'"):
         open_watch(NODE, {}, {})

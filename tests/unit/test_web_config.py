@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import ssl
 import time
 from pathlib import Path
 
+import bcrypt
 import pytest
 
 from brimline.errors import ConfigError
@@ -277,7 +279,7 @@ def test_a_file_is_described_in_a_line(folder: Path) -> None:
     (folder / "tls.yaml").write_text(
         "tls_server_config: {cert_file: server.pem, key_file: server.key, client_ca_file: ca.pem,\n"
         "  client_auth_type: RequireAndVerifyClientCert}\n"
-        f"basic_auth_users: {{a: '$2y$10${'a' * 53}'}}\n"
+        f"basic_auth_users: {{a: '$2y$10${'a' * 21}e{'a' * 31}'}}\n"
     )
 
     assert load_web_config(folder / "plain.yaml").describe() == "no TLS, everybody may ask"
@@ -310,3 +312,35 @@ def test_names_of_a_certificate_are_those_that_people_write() -> None:
 
 def indented(pem: bytes) -> str:
     return "".join(f"    {line}\n" for line in pem.decode().splitlines())
+
+
+LETTERS = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def endings_taken(folder: Path, place: int) -> set[str]:
+    """The letters that may stand at that place of a hash."""
+    good, path = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode(), folder / "web.yaml"
+    taken = set()
+    for letter in LETTERS:
+        path.write_text(f"basic_auth_users: {{alice: {good[:place]}{letter}{good[place + 1 :]}}}\n")
+        with contextlib.suppress(ConfigError):
+            load_web_config(path)
+            taken.add(letter)
+    return taken
+
+
+def test_a_salt_that_bcrypt_does_not_take_is_refused(tmp_path: Path) -> None:
+    salt, usable = bcrypt.gensalt(4)[:28], set()
+    for letter in LETTERS:
+        with contextlib.suppress(ValueError):
+            bcrypt.hashpw(b"right", salt + letter.encode())
+            usable.add(letter)
+
+    assert endings_taken(tmp_path, 28) == usable
+
+
+def test_a_digest_that_bcrypt_does_not_write_is_refused(tmp_path: Path) -> None:
+    salt = bcrypt.gensalt(4)
+    written = {chr(bcrypt.hashpw(b"%d" % number, salt)[59]) for number in range(400)}
+
+    assert endings_taken(tmp_path, 59) == written
