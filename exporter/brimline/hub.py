@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brimline.errors import FootprintError
+from brimline.extras import install_command
 from brimline.footprint.config_file import MAX_CONFIG_BYTES, read_config
 from brimline.footprint.hf_config import (
     QUANTIZATION_FILE,
@@ -51,7 +52,7 @@ def read_hub_model(name: str) -> Model:
     except ImportError:
         raise FootprintError(
             f"{name} is looked up by huggingface_hub, which is not installed; "
-            "install the extra: pip install '.[hub]' in a clone of this repository"
+            f"install the extra in a clone of this repository: {install_command('hub')}"
         ) from None
     disable_progress_bars()
     with _refusals(name):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from brimline.errors import FootprintError
+from brimline.extras import install_command
 from brimline.footprint.what_if import Span
 from brimline.plan import Bounds, Curve, Plan, Row, common_settings, shown_value
 
@@ -33,7 +34,8 @@ def check_library() -> None:
     """Raise FootprintError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise FootprintError(
-            "--plot needs matplotlib; install the extra: pip install '.[plot]' in a clone of this repository"
+            "--plot needs matplotlib; install the extra in a clone of this repository: "
+            f"{install_command('plot')}"
         )
 
 

@@ -23,6 +23,7 @@ import msgspec
 from brimline import __version__
 from brimline.config import KubernetesConfig, Role, Target, check_target
 from brimline.errors import ConfigError
+from brimline.extras import install_command
 from brimline.readings import DiscoveryReading
 from brimline.strict_yaml import Place, Source
 
@@ -585,7 +586,7 @@ def open_watch(
         import kubernetes as _official  # noqa: F401 - to be told now rather than in a thread
     except ModuleNotFoundError:
         raise ConfigError(
-            "kubernetes: the official client is not installed; install the extra: "
-            "pip install '.[kubernetes]' in a clone of this repository"
+            "kubernetes: the official client is not installed; install the extra in a clone of this "
+            f"repository: {install_command('kubernetes')}"
         ) from None
     return PodWatch(kubernetes, models, node=node, open_api=official_client)

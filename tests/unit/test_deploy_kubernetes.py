@@ -647,7 +647,8 @@ def test_a_chart_of_somebody_else_takes_the_sidecar(helm: dict[str, list[Json]],
 
 COMMANDS = [
     line.replace("\\\n", " ")
-    for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.DOTALL)
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+    if not language
     for line in re.split(r"(?<!\\)\n", block)
 ]
 
@@ -680,4 +681,4 @@ def test_the_documented_overlays_are_there() -> None:
     named = [command.split()[-1] for command in COMMANDS if command.startswith("kubectl apply")]
 
     assert [name for name in named if not (REPOSITORY / name / "kustomization.yaml").is_file()] == []
-    assert {Path(name).name for name in named} == {"dashboards", *MODES}
+    assert {Path(name).name for name in named} == {"ab-watch", "dashboards", *MODES}

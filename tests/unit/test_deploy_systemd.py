@@ -49,6 +49,31 @@ def test_systemd_finds_nothing_wrong(unit: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+def test_systemd_finds_nothing_wrong_with_the_documented_drop_in(unit: Path, tmp_path: Path) -> None:
+    [drop_in] = re.findall(r"```ini\n(.*?)```", (DEPLOY.parent / "docs/deploy.md").read_text(), re.DOTALL)
+    copy = tmp_path / UNIT.name
+    copy.write_text(unit.read_text())
+    folder = tmp_path / f"{UNIT.name}.d"
+    folder.mkdir()
+    text = drop_in.replace("/opt/brimline/bin/brimline", str(unit.with_name("brimline")))
+    (folder / "override.conf").write_text(text)
+
+    done = analyze("verify", copy)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    (folder / "override.conf").write_text(text.replace("LoadCredential=", "LoadCredentials="))
+    assert "LoadCredentials" in analyze("verify", copy).stderr  # the drop-in was read
+
+
+def test_the_documented_drop_in_hands_over_what_its_web_configuration_names() -> None:
+    text = (DEPLOY.parent / "docs/deploy.md").read_text()
+    [drop_in] = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
+    [web] = re.findall(r"```yaml\n# web.yaml.*?\n(.*?)```", text, re.DOTALL)
+
+    handed_over = set(re.findall(r"LoadCredential=([\w.]+):/etc/brimline/\1$", drop_in, re.MULTILINE))
+    assert handed_over == {"web.yaml", *re.findall(r"_file: ([\w.]+)", web)}
+
+
 def test_systemd_would_name_a_key_that_is_none(unit: Path, tmp_path: Path) -> None:
     """The check above checks something."""
     wrong = tmp_path / "brimline.service"

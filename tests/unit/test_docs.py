@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -80,6 +81,33 @@ def test_the_readme_configuration_is_accepted() -> None:
 def test_keys_of_later_features_are_not_documented_as_working() -> None:
     for key in NOT_YET:
         assert f"{key.rpartition('.')[2]}:" not in CONFIGURATION.replace("processes: ", "")
+
+
+def test_the_readmes_prediction_and_plan_run_as_they_are_written() -> None:
+    [block] = re.findall(r"```\n(model=exporter/.*?)```", README, re.DOTALL)
+    [plan] = re.findall(r"^brimline plan \$model.*$", README, re.MULTILINE)
+    commands = [line for line in (*block.splitlines(), plan) if line.strip()]
+    script = "\n".join(("set -e", 'brimline() { "$PYTHON" -m brimline "$@"; }', *commands))
+
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len(commands) == 4
+    assert "Memory of one GPU" in done.stdout
+
+
+def test_every_install_of_an_extra_names_its_pip() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for at in re.finditer(r"pip install", path.read_text()):
+            before = path.read_text()[: at.start()]
+            assert before.endswith(("/bin/", "-m ")), path
 
 
 def test_every_command_is_in_the_readme() -> None:

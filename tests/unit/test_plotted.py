@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,5 +83,5 @@ def test_weights_that_do_not_fit_at_all_are_drawn_as_what_is_lacking(tmp_path: P
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
 
-    with pytest.raises(FootprintError, match=r"pip install '\.\[plot\]' in a clone"):
+    with pytest.raises(FootprintError, match=rf"{re.escape(sys.executable)} -m pip install '\.\[plot\]'"):
         check_library()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -110,7 +112,7 @@ def test_other_pods_are_left_alone(each: dict[str, Any]) -> None:
             {"model": "/etc/shadow"},
             "model: '/etc/shadow' is no name of models in the exporter's configuration; known: llama",
         ),
-        ({"metrics-path": "metrics"}, "metrics-path: 'metrics' does not start with a slash; write /metrics"),
+        ({"metrics-path": "metrics"}, "metrics-path: the metrics_path does not start with a slash; write /metrics"),
         (
             {"variant": "a b"},
             "variant: variant 'a b' cannot be a label; use letters, digits and . _ : / - (at most 128)",
@@ -490,5 +492,5 @@ def test_what_is_no_api_server_is_told(tmp_path: Path) -> None:
 def test_without_the_extra_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kubernetes", None)  # as where it is not installed
 
-    with pytest.raises(ConfigError, match=r"pip install '\.\[kubernetes\]'"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(sys.executable)} -m pip install '\.\[kubernetes\]'"):
         open_watch(NODE, {}, {})

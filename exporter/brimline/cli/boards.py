@@ -83,10 +83,12 @@ def dashboards(
 def _check_library() -> None:
     import importlib.util
 
+    from brimline.extras import install_command
+
     if importlib.util.find_spec("grafanalib") is None:
         fail(
-            "dashboards needs grafanalib; "
-            "install the extra: pip install '.[dashboards]' in a clone of this repository"
+            "dashboards needs grafanalib; install the extra in a clone of this repository: "
+            f"{install_command('dashboards')}"
         )
 
 

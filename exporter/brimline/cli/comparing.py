@@ -577,8 +577,9 @@ async def _watch(
 
 def _need_libraries() -> None:
     """End with the command that installs them where numpy and scipy are missing."""
-    import shlex
     from importlib import import_module
+
+    from brimline.extras import install_command
 
     missing = []
     for name in ("numpy", "scipy"):
@@ -589,7 +590,7 @@ def _need_libraries() -> None:
     if missing:
         fail(
             f"comparing needs {' and '.join(missing)}; install the extra in a clone of this repository: "
-            f"{shlex.quote(sys.executable)} -m pip install '.[ab]'"
+            f"{install_command('ab')}"
         )
 
 

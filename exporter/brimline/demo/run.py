@@ -23,6 +23,7 @@ from typing import Any
 from brimline.demo.gpu_recording import LEAK_SECONDS, Scenario, write_recording
 from brimline.demo.profiles import MODEL_FOLDER, PROFILES, SHORT_CONTEXT
 from brimline.errors import BrimlineError
+from brimline.extras import install_command
 
 EXPORTER_PORT = 10778
 PROMETHEUS_PORT = 9090
@@ -273,7 +274,7 @@ def prometheus_lines(port: int, alertmanager_port: int | None = None) -> list[st
         lines.append(f"  Prometheus    {base}/api/v1/query?query={metric}")
         lines.append(f"  (no pages)    {_program('promtool')} query instant {base} {metric}")
         if importlib.util.find_spec("grafanalib") is None:
-            lines.append(f"  boards need   {sys.executable} -m pip install '.[dashboards]'")
+            lines.append(f"  boards need   {install_command('dashboards')}")
         preview = "dashboards --preview boards.html --last 15m --prometheus"
         lines.append(f"  boards        {sys.executable} -m brimline {preview} {base}")
     lines.append(f"  alerts        {base}/{'alerts' if is_usable(f'{base}/alerts') else 'api/v1/alerts'}")

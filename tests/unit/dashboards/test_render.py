@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,5 +58,5 @@ def test_without_grafanalib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     done = CliRunner().invoke(cli, ["dashboards", "-o", str(tmp_path)])
 
     assert done.exit_code == 2
-    assert "pip install '.[dashboards]' in a clone of this repository" in done.output
+    assert f"{sys.executable} -m pip install '.[dashboards]'" in done.output
     assert list(tmp_path.iterdir()) == []
