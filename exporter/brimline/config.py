@@ -216,7 +216,8 @@ _KEYS_AT: dict[Place, type[msgspec.Struct]] = {
     ("kubernetes", "targets", "tls"): Tls,
 }
 
-_SECRET_KEYS = frozenset({"basic_auth", "headers"})
+# Of urls and paths: some put a key behind a question mark, or in the path.
+_SECRET_KEYS = frozenset({"basic_auth", "headers", "launch", "launch_command", "metrics_path", "url"})
 _SCHEMA = Schema(keys_at=_KEYS_AT, hints=_HINTS, not_yet=NOT_YET, secret_keys=_SECRET_KEYS)
 _SCHEMA_OF_TARGETS = Schema(
     keys_at={**_KEYS_OF_TARGETS, (): TargetsFile}, hints=_HINTS, secret_keys=_SECRET_KEYS
@@ -244,20 +245,18 @@ def check_target(source: Source, target: Target, place: Place) -> None:
     if "@" in (parts.netloc if is_url else target.url):
         # The message must not repeat the secret.
         raise refuse("url", "the url holds a user name or password; use basic_auth with a password_file")
-    if not is_url:
-        raise refuse("url", f"{target.url!r} is not an http(s) URL; write http://HOST:PORT")
-    if parts.query or parts.fragment:
+    if "?" in target.url or "#" in target.url:
         raise refuse(
             "url", "the url holds a query or a fragment; write http://HOST:PORT and use metrics_path"
         )
+    if not is_url:
+        raise refuse("url", "the url is not an http(s) URL; write http://HOST:PORT")
     if parts.path.rstrip("/").endswith("/metrics"):
-        raise refuse(
-            "url", f"the url {target.url!r} names a page; write http://HOST:PORT and use metrics_path"
-        )
+        raise refuse("url", "the url names a page; write http://HOST:PORT and use metrics_path")
     if target.metrics_path is not None and re.search(r"[?#\s]", target.metrics_path):
         raise refuse("metrics_path", "the metrics_path holds a query, a fragment or a blank; write /metrics")
     if target.metrics_path is not None and not target.metrics_path.startswith("/"):
-        raise refuse("metrics_path", f"{target.metrics_path!r} does not start with a slash; write /metrics")
+        raise refuse("metrics_path", "the metrics_path does not start with a slash; write /metrics")
     if target.engine not in ("auto", *ENGINES):
         raise refuse(
             "engine", f"unknown engine {target.engine!r}; known: {', '.join(('auto', *sorted(ENGINES)))}"

@@ -108,7 +108,7 @@ def _scalar(source: Source, node: yaml.ScalarNode, place: Place) -> Any:
         return text == "true"
     if kind == "int":
         if len(text) > 20:
-            raise source.error(place, f"{text[:20]}… is too large a number; write a smaller one")
+            raise source.error(place, f"a number of {len(text)} digits is too large; write a smaller one")
         return int(text)
     return float(text)
 
@@ -131,8 +131,9 @@ def _refuse_features(text: str, name: str, loader: type[Any]) -> None:
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError(f"{name}:{line}: YAML anchors and aliases are not supported; repeat the value")
-        if (tag := getattr(event, "tag", None)) is not None:
-            raise ConfigError(f"{name}:{line}: the tag {tag!r} is not supported; write a plain value")
+        if getattr(event, "tag", None) is not None:
+            # It is not quoted: a password may begin with an exclamation mark.
+            raise ConfigError(f"{name}:{line}: tags such as !include are not supported; write a plain value")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
@@ -149,6 +150,8 @@ def compose(text: str, name: str) -> tuple[Any, Source]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         what = error.problem or error.context or "unreadable"
+        if "tag handle" in what:
+            what = "found an undefined tag handle"  # as for tags
         if what.startswith("but "):  # the second half of a sentence
             what = f"{error.context}, {what}"
         raise ConfigError(f"{name}:{line}: not YAML: {what}; check indentation and quotes") from None
@@ -169,7 +172,8 @@ class Schema:
     """What a file may hold, for its error messages.
 
     keys_at: the struct at each place (0 stands for any item of a list). hints: what to write, by key.
-    not_yet: keys of features to come, with what they are. secret_keys: below these no text is quoted.
+    not_yet: keys of features to come, with what they are. secret_keys: below these no text is quoted, nor
+    is it at a place for keys: it may be of another file, or what stands here in short, with its secrets.
     """
 
     keys_at: Mapping[Place, type[msgspec.Struct]]
@@ -206,12 +210,18 @@ def _decode(kind: type, value: Any) -> Any:
     raise TypeError(kind)
 
 
+def _general(place: Place) -> Place:
+    """The place with 0 for any item of a list."""
+    return tuple(0 if isinstance(part, int) else part for part in place)
+
+
 def _describe(value: Any, place: Place = (), schema: Schema | None = None) -> str:
-    if schema is not None and schema.secret_keys & set(place) and not isinstance(value, bool):
+    belongs_elsewhere = schema is not None and _general(place) in schema.keys_at
+    if schema is not None and (belongs_elsewhere or schema.secret_keys & set(place)):
         # It may be a secret in the wrong place.
         if isinstance(value, str):
             return "text"
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             return "a number"
     if value is None:
         return "nothing"
@@ -241,7 +251,7 @@ def read_struct(text: str, name: str, kind: type[Struct], schema: Schema) -> tup
     if not isinstance(plain, dict):
         first = next(iter(_keys_of(kind)))
         key = next((key for key in ("targets", "variants") if key in _keys_of(kind)), first)
-        raise source.error((), f"the file holds {_describe(plain)}; write keys such as `{key}:`")
+        raise source.error((), f"the file holds {_describe(plain, (), schema)}; write keys such as `{key}:`")
     _refuse_unknown(source, plain, schema)
     try:
         return msgspec.convert(plain, kind, dec_hook=_decode), source
@@ -255,7 +265,7 @@ def _refuse_unknown(source: Source, value: Any, schema: Schema, place: Place = (
         for index, item in enumerate(value):
             _refuse_unknown(source, item, schema, (*place, index))
         return
-    kind = schema.keys_at.get(tuple(0 if isinstance(part, int) else part for part in place))
+    kind = schema.keys_at.get(_general(place))
     if not isinstance(value, dict) or kind is None:
         return
     known = _keys_of(kind)
@@ -294,7 +304,7 @@ def _translate(source: Source, plain: Any, error: msgspec.ValidationError, schem
             place, f"{what}found {_describe(value, place, schema)}; write {schema.hints[place[-1]]}"
         )
     if text.startswith("Invalid enum value"):
-        kind = schema.keys_at[tuple(0 if isinstance(part, int) else part for part in place[:-1])]
+        kind = schema.keys_at[_general(place[:-1])]
         field = next(f for f in msgspec.structs.fields(kind) if f.encode_name == place[-1])
         return source.error(place, f"unknown {place[-1]} {value!r}; known: {', '.join(_choices(field.type))}")
     if wanted := re.match(r"Expected (`[^`]+`)", text):

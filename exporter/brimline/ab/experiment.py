@@ -322,7 +322,7 @@ _SCHEMA = Schema(
         ("metrics", 0): MetricConfig,
     },
     hints={"variants": "a list of {name: …, role: baseline | candidate, selector: …}"},
-    secret_keys=frozenset({"basic_auth", "headers"}),
+    secret_keys=frozenset({"basic_auth", "headers", "url"}),
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
