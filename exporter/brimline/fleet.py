@@ -196,7 +196,6 @@ class Fleet:
         if self._pods is not None:
             names = {target.name for target in targets}
             targets += [target for target in self._pods.targets() if target.name not in names]
-            self._collector.note_refusal("kubernetes", self._pods.annotation_problem())
         self._collector.note_refusal("targets_files", self.problem)
         config = msgspec.structs.replace(self._base, targets=targets)
         if self._doubts is None:

@@ -47,9 +47,6 @@ class Pods:
     def targets(self) -> tuple[Target, ...]:
         return tuple(self.found)
 
-    def annotation_problem(self) -> str | None:
-        return None
-
     def reading(self) -> DiscoveryReading:
         return DiscoveryReading(source="kubernetes", up=True, targets=len(self.found))
 

@@ -7,6 +7,7 @@ import re
 from brimline.estimate import exact
 from brimline.readings import (
     DeviceReading,
+    DiscoveryReading,
     EngineReading,
     Footprint,
     GpuReading,
@@ -143,3 +144,12 @@ def test_a_model_that_the_server_cannot_be_running_is_said_with_what_to_do() -> 
     assert "model: the server cannot be running /m: 141 GiB of weights; correct `model`" in page(
         [], target("chat", problem, predicted=False)
     )
+
+
+def test_pods_that_are_left_out_are_told_apart_from_a_configuration_that_was_refused() -> None:
+    reading = DiscoveryReading(source="kubernetes", up=False, targets=0, problem="pod llm/a: <b>: no")
+
+    html = status_page(Snapshot(time=0.0, targets=(), gpu=GpuReading(up=None), discovery=(reading,)))
+
+    assert "Servers may be missing here. pod llm/a: &lt;b&gt;: no" in html
+    assert "configuration file was refused" not in html

@@ -177,6 +177,8 @@ def status_page(snapshot: Snapshot) -> str:
         simulated=any(target.reading is not None and target.reading.simulated for target in snapshot.targets),
         reload_successful=snapshot.reload_successful,
         reload_problem=snapshot.reload_problem,
+        # What is wrong with files stands in reload_problem already.
+        unfound=[each.problem for each in snapshot.discovery if each.problem and each.source != "files"],
         down=sum(not target.up for target in snapshot.targets),
         troubled=sum(target.up and bool(target.problems) for target in snapshot.targets),
         now=snapshot.time,
