@@ -112,7 +112,10 @@ def test_other_pods_are_left_alone(each: dict[str, Any]) -> None:
             {"model": "/etc/shadow"},
             "model: '/etc/shadow' is no name of models in the exporter's configuration; known: llama",
         ),
-        ({"metrics-path": "metrics"}, "metrics-path: the metrics_path does not start with a slash; write /metrics"),
+        (
+            {"metrics-path": "metrics"},
+            "metrics-path: the metrics_path does not start with a slash; write /metrics",
+        ),
         (
             {"variant": "a b"},
             "variant: variant 'a b' cannot be a label; use letters, digits and . _ : / - (at most 128)",

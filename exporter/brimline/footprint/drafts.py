@@ -8,6 +8,7 @@ qwen3_next_mtp.py (layers).
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -99,7 +100,7 @@ def read_speculative_config(settings: Settings) -> SpeculativeConfig | None:
                 raise SettingError(
                     f"{read.flag(flag)} and --speculative-config {key} both are given; give one"
                 )
-            stated[key] = int(value) if value.isascii() and value.isdigit() else value
+            stated[key] = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
     if not stated:
         return None
     method, model = stated.get("method"), stated.get("model")
@@ -378,7 +379,7 @@ def _eagle(config: SpeculativeConfig, target: Architecture, common: _Common) -> 
 
 def _draft_config(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Settings of the drafter's layers, and all that its config.json states (speculators nest the layers)."""
-    if not folder.exists():
+    if not os.path.exists(folder):  # noqa: PTH110 - as in _read
         raise FootprintError(f"--speculative-config: {folder} does not exist here; name the drafter's folder")
     stated = read_config(folder / "config.json" if folder.is_dir() else folder)
     nested = stated.get("transformer_layer_config") or stated.get("model")
@@ -487,8 +488,10 @@ def _sum(parts: list[Estimate]) -> Estimate:
 def _read(model: str) -> tuple[Architecture, StoredWeights | None]:
     """A drafter's architecture and stored weights. Raises FootprintError."""
     path = Path(model)
-    if not path.exists():
-        raise FootprintError(f"--speculative-config: {model} does not exist here; name the drafter's folder")
+    if not os.path.exists(path):  # noqa: PTH110 - a name that is too long is none that exists
+        raise FootprintError(
+            f"--speculative-config: {model[:200]} does not exist here; name the drafter's folder"
+        )
     file = path / "config.json" if path.is_dir() else path
     try:
         changed = file.stat().st_mtime_ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -38,6 +37,16 @@ def text(settings: Settings, name: str) -> str | None:
     return _stated(settings, name)
 
 
+# What no count reaches, and no size in bytes or number of GiB; floats hold each of them. It is not repeated
+# in a message: it may have thousands of digits.
+MOST = 1 << 60
+
+
+def _below_most(name: str, value: float) -> None:
+    if value > MOST:
+        raise SettingError(f"{flag(name)}: no server has as many; write a smaller number")
+
+
 def count(settings: Settings, name: str, *, least: int = 1) -> int | None:
     """A whole number such as 32768, 128k or 128K. Raises SettingError for others and below `least`."""
     stated = _stated_value(settings, name)
@@ -47,6 +56,7 @@ def count(settings: Settings, name: str, *, least: int = 1) -> int | None:
         number = parse_count(stated)
     except ValueError as error:
         raise SettingError(f"{flag(name)}: {error}") from None
+    _below_most(name, number)
     if number < least:
         raise SettingError(f"{flag(name)} {stated}: it starts at {least}")
     return number
@@ -69,12 +79,15 @@ def size(settings: Settings, name: str) -> int | None:
     stated = _stated_value(settings, name)
     if stated is None:
         return None
-    with contextlib.suppress(ValueError):
-        return parse_count(stated)
     try:
-        return parse_bytes(stated)
-    except ValueError as error:
-        raise SettingError(f"{flag(name)}: {error}") from None
+        found = parse_count(stated)
+    except ValueError:
+        try:
+            found = parse_bytes(stated)
+        except ValueError as error:
+            raise SettingError(f"{flag(name)}: {error}") from None
+    _below_most(name, found)
+    return found
 
 
 def number(settings: Settings, name: str, *, least: float | None = None) -> float | None:
@@ -87,7 +100,8 @@ def number(settings: Settings, name: str, *, least: float | None = None) -> floa
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise SettingError(f"{flag(name)}: {stated!r} is not a number")
+        raise SettingError(f"{flag(name)}: {stated[:60]!r} is not a number")
+    _below_most(name, value)
     if least is not None and value < least:
         raise SettingError(f"{flag(name)} {stated}: it is {least:g} or more")
     return value

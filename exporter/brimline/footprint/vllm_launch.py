@@ -336,11 +336,11 @@ def skipped_layers(architecture: Architecture, launch: VllmLaunch) -> frozenset[
                 for index, layer in enumerate(architecture.layers)
                 if any(isinstance(mixer, Attention) and mixer.window is not None for mixer in layer.mixers)
             }
-        elif word.isascii() and word.isdigit() and int(word) < len(architecture.layers):
+        elif word.isascii() and word.isdigit() and len(word) < 9 and int(word) < len(architecture.layers):
             found.add(int(word))
         else:
             raise SettingError(
-                f"--kv-cache-dtype-skip-layers {word!r}: write indexes of the {len(architecture.layers)} "
-                "layers, or sliding_window"
+                f"--kv-cache-dtype-skip-layers {word[:60]!r}: write indexes of the "
+                f"{len(architecture.layers)} layers, or sliding_window"
             )
     return frozenset(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from brimline.engines import ENGINES
 from brimline.errors import FootprintError
 from brimline.footprint.gpus import find_gpu
 from brimline.footprint.hf_config import architecture_of_config
@@ -61,3 +62,39 @@ def test_a_setting_that_no_server_takes_is_named_as_the_user_wrote_it(
         predict(engine, model, settings, gpu=find_gpu("H100"))
 
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("value", ["9" * 4000, "9" * 5000, f"{'9' * 4000}k", "1e300", str(1 << 60)])
+@pytest.mark.parametrize("engine", ["llamacpp", "sglang", "trtllm", "vllm"])
+def test_no_setting_is_too_large_to_be_refused(engine: str, value: str) -> None:
+    model = Model(architecture_of_config(LLAMA, "config.json"), None, LLAMA)
+
+    for name in sorted(ENGINES[engine].flags - {"config", "model"}):
+        try:
+            predict(engine, model, {name: value}, gpu=find_gpu("H100"))
+        except FootprintError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        ("vllm", "max_num_batched_tokens"),
+        ("vllm", "num_gpu_blocks_override"),
+        ("vllm", "cpu_offload_gb"),
+        ("vllm", "kv_cache_memory_bytes"),
+        ("sglang", "chunked_prefill_size"),
+        ("llamacpp", "ctx_size"),
+        ("trtllm", "max_num_tokens"),
+    ],
+)
+def test_a_number_that_no_server_has_is_refused_without_its_thousands_of_digits(
+    engine: str, name: str
+) -> None:
+    model = Model(architecture_of_config(LLAMA, "config.json"), None, LLAMA)
+
+    with pytest.raises(FootprintError) as error:
+        predict(engine, model, {name: "9" * 300}, gpu=find_gpu("H100"))
+
+    assert "no server has as many; write a smaller number" in str(error.value)
+    assert "99" not in str(error.value)
