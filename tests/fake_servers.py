@@ -78,6 +78,18 @@ def _read_request(connection: socket.socket, buffer: bytearray) -> Request | Non
     return Request(method, path, headers, body)
 
 
+def _shakes_hands(connection: ssl.SSLSocket) -> bool:
+    """True once TLS stands. Where it fails, the client gets to read why, and no reset."""
+    try:
+        connection.do_handshake()
+    except ssl.SSLError:
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        while socket.socket.recv(connection, 65536):
+            pass
+        return False
+    return True
+
+
 class FakeServer:
     """Answers each path by its reply, "*" standing for every other path; without one with 404.
 
@@ -133,8 +145,11 @@ class FakeServer:
             open_ones.enter_context(connection)
             if self._tls is not None:
                 self._connections.discard(connection)
-                connection = self._tls.wrap_socket(connection, server_side=True)
-                self._connections.add(open_ones.enter_context(connection))
+                tls = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                self._connections.add(open_ones.enter_context(tls))
+                if not _shakes_hands(tls):
+                    return
+                connection = tls
             wire = Wire(connection, self._stopped)
             while (request := _read_request(connection, buffer)) is not None:
                 self.requests.append(request)

@@ -239,6 +239,7 @@ _NAME_MISMATCHES = (62, 64)
 _ALERTS = {
     "WRONG_VERSION_NUMBER": "the server does not speak TLS; write http:// instead",
     "CERTIFICATE_REQUIRED": "the server wants a client's certificate; give tls.cert_file and tls.key_file",
+    "ALERT_HANDSHAKE_FAILURE": "the server refuses the handshake; it may want a certificate (tls.cert_file)",
     "ALERT_UNKNOWN_CA": "the server does not know the issuer of our certificate; see tls.cert_file",
     "ALERT_CERTIFICATE_EXPIRED": "our certificate has expired; renew tls.cert_file",
     "ALERT_BAD_CERTIFICATE": "the server refuses our certificate; see tls.cert_file",

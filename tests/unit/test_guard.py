@@ -709,6 +709,17 @@ def test_a_certificate_without_its_key_is_waited_for(made: Certificates, tmp_pat
         (USERS, "# basic_auth_us", "basic_auth_users"),
         ("rate_limit: {interval: 1ms, burst: 30}\n" + USERS, USERS, "rate_limit"),
     ],
+    # Not of the hashes, which are salted anew by each process.
+    ids=[
+        "no file",
+        "no keys",
+        "no file, clients known",
+        "any client",
+        "any name",
+        "no users",
+        "users cut short",
+        "no rate",
+    ],
 )
 def test_a_file_that_protects_less_is_taken_at_a_start_only(
     made: Certificates, tmp_path: Path, before: str, now: str, lost: str
