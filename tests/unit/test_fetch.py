@@ -194,7 +194,7 @@ def test_a_server_without_tls_at_an_https_url_is_a_tls_problem() -> None:
         (
             {"wants_ours": True},
             True,
-            "the server wants a client's certificate; give tls.cert_file and tls.key_file",
+            "the server refuses the handshake; it may want a certificate (tls.cert_file)",
         ),
     ],
     ids=["expired", "unknown issuer", "another name", "client certificate"],
@@ -211,6 +211,8 @@ def test_a_handshake_that_fails_says_why_and_what_to_do(
     if issued.get("wants_ours"):
         context.load_verify_locations(ca_file)
         context.verify_mode = ssl.CERT_REQUIRED
+        # With 1.3 its word comes after the handshake, and may be lost in the connection's end.
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
 
     with FakeServer({"/metrics": answer(PAGE)}, tls=context) as server:
         refused = refusal(target_at(server.url, tls=Tls(ca_file=str(ca_file)) if trusts else None))
