@@ -211,16 +211,21 @@ def pieces(
 
     In pieces, because a page of a thousand targets has 10 MB, and compressed half a megabyte.
     """
-    try:
-        _, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # a version that is none
-        _, content_type = choose_encoder("")
+    _, content_type = encoder_of(accept)
     is_openmetrics = content_type.startswith("application/openmetrics-text")
     kind, separator, escaping = content_type.partition("; escaping=")
     if separator and escaping != "allow-utf-8":
         # Names as they are need none, and are what every scheme but `dots` and `values` makes of them.
         content_type = f"{kind}; escaping=underscores"
     return _encoded(_texts(snapshot, families, is_openmetrics=is_openmetrics)), content_type
+
+
+def encoder_of(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """The client library's encoder by the Accept header, with its content type."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        return choose_encoder("")
 
 
 def _encoded(texts: Iterable[str]) -> Iterator[bytes]:

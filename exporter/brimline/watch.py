@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -30,6 +29,7 @@ from brimline.ab.result import Comparison, Report
 from brimline.compared import as_json
 from brimline.compared.document import SCHEMA_VERSION
 from brimline.errors import BrimlineError, ConfigError
+from brimline.exposition import encoder_of
 
 if TYPE_CHECKING:
     from brimline.guard import PortGuard
@@ -310,7 +310,7 @@ def render(
     registry.register(_Page(watched, guard))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    encoder, content_type = choose_encoder(accept)
+    encoder, content_type = encoder_of(accept)
     return encoder(registry), content_type
 
 

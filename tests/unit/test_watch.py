@@ -334,6 +334,14 @@ def test_two_candidates_are_told_apart_and_hostile_names_are_escaped() -> None:
     assert render([judged(hostile())])[0]
 
 
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "text/plain;version=1e5"])
+def test_a_version_that_is_none_is_answered_with_classic_text(accept: str) -> None:
+    page, content_type = render([judged(hostile())], accept)
+
+    assert content_type == render([])[1]
+    assert b"brimline_ab_verdict" in page
+
+
 def test_a_metric_of_the_user_cannot_take_the_place_of_the_whole() -> None:
     cheat = metric("overall", verdict="better")
 
