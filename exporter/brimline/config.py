@@ -89,7 +89,19 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-class Target(_Struct, frozen=True):
+class Asking(_Struct, frozen=True, kw_only=True):
+    """How a server is asked, and what is taken of its answers: of a target, or of all pods."""
+
+    timeout: Seconds | None = None
+    min_interval: Seconds = Seconds(0.0)
+    histograms: Literal["none", "sums", "full"] | None = None
+    bearer_token_file: str | None = None
+    basic_auth: BasicAuth | None = None
+    headers: dict[str, str] = {}
+    tls: Tls | None = None
+
+
+class Target(Asking, frozen=True):
     """One inference server."""
 
     name: str
@@ -104,13 +116,6 @@ class Target(_Struct, frozen=True):
     launch: dict[str, str | int | float | bool] | None = None
     launch_command: str | PidSource | None = None
     calibration: str | None = None
-    timeout: Seconds | None = None
-    min_interval: Seconds = Seconds(0.0)
-    histograms: Literal["none", "sums", "full"] | None = None
-    bearer_token_file: str | None = None
-    basic_auth: BasicAuth | None = None
-    headers: dict[str, str] = {}
-    tls: Tls | None = None
 
     @property
     def origin(self) -> str:
@@ -135,16 +140,8 @@ class Target(_Struct, frozen=True):
         return parts.port or (443 if parts.scheme == "https" else 80)
 
 
-class PodTargets(_Struct, frozen=True):
+class PodTargets(Asking, frozen=True):
     """What holds for every pod that is a target: keys of a target that annotations cannot set."""
-
-    timeout: Seconds | None = None
-    min_interval: Seconds = Seconds(0.0)
-    histograms: Literal["none", "sums", "full"] | None = None
-    bearer_token_file: str | None = None
-    basic_auth: BasicAuth | None = None
-    headers: dict[str, str] = {}
-    tls: Tls | None = None
 
     @property
     def has_credentials(self) -> bool:

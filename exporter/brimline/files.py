@@ -28,6 +28,12 @@ def without_folders(text: str, *known: str) -> str:
     return _PATH.sub(r"\1", text)
 
 
+def stamp(path: Path) -> tuple[int, int, int, int]:
+    """Another one once the file was written or replaced. Raises OSError."""
+    seen = path.stat()
+    return seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_size
+
+
 class NotARegularFile(Exception):  # noqa: N818 - what it is, not what went wrong
     """A FIFO, a device or the like stands at the path."""
 

@@ -192,10 +192,7 @@ class Fleet:
 
     def apply(self, *, is_new: bool = False) -> None:
         """Put the targets in force that are known now. is_new: also where nothing differs from before."""
-        targets = [*self._base.targets, *self._found.targets]
-        if self._pods is not None:
-            names = {target.name for target in targets}
-            targets += [target for target in self._pods.targets() if target.name not in names]
+        targets = with_pods([*self._base.targets, *self._found.targets], self._pods)
         self._collector.note_refusal("targets_files", self.problem)
         config = msgspec.structs.replace(self._base, targets=targets)
         if self._doubts is None:
@@ -206,6 +203,13 @@ class Fleet:
             self._say_doubts(targets)
             if before != len(targets):
                 logger.info("targets=%d before=%d", len(targets), before)
+
+
+def with_pods(targets: Sequence[Target], pods: PodWatch | None) -> list[Target]:
+    """The targets, and the pods of now whose names none of them has."""
+    names = {target.name for target in targets}
+    found = () if pods is None else pods.targets()
+    return [*targets, *(target for target in found if target.name not in names)]
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from aiohttp import web
 
 from brimline.errors import ConfigError
+from brimline.files import stamp
 from brimline.threads import in_daemon_thread
 from brimline.web_config import WebConfig, certificate_names, load_web_config
 
@@ -230,11 +231,9 @@ def _signature(paths: tuple[Path, ...]) -> tuple[Any, ...]:
     found: list[Any] = []
     for path in paths:
         try:
-            seen = path.stat()
+            found.append(stamp(path))
         except OSError as error:
             found.append(error.errno)
-        else:
-            found.append((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_size))
     return tuple(found)
 
 

@@ -149,13 +149,7 @@ def pod_target(pod: Pod, kubernetes: KubernetesConfig, models: Mapping[str, str]
         variant=said.get("variant", ""),
         role=cast(Role, role),
         launch_command=said.get("launch-command"),
-        timeout=common.timeout,
-        min_interval=common.min_interval,
-        histograms=common.histograms,
-        bearer_token_file=common.bearer_token_file,
-        basic_auth=common.basic_auth,
-        headers=common.headers,
-        tls=common.tls,
+        **msgspec.structs.asdict(common),
     )
     check_target(source, target, ())
     return target

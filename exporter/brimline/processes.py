@@ -25,8 +25,8 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(packed))
 
 
-def _listening_ports(ports: Collection[int], proc: Path) -> dict[str, int]:
-    """Inodes of the sockets that listen on one of the ports at a loopback or unspecified address."""
+def listening_sockets(ports: Collection[int], proc: Path) -> dict[str, int]:
+    """Inodes of the sockets that listen on one of the ports at a loopback or unspecified address, with it."""
     found: dict[str, int] = {}
     for table in ("net/tcp", "net/tcp6"):
         # Line by line: a host with many short connections has tens of thousands, of which a few listen.
@@ -49,11 +49,6 @@ def _listening_ports(ports: Collection[int], proc: Path) -> dict[str, int]:
     return found
 
 
-def listening_inodes(port: int, proc: Path = PROC) -> set[str]:
-    """Socket inodes that listen on the port at a loopback or unspecified address."""
-    return set(_listening_ports({port}, proc))
-
-
 def _pids(proc: Path) -> list[int]:
     try:
         with os.scandir(proc) as entries:
@@ -68,7 +63,7 @@ def listening_pids(ports: Collection[int], proc: Path = PROC) -> dict[int, int]:
 
     One look through the open files of all processes, for however many ports.
     """
-    wanted = {f"socket:[{inode}]": port for inode, port in _listening_ports(ports, proc).items()}
+    wanted = {f"socket:[{inode}]": port for inode, port in listening_sockets(ports, proc).items()}
     if not wanted:
         return {}
     owners: dict[int, list[int]] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from brimline.config import ReadTargets, Target, parse_targets
 from brimline.errors import ConfigError
+from brimline.files import stamp
 from brimline.strict_yaml import read_text
 
 MAX_FILES = 1000
@@ -113,11 +114,10 @@ class TargetsFiles:
         """The file now; read only where it has changed since the last look."""
         before = self._known.get(path, _Known())
         try:
-            seen = path.stat()
+            signature = stamp(path)
         except OSError as error:
             problem = f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
             return _Known(None, before.accepted, None, problem)
-        signature = (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_size)
         if signature == before.signature and before.problem is None:
             return before
         try:

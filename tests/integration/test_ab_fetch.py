@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import ab_fleet
+from ab_alike import same
 from brimline.ab.experiment import Experiment, parse
 from brimline.ab.fetch import observe, open_source
 from brimline.ab.observations import Observations, ReplicaObservations
@@ -261,33 +262,10 @@ def test_what_a_boot_settled_stands_beside_its_prediction(observations: Observat
 # --- the same from elsewhere
 
 
-def same(one: object, other: object, path: str = "") -> None:
-    """Assert that two observations say the same to the last sample."""
-    if isinstance(one, np.ndarray):
-        assert isinstance(other, np.ndarray), path
-        # VictoriaMetrics keeps fewer digits.
-        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-5, err_msg=path)
-    elif isinstance(one, dict):
-        assert isinstance(other, dict), path
-        assert list(one) == list(other), path
-        for name, value in one.items():
-            same(value, other[name], f"{path}.{name}")
-    elif isinstance(one, (list, tuple)):
-        assert isinstance(other, (list, tuple)), path
-        assert len(one) == len(other), path
-        for place, value in enumerate(one):
-            same(value, other[place], f"{path}[{place}]")
-    elif hasattr(one, "__dataclass_fields__"):
-        for name in one.__dataclass_fields__:
-            same(getattr(one, name), getattr(other, name), f"{path}.{name}")
-    else:
-        assert one == (pytest.approx(other) if isinstance(other, float) else other), path
-
-
 def test_a_dump_of_the_samples_says_the_same_as_prometheus(
     observations: Observations, saved: Observations
 ) -> None:
-    same(observations.arms, saved.arms)
+    same(observations.arms, saved.arms, nearly=True)
     assert observations.gaps == saved.gaps
 
 
@@ -309,7 +287,7 @@ def test_what_promtool_dumps_is_read(
 
     found = asyncio.run(observe(experiment(), load(dumped)))
 
-    same(replica(observations, "short-a"), replica(found, "short-a"))
+    same(replica(observations, "short-a"), replica(found, "short-a"), nearly=True)
 
 
 def test_victoria_metrics_says_the_same_as_prometheus(
@@ -317,7 +295,7 @@ def test_victoria_metrics_says_the_same_as_prometheus(
 ) -> None:
     found = fetched(f"{victoria_metrics}/prometheus")
 
-    same(observations.arms, found.arms)
+    same(observations.arms, found.arms, nearly=True)
 
 
 # --- the user's own metrics

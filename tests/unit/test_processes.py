@@ -11,8 +11,8 @@ from brimline.processes import (
     cgroup_memory,
     command_line,
     descendants,
-    listening_inodes,
     listening_pid,
+    listening_sockets,
     parent_of,
     read_memory,
     resident_bytes,
@@ -24,7 +24,7 @@ from proc_tree import ESTABLISHED, socket_line, write_process, write_sockets
 def test_a_socket_at_a_loopback_or_unspecified_address_is_found(tmp_path: Path, host: str) -> None:
     write_sockets(tmp_path, socket_line(host, 8000, 111))
 
-    assert listening_inodes(8000, tmp_path) == {"111"}
+    assert set(listening_sockets({8000}, tmp_path)) == {"111"}
 
 
 @pytest.mark.parametrize("host", ["::1", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"])
@@ -32,7 +32,7 @@ def test_ipv6_sockets_are_found_too(tmp_path: Path, host: str) -> None:
     write_sockets(tmp_path)
     write_sockets(tmp_path, socket_line(host, 8000, 222), table="tcp6")
 
-    assert listening_inodes(8000, tmp_path) == {"222"}
+    assert set(listening_sockets({8000}, tmp_path)) == {"222"}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_ipv6_sockets_are_found_too(tmp_path: Path, host: str) -> None:
 def test_another_port_address_or_state_is_not_the_listener(tmp_path: Path, line: str) -> None:
     write_sockets(tmp_path, line)
 
-    assert listening_inodes(8000, tmp_path) == set()
+    assert set(listening_sockets({8000}, tmp_path)) == set()
 
 
 def test_the_connections_of_a_busy_host_are_not_held_in_memory(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_connections_of_a_busy_host_are_not_held_in_memory(tmp_path: Path) -
     write_sockets(tmp_path, socket_line("127.0.0.1", 8000, 111), *others)
 
     tracemalloc.start()
-    found = listening_inodes(8000, tmp_path)
+    found = set(listening_sockets({8000}, tmp_path))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -68,7 +68,7 @@ def test_the_connections_of_a_busy_host_are_not_held_in_memory(tmp_path: Path) -
 
 
 def test_without_socket_tables_nothing_listens(tmp_path: Path) -> None:
-    assert listening_inodes(8000, tmp_path) == set()
+    assert set(listening_sockets({8000}, tmp_path)) == set()
     assert listening_pid(8000, tmp_path) is None
     assert listening_pid(8000, tmp_path / "none") is None
 

@@ -267,11 +267,6 @@ def sequence_factor(
     return normal * max(small, 1.0)
 
 
-def sequence_half_width(count: int, standard_deviation: float, *, alpha: float = 0.05) -> float:
-    """Half the width of that band, from the standard deviation of the blocks."""
-    return sequence_factor(count, alpha=alpha) * standard_deviation / math.sqrt(max(count, 1))
-
-
 def lasting_factor(block_length: float, time_constant: float) -> float:
     """By how much the error of a mean of blocks is larger than their spread says, for noise that lasts.
 

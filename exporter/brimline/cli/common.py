@@ -141,7 +141,7 @@ def open_pods_or_fail(config: Config) -> PodWatch | None:
         fail(str(error))
 
 
-def with_pods(config: Config, pods: PodWatch | None) -> tuple[Config, list[str]]:
+def with_pods_of_now(config: Config, pods: PodWatch | None) -> tuple[Config, list[str]]:
     """The configuration with the pods of now as targets, and what is wrong with these."""
     import time
 
@@ -149,15 +149,16 @@ def with_pods(config: Config, pods: PodWatch | None) -> tuple[Config, list[str]]
 
     if pods is None:
         return config, []
+    from brimline.fleet import with_pods
+
     pods.start(lambda: None)
     deadline = time.monotonic() + PODS_PATIENCE_SECONDS
     while not pods.is_known and time.monotonic() < deadline:
         time.sleep(0.05)
     pods.stop()
-    names = {target.name for target in config.targets}
-    found = [target for target in pods.targets() if target.name not in names]
+    targets = with_pods(config.targets, pods)
     problem = pods.reading().problem or ("" if pods.is_known else "kubernetes: the pods are not known yet")
-    return msgspec.structs.replace(config, targets=[*config.targets, *found]), problem.splitlines()
+    return msgspec.structs.replace(config, targets=targets), problem.splitlines()
 
 
 def say_where(host: str, port: int, guard: PortGuard | None) -> None:

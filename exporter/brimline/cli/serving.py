@@ -28,7 +28,7 @@ from brimline.cli.common import (
     raise_open_file_limit,
     say_where,
     set_up_logging,
-    with_pods,
+    with_pods_of_now,
 )
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
     read = all_targets_or_fail(open_config_or_fail(config_path))
     config = read.config
     _check_web_config(web_config_path)
-    config, of_pods = with_pods(config, open_pods_or_fail(config))
+    config, of_pods = with_pods_of_now(config, open_pods_or_fail(config))
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
     raise_open_file_limit()

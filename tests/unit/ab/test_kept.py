@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ab_alike import same
 from brimline.ab.experiment import Experiment, PrometheusConfig, parse
 from brimline.ab.fetch import observe
 from brimline.ab.kept import LEAST_OVERLAP_SECONDS, MAX_AGE_SECONDS, Kept
@@ -168,28 +169,6 @@ def look(kept: Kept, source: SavedSeries | Counting, end: float, block: float = 
 
 def whole(source: SavedSeries | Counting, end: float, block: float = BLOCK) -> Observations:
     return asyncio.run(observe(experiment(end, block), source))
-
-
-def same(one: object, other: object, path: str = "") -> None:
-    """Assert that two observations say the same to the last bit."""
-    if isinstance(one, np.ndarray):
-        assert isinstance(other, np.ndarray), path
-        np.testing.assert_array_equal(one, other, err_msg=path)
-    elif isinstance(one, dict):
-        assert isinstance(other, dict), path
-        assert list(one) == list(other), path
-        for name, value in one.items():
-            same(value, other[name], f"{path}.{name}")
-    elif isinstance(one, (list, tuple)):
-        assert isinstance(other, (list, tuple)), path
-        assert len(one) == len(other), path
-        for place, value in enumerate(one):
-            same(value, other[place], f"{path}[{place}]")
-    elif dataclasses.is_dataclass(one):
-        for each in dataclasses.fields(one):
-            same(getattr(one, each.name), getattr(other, each.name), f"{path}.{each.name}")
-    else:
-        assert one == other, path
 
 
 def world() -> World:
