@@ -1,7 +1,7 @@
 """Serves one vLLM page at every address of 127.0.0.0/8, so that a thousand targets are one cheap process.
 
-`python page_server.py PORT`. Bytes are made once; only the number of generated tokens grows with each
-answer, as a page that never changes would flatter whoever remembers pages.
+`python page_server.py PORT`. It is the page of a busy server: with each answer whatever it has counted so far
+has grown, and its load is another, as a page that never changes would flatter whoever remembers pages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from contextlib import contextmanager
 from vllm_pages import document, page
 
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-_COUNTER = re.compile(rb"(?m)^(vllm:generation_tokens_total\{[^}]*\} )\S+$")
+# Counters and histograms: digits of the answer's number go behind the whole part of
+# each, so that buckets stay in order and their sum is the count.
+_COUNTED = re.compile(rb"(?m)^(vllm:\w+_(?:total|bucket|sum|count)\{.*\} [0-9]+)(\.\S+)$")
+_LOAD = re.compile(rb"(?m)^(vllm:(?:num_requests_running|num_requests_waiting)\{.*\} [1-9][0-9]*)(\.0)$")
+_USAGE = re.compile(rb"(?m)^(vllm:kv_cache_usage_perc\{.*\} 0\.)(\S+)$")
+_NUMBER, _DIGIT = b"NNNNNN", b"DDDD"
 
 
 def _head(length: int, content_type: str) -> bytes:
@@ -27,12 +32,13 @@ class Answers:
     """What is served."""
 
     def __init__(self) -> None:
-        found = _COUNTER.search(body := page())
-        assert found is not None
-        before, after = body[: found.end(1)], body[found.end() :]
-        length = len(before) + 14 + len(after)
-        self._before = _head(length, "text/plain; version=0.0.4; charset=utf-8") + before
-        self._after = after
+        body, counted = _COUNTED.subn(rb"\1%b\2" % _NUMBER, page())
+        for gauge in (_LOAD, _USAGE):
+            body, count = gauge.subn(rb"\1%b\2" % _DIGIT, body)
+            assert count
+        assert counted > 100
+        length = len(body) - body.count(_DIGIT) * (len(_DIGIT) - 1)
+        self._page = _head(length, "text/plain; version=0.0.4; charset=utf-8") + body
         self._others: dict[bytes, bytes] = {
             path: _head(len(body), "application/json") + body
             for path, body in (
@@ -40,13 +46,14 @@ class Answers:
                 (b"/v1/models", document("v1_models.json")),
             )
         }
-        self._tokens = 1000
+        self._answers = 0
 
     def to(self, path: bytes) -> bytes:
         """The answer to a GET of the path."""
         if path == b"/metrics":
-            self._tokens += 1
-            return b"%b%012d.0%b" % (self._before, self._tokens, self._after)
+            self._answers += 1
+            number, digit = b"%06d" % self._answers, b"%d" % (1 + self._answers % 9)
+            return self._page.replace(_NUMBER, number).replace(_DIGIT, digit)
         return self._others.get(path, _NOT_FOUND)
 
 

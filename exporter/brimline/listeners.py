@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from brimline.processes import PROC, ProcessFamily, cgroup_memory, cgroup_of, families_on, resident_bytes
+from brimline.processes import (
+    PROC,
+    Cgroup,
+    ProcessFamily,
+    cgroup_memory,
+    cgroup_of_its_own,
+    families_on,
+    resident_bytes,
+)
 from brimline.readings import ProcessReading
 from brimline.threads import in_daemon_thread
 
@@ -14,6 +22,15 @@ from brimline.threads import in_daemon_thread
 MAX_AGE = 10.0
 # How long a round waits for the look; later rounds have what it found.
 PATIENCE = 0.5
+
+
+_Seen = tuple[dict[int, ProcessFamily], dict[ProcessFamily, Cgroup | None]]
+
+
+def _look(ports: Collection[int], known: Mapping[int, int], proc: Path) -> _Seen:
+    """The processes behind each port, and where the memory of each is counted."""
+    families = families_on(ports, known, proc)
+    return families, {each: cgroup_of_its_own(each.listener, proc) for each in families.values()}
 
 
 class Listeners:
@@ -28,9 +45,9 @@ class Listeners:
         self._ports: set[int] = set()
         self._looked_for: frozenset[int] = frozenset()
         self._looked_at: float | None = None
-        self._look: asyncio.Future[dict[int, ProcessFamily]] | None = None
+        self._look: asyncio.Future[_Seen] | None = None
         self._families: dict[int, ProcessFamily] = {}
-        self._my_cgroup: tuple[str, str] | None = None
+        self._cgroups: dict[ProcessFamily, Cgroup | None] = {}
         self._memory: dict[ProcessFamily, tuple[float, ProcessReading]] = {}
 
     def add(self, port: int) -> None:
@@ -54,7 +71,8 @@ class Listeners:
         if known is not None and known[0] >= since:
             return known[1]
         at = self._monotonic()
-        counted = cgroup_memory(family.listener, self._proc, mine=self._my_cgroup)
+        cgroup = self._cgroups.get(family)
+        counted = None if cgroup is None else cgroup_memory(cgroup)
         if counted is None:
             used, limit = resident_bytes(family.pids, self._proc), None
         else:
@@ -70,14 +88,13 @@ class Listeners:
             self._ports.add(port)
             self._looked_at, self._looked_for = now, frozenset(self._ports)
             ports, known = self._looked_for, {p: each.listener for p, each in self._families.items()}
-            self._look = in_daemon_thread(lambda: families_on(ports, known, self._proc), "processes")
+            self._look = in_daemon_thread(lambda: _look(ports, known, self._proc), "processes")
         look = self._look
         if look is not None:
             if not look.done():
                 await asyncio.wait([look], timeout=PATIENCE)
             if look.done() and look is self._look:
                 self._look = None
-                self._my_cgroup = cgroup_of("self", self._proc)
-                self._families = {} if look.exception() is not None else look.result()
+                self._families, self._cgroups = ({}, {}) if look.exception() is not None else look.result()
                 self._memory.clear()
         return self._families.get(port)

@@ -170,21 +170,30 @@ CGROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 62
 
 
-def _number(path: Path) -> int | None:
+def _content(path: str) -> bytes:
+    """A file of the kernel's, as it is now. Raises OSError.
+
+    Not by Path.read_text, which takes three times as long: several are read in each scrape.
+    """
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _number(path: str) -> int | None:
     """The whole number in a file; None where there is none."""
     try:
-        return int(path.read_text())
+        return int(_content(path))
     except (OSError, ValueError):
         return None
 
 
-def _stat(path: Path, name: str) -> int:
-    """A line of a memory.stat; 0 where there is none."""
+def _field(content: bytes, name: bytes) -> int | None:
+    """The number on the line that begins with the name; None where there is none."""
+    _, found, behind = (b"\n" + content).partition(b"\n" + name)
     try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
+        return int(behind.split(None, 1)[0]) if found else None
+    except (IndexError, ValueError):
+        return None
 
 
 def cgroup_of(pid: int | str, proc: Path = PROC) -> tuple[str, str] | None:
@@ -202,36 +211,46 @@ def cgroup_of(pid: int | str, proc: Path = PROC) -> tuple[str, str] | None:
     )
 
 
-def cgroup_memory(
-    pid: int, proc: Path = PROC, cgroups: Path = CGROUPS, *, mine: tuple[str, str] | None = None
-) -> tuple[int, int | None] | None:
-    """Used bytes and limit of a process's cgroup, without file caches that can be dropped.
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """A cgroup's folders, its own first, then those that it lies in. version: `v2` or `v1`."""
 
-    Of all levels that have a limit the one with least left, as a pod's may bind before its container's. None
-    where the process has no cgroup of its own, shares ours, or the hierarchy is not visible. mine: our own
-    cgroup, where the caller knows it.
-    """
+    version: str
+    levels: tuple[str, ...]
+
+
+def cgroup_of_its_own(pid: int, proc: Path = PROC, cgroups: Path = CGROUPS) -> Cgroup | None:
+    """The cgroup of a process; None where it has none of its own, shares ours, or it is not visible."""
     found = cgroup_of(pid, proc)
-    if found is None or found == (mine or cgroup_of("self", proc)):
+    if found is None or found == cgroup_of("self", proc):
         return None
     version, path = found
     parts = [part for part in path.split("/") if part]
     if not parts or ".." in parts:
         return None
     root = cgroups if version == "v2" else cgroups / "memory"
-    levels = [root.joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1)]
+    return Cgroup(version, tuple(str(root.joinpath(*parts[:depth])) for depth in range(len(parts), 0, -1)))
+
+
+def cgroup_memory(cgroup: Cgroup) -> tuple[int, int | None] | None:
+    """Used bytes and limit of a cgroup, without file caches that can be dropped; None where it is gone.
+
+    Of all levels that have a limit the one with least left, as a pod's may bind before its container's.
+    """
     own: tuple[int, int | None] | None = None
-    for level in levels:
-        if version == "v2":
-            used, limit = _number(level / "memory.current"), _number(level / "memory.max")
-            caches = _stat(level / "memory.stat", "inactive_file")
+    for level in cgroup.levels:
+        if cgroup.version == "v2":
+            used, limit = _number(f"{level}/memory.current"), _number(f"{level}/memory.max")
+            cached = b"inactive_file "
         else:
-            used, limit = _number(level / "memory.usage_in_bytes"), _number(level / "memory.limit_in_bytes")
-            caches = _stat(level / "memory.stat", "total_inactive_file")
+            used = _number(f"{level}/memory.usage_in_bytes")
+            limit = _number(f"{level}/memory.limit_in_bytes")
             limit = None if limit is None or limit >= _NO_LIMIT else limit
+            cached = b"total_inactive_file "
         if used is None:
             continue
-        used = max(0, used - caches)
+        with contextlib.suppress(OSError):  # without a memory.stat all of it counts
+            used = max(0, used - (_field(_content(f"{level}/memory.stat"), cached) or 0))
         if own is None or (limit is not None and (own[1] is None or limit - used < own[1] - own[0])):
             own = used, limit
     return own
@@ -246,31 +265,21 @@ def resident_bytes(pids: frozenset[int], proc: Path = PROC) -> int | None:
     seen = False
     for pid in pids:
         try:
-            lines = (proc / str(pid) / "status").read_text(errors="replace").splitlines()
+            status = _content(f"{proc}/{pid}/status")
         except OSError:
             continue
-        sizes = {
-            line.partition(":")[0]: int(line.split()[1]) * 1024
-            for line in lines
-            if line.startswith(("RssAnon:", "RssShmem:"))
-        }
-        seen = seen or bool(sizes)
-        own += sizes.get("RssAnon", 0)
-        shared = max(shared, sizes.get("RssShmem", 0))
+        anonymous, shmem = _field(status, b"RssAnon:"), _field(status, b"RssShmem:")
+        seen = seen or anonymous is not None or shmem is not None
+        own += (anonymous or 0) * 1024
+        shared = max(shared, (shmem or 0) * 1024)
     return own + shared if seen else None
 
 
 def read_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
     """Total and available bytes of this machine's main memory."""
-    values: dict[str, int] = {}
     try:
-        with open(proc / "meminfo") as lines:
-            for line in lines:
-                name, _, rest = line.partition(":")
-                if name in ("MemTotal", "MemAvailable"):
-                    values[name] = int(rest.split()[0]) * 1024
-                if len(values) == 2:
-                    break
-    except (OSError, ValueError, IndexError):
+        content = _content(f"{proc}/meminfo")
+    except OSError:
         return None, None
-    return values.get("MemTotal"), values.get("MemAvailable")
+    total, available = _field(content, b"MemTotal:"), _field(content, b"MemAvailable:")
+    return None if total is None else total * 1024, None if available is None else available * 1024

@@ -19,7 +19,7 @@ from brimline import json_text
 from brimline.collect import Collector, Raw, TargetReader
 from brimline.config import ConfigFile, masked, read_config
 from brimline.errors import ConfigError
-from brimline.exposition import pieces
+from brimline.exposition import Exposition
 from brimline.fleet import Fleet
 from brimline.port import ConnectionLimits, serve_application
 from brimline.readings import EngineReading, Snapshot
@@ -79,6 +79,7 @@ class Exporter:
             guard.told = lambda problem: collector.note_refusal("web.config.file", problem)
         self._config_path = config_path
         self._listen = listen
+        self._exposition = Exposition()
         self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
         self._known_planner = planner
         self._reloading = asyncio.Lock()
@@ -153,7 +154,7 @@ class Exporter:
             )
         budget = scrape_budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"))
         snapshot = await self.collector.snapshot(budget)
-        parts, content_type = pieces(snapshot, request.headers.get("Accept", ""))
+        parts, content_type = self._exposition.pieces(snapshot, request.headers.get("Accept", ""))
         headers = {"Content-Type": content_type}
         if _accepts_gzip(request.headers.get("Accept-Encoding", "")):
             parts = _compressed(parts)

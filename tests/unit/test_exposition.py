@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_cla
 from brimline import exposition
 from brimline.catalog import METRICS, Family, Kind, Row, Sums, is_exposable
 from brimline.estimate import Estimate
-from brimline.exposition import pieces, render
+from brimline.exposition import Exposition, render
 from brimline.readings import (
     TARGET_REASONS,
     DeviceReading,
@@ -285,19 +285,45 @@ class _Own:
     def collect(self) -> list[Metric]:
         return self._metrics
 
+    def numbers(self) -> dict[str, float]:
+        return {sample.name: sample.value for metric in self._metrics for sample in metric.samples}
+
 
 @FORMATS
 def test_the_exporters_own_process_is_written_as_the_client_library_writes_it(
     accept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Own())
+    registry, own = CollectorRegistry(auto_describe=False), _Own()
+    registry.register(own)
+    changing = exposition._measured().keys()
     monkeypatch.setattr(exposition, "_OWN", registry)
+    monkeypatch.setattr(exposition, "_measured", lambda: {name: own.numbers()[name] for name in changing})
     encode: Callable[[CollectorRegistry], bytes] = openmetrics_text if accept == OPENMETRICS else classic_text
 
     body, _ = render(snapshot(), accept, families=())
 
     assert body == encode(registry)
+
+
+def test_the_numbers_of_the_exporters_own_process_are_the_client_librarys_of_now() -> None:
+    shown = Exposition(())
+    list(shown.pieces(snapshot())[0])
+    ballast = bytearray(b"x") * (64 << 20)
+
+    with open("/dev/null"), open("/dev/null"):
+        page = b"".join(shown.pieces(snapshot())[0]).decode()
+        theirs = _Own().numbers()
+
+    assert ballast
+    ours = {s.name: s.value for metric in parse_classic(page) for s in metric.samples}
+    assert ours.keys() == theirs.keys()
+    for name in ("process_open_fds", "process_max_fds", "process_start_time_seconds", "python_info"):
+        assert ours[name] == theirs[name]
+    assert ours["process_virtual_memory_bytes"] == pytest.approx(theirs["process_virtual_memory_bytes"], 0.1)
+    assert ours["process_resident_memory_bytes"] == pytest.approx(
+        theirs["process_resident_memory_bytes"], abs=32 << 20
+    )
+    assert ours["process_cpu_seconds_total"] == pytest.approx(theirs["process_cpu_seconds_total"], abs=1.0)
 
 
 class _Broken:
@@ -340,6 +366,11 @@ def test_every_family_is_written_as_the_client_library_writes_it(accept: str) ->
     shown = everything()
 
     assert written(shown, accept) == by_the_library(shown, accept)
+
+
+def ours(page: bytes) -> list[bytes]:
+    """The lines of a page that are not of the exporter's own process."""
+    return [line for line in page.splitlines() if b"process_" not in line]
 
 
 LABELS = ("target", "le_first", "zone", "a", "model")
@@ -385,6 +416,31 @@ def test_any_family_is_written_as_the_client_library_writes_it(accept: str, fami
     page = written(shown, accept, families)
 
     assert page == by_the_library(shown, accept, families)
+
+
+@FORMATS
+@settings(max_examples=60, deadline=None)
+@given(families_of_rows(), st.data())
+def test_a_page_says_nothing_of_the_page_before(
+    accept: str, families: list[Family], data: st.DataObject
+) -> None:
+    """Some rows change from page to page, others do not; each page is as if it were the first."""
+    source = [list(family.rows(snapshot())) for family in families]
+
+    def current(index: int) -> Callable[[Snapshot], list[Row]]:
+        return lambda _snapshot: source[index]
+
+    shared = [dataclasses.replace(family, rows=current(index)) for index, family in enumerate(families)]
+    shown = Exposition(shared)
+    for _ in range(4):
+        for index, family in enumerate(families):
+            rows = list(family.rows(snapshot()))
+            source[index] = data.draw(st.lists(st.sampled_from(rows), max_size=6)) if rows else []
+        of = snapshot(target("a", data.draw(st.sampled_from(["sums", "full"]))))
+
+        page = b"".join(shown.pieces(of, accept)[0])
+
+        assert ours(page) == ours(render(of, accept, families=shared)[0])
 
 
 # --- histograms
@@ -618,6 +674,6 @@ def test_a_version_that_is_none_is_answered_with_classic_text(accept: str) -> No
 )
 @settings(max_examples=300, deadline=None)
 def test_no_accept_header_costs_a_scrape(kind: str, key: str, value: str) -> None:
-    _, answered = pieces(snapshot(), f"{kind};{key}={value}", families=())
+    _, answered = Exposition(()).pieces(snapshot(), f"{kind};{key}={value}")
 
     assert answered.startswith(("text/plain", "application/openmetrics-text"))

@@ -9,6 +9,7 @@ import pytest
 
 from brimline.processes import (
     cgroup_memory,
+    cgroup_of_its_own,
     command_line,
     descendants,
     listening_pid,
@@ -233,6 +234,11 @@ def in_group(proc: Path, pid: int | str, line: str) -> None:
     (folder / "cgroup").write_text(line + "\n")
 
 
+def memory_of(pid: int, proc: Path, cgroups: Path) -> tuple[int, int | None] | None:
+    cgroup = cgroup_of_its_own(pid, proc, cgroups)
+    return None if cgroup is None else cgroup_memory(cgroup)
+
+
 def test_a_cgroups_memory_is_told_without_caches_that_can_be_dropped(tmp_path: Path) -> None:
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
     in_group(proc, 7, "0::/system.slice/vllm.service")
@@ -240,7 +246,7 @@ def test_a_cgroups_memory_is_told_without_caches_that_can_be_dropped(tmp_path: P
     stat = "anon 900\ninactive_file 300\nactive_file 50"
     group(cgroups, "system.slice/vllm.service", memory__current=1300, memory__max=2000, memory__stat=stat)
 
-    assert cgroup_memory(7, proc, cgroups) == (1000, 2000)
+    assert memory_of(7, proc, cgroups) == (1000, 2000)
 
 
 def test_the_level_with_least_left_binds(tmp_path: Path) -> None:
@@ -251,7 +257,7 @@ def test_the_level_with_least_left_binds(tmp_path: Path) -> None:
     group(cgroups, "pod/container", memory__current=1000, memory__max=5000)
     group(cgroups, "pod", memory__current=2900, memory__max=3000)
 
-    assert cgroup_memory(7, proc, cgroups) == (2900, 3000)
+    assert memory_of(7, proc, cgroups) == (2900, 3000)
 
 
 def test_without_a_limit_only_the_use_is_told(tmp_path: Path) -> None:
@@ -260,7 +266,7 @@ def test_without_a_limit_only_the_use_is_told(tmp_path: Path) -> None:
     in_group(proc, "self", "0::/other")
     group(cgroups, "vllm", memory__current=1000, memory__max="max")
 
-    assert cgroup_memory(7, proc, cgroups) == (1000, None)
+    assert memory_of(7, proc, cgroups) == (1000, None)
 
 
 def test_version_1_is_read_too(tmp_path: Path) -> None:
@@ -281,7 +287,7 @@ def test_version_1_is_read_too(tmp_path: Path) -> None:
         memory__limit_in_bytes=9223372036854771712,
     )
 
-    assert cgroup_memory(7, proc, cgroups) == (1000, 2000)
+    assert memory_of(7, proc, cgroups) == (1000, 2000)
 
 
 @pytest.mark.parametrize("line", ["0::/ours", "0::/", "0::/../elsewhere", ""])
@@ -293,7 +299,7 @@ def test_our_own_cgroup_the_root_and_what_is_not_visible_are_no_cgroup_of_a_serv
     in_group(proc, "self", "0::/ours")
     group(cgroups, "ours", memory__current=1000, memory__max=2000)
 
-    assert cgroup_memory(7, proc, cgroups) is None
+    assert memory_of(7, proc, cgroups) is None
 
 
 def test_processes_without_a_cgroup_are_told_by_what_they_hold_shared_memory_once(tmp_path: Path) -> None:
