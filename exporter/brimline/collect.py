@@ -71,6 +71,7 @@ from brimline.readings import (
     HostReading,
     MemoryAccount,
     Problem,
+    ProcessReading,
     RankReading,
     Snapshot,
     TargetSnapshot,
@@ -167,6 +168,7 @@ class _Understood:
     settings: Mapping[str, str]
     declared: Mapping[str, str]
     mismatches: Mapping[str, bool]
+    predicted_from: tuple[tuple[str, str], ...]
     _fingerprinted: tuple[tuple[str, str | None, frozenset[str]], str] | None = None
 
     @classmethod
@@ -174,7 +176,9 @@ class _Understood:
         live = {name: clean_label(value) for name, value in stated.items()}
         declared = _visible(detected.launch, detected.adapter)
         settings = dict(sorted((declared | live).items()))
-        return cls(detected, detected.launch, stated, settings, declared, mismatches(declared, live))
+        predicted_from = tuple(sorted({**detected.launch, **stated}.items()))
+        differing = mismatches(declared, live)
+        return cls(detected, detected.launch, stated, settings, declared, differing, predicted_from)
 
     def holds(self, detected: _Detected, stated: Mapping[str, str]) -> bool:
         """True as long as the server is the same, states the same, and its launch was not read meanwhile."""
@@ -274,7 +278,12 @@ class TargetReader:
             shared.answers, monotonic=monotonic, patience=PREDICTION_PATIENCE, retry_after=RETRY_AFTER
         )
         self._round_began = 0.0
+        self._asked_at = 0.0
         self._understood: _Understood | None = None
+        # Paths are made once: each takes as long as reading a dozen samples.
+        self._model = None if target.model is None else Path(target.model)
+        self._calibration = None if target.calibration is None else Path(target.calibration)
+        self._served: tuple[str, Path] | None = None
         self._readable_model: Path | None = None
         self._looked_at_model: tuple[Path | None, float] = (None, 0.0)
         self._model_look: asyncio.Future[tuple[Path, bool, bool]] | None = None
@@ -325,7 +334,9 @@ class TargetReader:
             # What min_interval serves again was not met again.
             if not any(problem is known for known in kept):
                 self._errors[problem.reason] += 1
-        return dataclasses.replace(snapshot, errors=dict(self._errors))
+        if snapshot.errors != self._errors:
+            snapshot = dataclasses.replace(snapshot, errors=dict(self._errors))
+        return snapshot
 
     async def read(self) -> TargetSnapshot:
         """What the server says now. Never raises but for cancellation."""
@@ -337,7 +348,7 @@ class TargetReader:
         is_known = self._detected is not None
         try:
             async with self._turns.one():
-                started = self._monotonic()
+                started = self._asked_at = self._monotonic()
                 async with asyncio.timeout(self.timeout):
                     snapshot = await self._read()
         except TimeoutError:
@@ -349,9 +360,6 @@ class TargetReader:
             if self._was != (False, "internal"):  # once, and not at every scrape
                 logger.exception("target=%s unexpected error", self.target.name)
             return self.failed("internal", f"{type(error).__name__}: {error}", started)
-        snapshot = dataclasses.replace(
-            snapshot, duration_seconds=self._monotonic() - started, age_seconds=0.0
-        )
         self._keep(started, snapshot)
         self._log_change(True, "")
         if is_known:  # else it was asked for more than its page
@@ -766,6 +774,8 @@ class TargetReader:
             up=True,
             reading=reading,
             problems=tuple(problems),
+            duration_seconds=self._monotonic() - self._asked_at,
+            age_seconds=0.0,
             settings=known.settings,
             settings_complete=adapter.states_launch(reading.settings)
             or (detected.launch_known and not detected.unread_config),
@@ -796,13 +806,17 @@ class TargetReader:
         file system.
         """
         named = self._named_model(reading)
-        if self.target.model is None or (named is not None and self._readable_model == named):
+        if self._model is None or (named is not None and self._readable_model == named):
             return named
-        return Path(self.target.model)
+        return self._model
 
     def _named_model(self, reading: EngineReading) -> Path | None:
         root = reading.served_root
-        return Path(root) if root is not None and root.startswith("/") and self.target.is_loopback else None
+        if root is None or not root.startswith("/") or not self.target.is_loopback:
+            return None
+        if self._served is None or self._served[0] != root:
+            self._served = root, Path(root)
+        return self._served[1]
 
     async def _look_at_named_model(self, reading: EngineReading) -> None:
         """Find out whether the model that the server names can be read here, where one is configured too."""
@@ -833,11 +847,10 @@ class TargetReader:
         self._gpus = snapshot.gpus
         if snapshot.reading is None:
             return snapshot
-        reading = snapshot.reading
+        process = None
         if self.target.is_loopback:
             process = await self._listeners.read(self.target.port, since=self._round_began)
-            snapshot = dataclasses.replace(snapshot, process=process)
-        return await self._predict(gpu, snapshot, reading)
+        return await self._predict(gpu, snapshot, snapshot.reading, process)
 
     @property
     def is_predicting(self) -> bool:
@@ -850,7 +863,11 @@ class TargetReader:
         return Tenant(name=self.target.name, gpus=self._gpus, footprint=self._footprint)
 
     async def _predict(
-        self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading
+        self,
+        gpu: GpuReading,
+        snapshot: TargetSnapshot,
+        reading: EngineReading,
+        process: ProcessReading | None,
     ) -> TargetSnapshot:
         problems = list(snapshot.problems)
         notes: list[str] = []
@@ -880,6 +897,7 @@ class TargetReader:
             snapshot,
             reading=reading,
             footprint=footprint,
+            process=process,
             kv_bytes_source=source,
             problems=tuple(problems),
             memory_notes=tuple(notes),
@@ -897,8 +915,8 @@ class TargetReader:
         self, gpu: GpuReading, snapshot: TargetSnapshot, reading: EngineReading, notes: list[str]
     ) -> Question | None:
         """What is to be predicted; None, with a note, where too little is known for it."""
-        detected = self._detected
-        if detected is None or detected.adapter.predictor is None or not reading.ranks:
+        detected, understood = self._detected, self._understood
+        if detected is None or understood is None or detected.adapter.predictor is None or not reading.ranks:
             return None
         if snapshot.has_problem("gpu_count"):
             return None  # whether the list or the settings are wrong is not known
@@ -909,7 +927,7 @@ class TargetReader:
         if path is None:
             notes.append("its memory is not predicted: name the folder of its model in `model`")
             return None
-        if self.target.model is not None and path != Path(self.target.model) and self._is_model_another:
+        if self._model is not None and self._is_model_another and path != self._model:
             notes.append(
                 f"the server says that it loaded {path}, which is what is predicted; `model` names "
                 f"{self.target.model}: correct or remove it"
@@ -922,9 +940,9 @@ class TargetReader:
             engine=detected.adapter.predictor,
             version=reading.engine_version,
             model=path,
-            settings=tuple(sorted({**detected.launch, **reading.settings}.items())),
+            settings=understood.predicted_from,
             card=smallest_card([device for device in gpu.devices if device.uuid in mine]),
-            calibration=None if self.target.calibration is None else Path(self.target.calibration),
+            calibration=self._calibration,
             start=detected.since,
         )
 
@@ -942,6 +960,8 @@ class TargetReader:
             gpus, problems = assigned()
         if not snapshot.up and self.target.gpus is None:
             return snapshot  # a server that does not answer need not be told of a GPU question
+        if not gpus and not problems:
+            return snapshot
         return dataclasses.replace(snapshot, gpus=gpus, problems=(*snapshot.problems, *problems))
 
     async def _from_gpu_source(

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
-from brimline.catalog import METRICS, Family, Labels, Sums, is_exposable
+from brimline.catalog import METRICS, Family, Labels, Row, Sums, is_exposable
 from brimline.readings import Histogram, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -123,36 +123,35 @@ class _Writer:
 
     Most rows of a small exporter say what they said a page before: settings, predictions, counts of errors.
     The lines of equal rows are equal, and comparing takes a tenth of writing.
+
+    heads: the lines that describe the family, by whether some target wants buckets, then by format.
     """
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self.is_histogram = family.kind == "histogram"
+        self.rows = family.rows
         self._name = family.full_name
         self._layout = _layout(family.labels)
         self._start = self._name + self._layout.labels
-        self._heads: dict[tuple[str, bool], str] = {}
+        # A page where no target asked for buckets carries sums and counts alone, and calls the family a
+        # summary, which may have those.
+        kinds = ("summary" if family.kind == "histogram" else family.kind, family.kind)
+        self.heads = [
+            [_head(self._name, family.help, kind, is_openmetrics=each) for each in (False, True)]
+            for kind in kinds
+        ]
         self._kept: tuple[list[Row], bool] | None = None
         self._kept_lines = ""
-
-    def head(self, kind: str, *, is_openmetrics: bool) -> str:
-        """The lines that describe the family."""
-        known = self._heads.get((kind, is_openmetrics))
-        if known is None:
-            known = _head(self._name, self.family.help, kind, is_openmetrics=is_openmetrics)
-            self._heads[kind, is_openmetrics] = known
-        return known
 
     def lines(self, rows: list[Row], escaped: _Escaped, *, with_buckets: bool) -> str:
         """The lines of the rows, each of which stands for itself."""
         written_of = rows, with_buckets
         if self._kept == written_of:
             return self._kept_lines
-        if self.is_histogram:
-            lines = self._histograms(rows, escaped, with_buckets=with_buckets)
+        if self.family.kind == "histogram":
+            text = "".join(self._histograms(rows, escaped, with_buckets=with_buckets))
         else:
-            lines = self._numbers(rows, escaped)
-        text = "".join(lines)
+            text = "".join(self._numbers(rows, escaped))
         self._kept, self._kept_lines = (written_of, text) if len(text) <= _MAX_KEPT_CHARACTERS else (None, "")
         return text
 
@@ -199,6 +198,14 @@ class _Writer:
 _logged: set[str] = set()  # one line for each defect, not one for each scrape
 
 
+def _open_files() -> int:
+    """How many files this process has open."""
+    counted = os.stat("/proc/self/fd").st_size  # noqa: PTH116 - in each scrape
+    if counted:
+        return counted
+    return len(os.listdir("/proc/self/fd")) - 1  # Linux before 6.2, less the one that lists them
+
+
 def _measured() -> dict[str, float]:
     """What changes of what the client library's collectors say of this process, by their names."""
     with open("/proc/self/statm", "rb", buffering=0) as statm:
@@ -208,7 +215,7 @@ def _measured() -> dict[str, float]:
         "process_virtual_memory_bytes": int(size) * _PAGE_BYTES,
         "process_resident_memory_bytes": int(resident) * _PAGE_BYTES,
         "process_cpu_seconds_total": time.process_time(),
-        "process_open_fds": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - no Path for each of them
+        "process_open_fds": _open_files(),
         "process_max_fds": math.inf if most_files == resource.RLIM_INFINITY else most_files,
     }
 
@@ -266,37 +273,40 @@ class Exposition:
         if separator and escaping != "allow-utf-8":
             # Names as they are need none, and are what every scheme but `dots` and `values` makes of them.
             content_type = f"{kind}; escaping=underscores"
-        return _encoded(self._texts(snapshot, is_openmetrics=is_openmetrics)), content_type
+        return self._pieces(snapshot, is_openmetrics=is_openmetrics), content_type
 
-    def _texts(self, snapshot: Snapshot, *, is_openmetrics: bool) -> Iterator[str]:
+    def _pieces(self, snapshot: Snapshot, *, is_openmetrics: bool) -> Iterator[bytes]:
         """A page, family by family. One that fails is left out, logged once, and costs no other."""
         escaped = _Escaped()
         # By the configuration, not by the rows: a target that goes down must not change another one's type.
-        # A page where no target asked for buckets carries sums and counts alone, and calls the family a
-        # summary, which may have those.
         with_buckets = any(target.histograms == "full" for target in snapshot.targets)
+        held: list[str] = []
+        size = 0
         for writer in self._writers:
-            family = writer.family
-            kind = "summary" if writer.is_histogram and not with_buckets else family.kind
             try:
-                rows = list(family.rows(snapshot))
+                rows = list(writer.rows(snapshot))
                 lines = writer.lines(rows, escaped, with_buckets=with_buckets) if rows else ""
             except Exception:  # the exposition goes on without a family that has a defect
-                if family.name not in _logged:
-                    _logged.add(family.name)
-                    logger.exception("family=%s could not be exposed", family.name)
+                if writer.family.name not in _logged:
+                    _logged.add(writer.family.name)
+                    logger.exception("family=%s could not be exposed", writer.family.name)
                 continue
-            if lines:
-                yield writer.head(kind, is_openmetrics=is_openmetrics)
-                yield lines
+            if not lines:
+                continue
+            held += (writer.heads[with_buckets][is_openmetrics], lines)
+            size += len(lines)
+            if size > _PIECE_CHARACTERS:
+                yield "".join(held).encode("utf-8", "replace")
+                held, size = [], 0
         try:
-            yield self._process.text(is_openmetrics=is_openmetrics)
+            held.append(self._process.text(is_openmetrics=is_openmetrics))
         except Exception:  # the library's collector fails where a limit of /proc is missing
             if "process" not in _logged:
                 _logged.add("process")
                 logger.exception("family=process could not be exposed")
         if is_openmetrics:
-            yield "# EOF\n"
+            held.append("# EOF\n")
+        yield "".join(held).encode("utf-8", "replace")
 
 
 def encoder_of(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
@@ -305,19 +315,6 @@ def encoder_of(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
         return choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is none
         return choose_encoder("")
-
-
-def _encoded(texts: Iterable[str]) -> Iterator[bytes]:
-    """The texts as pieces of some size."""
-    held: list[str] = []
-    size = 0
-    for text in texts:
-        held.append(text)
-        size += len(text)
-        if size > _PIECE_CHARACTERS:
-            yield "".join(held).encode("utf-8", "replace")
-            held, size = [], 0
-    yield "".join(held).encode("utf-8", "replace")
 
 
 def render(

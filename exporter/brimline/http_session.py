@@ -163,31 +163,39 @@ async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip"):
         raise SourceError("encoding", f"the answer is encoded as {encoding[:40]!r}, which was not asked for")
-    inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
+    if encoding != "gzip":
+        # As they came: a page that comes at once is not copied.
+        parts, size = [], 0
+        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+            parts.append(chunk)
+            size += len(chunk)
+            _check_size(size, max_bytes)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    inflate = zlib.decompressobj(wbits=31)
     body = bytearray()
     received = 0
     async for chunk in response.content.iter_chunked(CHUNK_BYTES):
         received += len(chunk)
         pending = chunk
         while pending:
-            if inflate is None:
-                body += pending
-                pending = b""
-            else:
-                try:
-                    # One byte above the cap is enough to know that there is more.
-                    body += inflate.decompress(pending, max_bytes + 1 - len(body))
-                except zlib.error as error:
-                    raise SourceError("encoding", f"the compressed answer is damaged ({error})") from None
-                if inflate.unused_data:
-                    # Kept by the decompressor without limit, and not what was asked for.
-                    raise SourceError("encoding", "the compressed answer goes on behind its end")
-                pending = inflate.unconsumed_tail
-            if max(len(body), received) > max_bytes:
-                raise SourceError("too_large", f"the answer is larger than {max_bytes >> 20} MiB")
-    if inflate is not None and not inflate.eof:
+            try:
+                # One byte above the cap is enough to know that there is more.
+                body += inflate.decompress(pending, max_bytes + 1 - len(body))
+            except zlib.error as error:
+                raise SourceError("encoding", f"the compressed answer is damaged ({error})") from None
+            if inflate.unused_data:
+                # Kept by the decompressor without limit, and not what was asked for.
+                raise SourceError("encoding", "the compressed answer goes on behind its end")
+            pending = inflate.unconsumed_tail
+            _check_size(max(len(body), received), max_bytes)
+    if not inflate.eof:
         raise SourceError("truncated", "the compressed answer ends in the middle")
     return bytes(body)
+
+
+def _check_size(size_bytes: int, max_bytes: int) -> None:
+    if size_bytes > max_bytes:
+        raise SourceError("too_large", f"the answer is larger than {max_bytes >> 20} MiB")
 
 
 def _forget_frames(error: BaseException) -> None:

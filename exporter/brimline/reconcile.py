@@ -75,13 +75,13 @@ def account(
     for target in targets:
         try:
             mine = list(_parts_of(target, by_uuid))
-            ratios = {line.name: line.difference_ratio for line in _component_comparisons(target)}
+            ratios = _error_ratios(target)
             ceiling = _ceiling_now(target)
         except Exception as error:  # noqa: BLE001 - the edge of one target: a defect must not cost the others
             defects[target.name] = _said_of(error)
             continue
         parts += mine
-        errors |= {(target.name, name): ratio for name, ratio in ratios.items() if ratio is not None}
+        errors |= {(target.name, name): ratio for name, ratio in ratios.items()}
         if ceiling is not None:
             ceilings[target.name] = ceiling
     owners = {device.uuid: owned for device in devices if (owned := _process_owners(device, targets))}
@@ -375,33 +375,53 @@ class Comparison:
         return (self.observed - self.expected) / self.expected
 
 
+def _measured_components(target: TargetSnapshot, footprint: Footprint) -> dict[str, int]:
+    """Bytes of each component on the target's fullest GPU, where all its ranks measure it.
+
+    Of several ranks the one with the least cache, and else the one that holds most.
+    """
+    ranks = _reading_of_one_model(target) or {}
+    measured = [_measured(rank, footprint.fullest, footprint) for rank in ranks.values()]
+    found = {}
+    for component in COMPONENTS if any(measured) else ():
+        sizes = [_component_size(said, component) for said in measured]
+        known = [size for size in sizes if size is not None]
+        if known and len(known) == len(sizes):
+            found[component] = min(known) if component == "kv_cache" else max(known)
+    return found
+
+
+def _error_ratios(target: TargetSnapshot) -> dict[str, float]:
+    """(observed - predicted) / predicted of each component that is measured and predicted."""
+    footprint = target.footprint
+    if footprint is None:
+        return {}
+    expected = {name: estimate.expected for name, estimate in footprint.fullest.components.items()}
+    return {
+        name: (size - expected[name]) / expected[name]
+        for name, size in _measured_components(target, footprint).items()
+        if expected.get(name)
+    }
+
+
 def _component_comparisons(target: TargetSnapshot) -> list[Comparison]:
     """Predicted beside measured for each component of the target's fullest GPU."""
     if target.footprint is None:
         return []
-    fullest = target.footprint.fullest
-    ranks = _reading_of_one_model(target) or {}
-    measured = [_measured(rank, fullest, target.footprint) for rank in ranks.values()]
-    lines = []
-    for component in COMPONENTS:
-        estimate = fullest.components.get(component)
-        if estimate is None:
-            continue
-        sizes = [_component_size(said, component) for said in measured]
-        known = [size for size in sizes if size is not None]
-        # Of several ranks the one with the least cache, and else the one that holds most.
-        pick = min if component == "kv_cache" else max
-        lines.append(
-            Comparison(
-                name=component,
-                unit="bytes",
-                expected=estimate.expected,
-                low=estimate.low,
-                high=estimate.high,
-                observed=pick(known) if known and len(known) == len(sizes) else None,
-            )
+    components = target.footprint.fullest.components
+    measured = _measured_components(target, target.footprint)
+    return [
+        Comparison(
+            name=component,
+            unit="bytes",
+            expected=components[component].expected,
+            low=components[component].low,
+            high=components[component].high,
+            observed=measured.get(component),
         )
-    return lines
+        for component in COMPONENTS
+        if component in components
+    ]
 
 
 def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:

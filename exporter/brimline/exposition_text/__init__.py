@@ -44,13 +44,16 @@ Pairs = dict[bytes, tuple[str, str]]  # `name="value` as written → name, value
 # As mappings they take some six times as much, twice.
 MAX_REMEMBERED_BYTES = 1 << 20
 REMEMBERED_PAGES = 64
+# The same for names; a page of vLLM 0.32 has 4 KB of them. For so many sets of wanted names: an engine has two.
+MAX_REMEMBERED_NAME_BYTES = 32 << 10
+MAX_REMEMBERED_WANTED = 32
 
 
 class _Remembered:
-    """Labels that were seen before: a server sends the same ones with each scrape.
+    """What was seen before, as a server sends the same again: labels, and names that nobody wants.
 
-    Those that did not come again within REMEMBERED_PAGES to twice as many are forgotten, so that what changes
-    leaves nothing behind.
+    Labels that did not come again within REMEMBERED_PAGES to twice as many are forgotten: what changes
+    leaves nothing behind; names as soon as they are too many.
     """
 
     def __init__(self) -> None:
@@ -58,6 +61,7 @@ class _Remembered:
         self.old: dict[bytes, Mapping[str, str]] = {}
         self._bytes_held = 0
         self._pages = 0
+        self._unwanted: dict[frozenset[bytes], frozenset[bytes]] = {}
 
     def next_page(self) -> None:
         self._pages += 1
@@ -69,6 +73,17 @@ class _Remembered:
         if self._bytes_held <= MAX_REMEMBERED_BYTES:
             self._bytes_held += len(raw) + 64
             self.young[raw] = labels
+
+    def unwanted(self, wanted: frozenset[bytes]) -> frozenset[bytes]:
+        """Well-formed names of pages before that are none of the wanted ones."""
+        return self._unwanted.get(wanted, frozenset())
+
+    def keep_unwanted(self, wanted: frozenset[bytes], names: set[bytes]) -> None:
+        """Take the place of those of the pages before."""
+        if sum(map(len, names)) > MAX_REMEMBERED_NAME_BYTES:
+            self._unwanted.pop(wanted, None)
+        elif wanted in self._unwanted or len(self._unwanted) < MAX_REMEMBERED_WANTED:
+            self._unwanted[wanted] = frozenset(names)
 
 
 _remembered = _Remembered()
@@ -200,12 +215,14 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
     Never raises; time is linear in the body, and memory is bounded by the MAX_… of this module. Exemplars
     and timestamps are ignored. A label value that is not UTF-8 is read with replacement characters.
     """
+    wanted = frozenset(wanted)
     found: dict[bytes, list[Sample]] = {name: [] for name in wanted}
     pairs: Pairs = {}
     _remembered.next_page()
     remembered = _remembered.young.get
     new = tuple.__new__  # Sample's own is a function of Python's
-    others: set[bytes] = set()  # well-formed names that nobody wants
+    known = _remembered.unwanted(wanted)
+    others = set(known)
     find = found.get
     unparsed = dropped = 0
     samples_left, labels_left = MAX_SAMPLES, MAX_PAGE_LABELS
@@ -261,6 +278,8 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
         samples_left -= 1
         labels_left -= len(sample.labels)
     dropped += body.count(b"\n", lines.tell())
+    if len(others) > len(known):
+        _remembered.keep_unwanted(wanted, others)
     return Page({name.decode(): tuple(rows) for name, rows in found.items() if rows}, unparsed, dropped)
 
 
