@@ -22,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from brimline.catalog import METRICS, Family, Labels, Row, Sums, is_exposable
+from brimline.processes import proc_file
 from brimline.readings import Histogram, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ _MAX_REMEMBERED = 50_000
 
 _PIECE_CHARACTERS = 256 << 10
 
-# Lines of a family that are kept until the next page. Those of a thousand targets would be 10 MB.
+# Of a family, what is kept for the next page. That of a thousand targets would be 20 MB.
 _MAX_KEPT_CHARACTERS = 16 << 10
+_MAX_KEPT_SERIES = 64
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -68,8 +70,12 @@ def _number(value: float) -> str:
     if value == 1:
         return "1.0"
     text = repr(value)
-    # As Python writes it, unless Go would use an exponent, or it is no plain number.
-    return text if 0 < text.find(".") <= 6 else _go_float(value)
+    point = text.find(".")
+    if 0 < point <= 6:
+        return text
+    if point > 6 and value > 0:  # Go writes an exponent, where Python does not yet
+        return f"{f'{text[0]}.{text[1:point]}{text[point + 1 :]}'.rstrip('0.')}e+0{point - 1}"
+    return _go_float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,7 @@ class _Writer:
         ]
         self._kept: tuple[list[Row], bool] | None = None
         self._kept_lines = ""
+        self._series: dict[Labels, str] = {}  # as they are written, by their label values
 
     def lines(self, rows: list[Row], escaped: _Escaped, *, with_buckets: bool) -> str:
         """The lines of the rows, each of which stands for itself."""
@@ -158,13 +165,21 @@ class _Writer:
     def _numbers(self, rows: list[Row], escaped: _Escaped) -> list[str]:
         """Lines of numbers. Of rows with equal labels the first is taken; NaN is never exposed."""
         values, start, count = self._layout.values, self._start, len(self.family.labels)
+        if len(self._series) + len(rows) > _MAX_KEPT_SERIES:
+            self._series = {}
+        known = self._series if len(rows) <= _MAX_KEPT_SERIES else None
         written: dict[str, str] = {}
         for labels, value in rows:
             if not isinstance(value, _NUMBER) or value != value:
                 continue
-            if len(labels) != count:
-                raise ValueError(f"{len(labels)} labels instead of {count}")
-            written.setdefault(start % tuple([escaped[each] for each in values(labels)]), _number(value))
+            series = None if known is None else known.get(labels)
+            if series is None:
+                if len(labels) != count:
+                    raise ValueError(f"{len(labels)} labels instead of {count}")
+                series = start % tuple([escaped[each] for each in values(labels)])
+                if known is not None:
+                    known[labels] = series
+            written.setdefault(series, _number(value))
         return [f"{line} {value}\n" for line, value in written.items()]
 
     def _histograms(self, rows: list[Row], escaped: _Escaped, *, with_buckets: bool) -> list[str]:
@@ -203,13 +218,12 @@ def _open_files() -> int:
     counted = os.stat("/proc/self/fd").st_size  # noqa: PTH116 - in each scrape
     if counted:
         return counted
-    return len(os.listdir("/proc/self/fd")) - 1  # Linux before 6.2, less the one that lists them
+    return len(os.listdir("/proc/self/fd")) - 1  # Linux before 6.2; less the one that lists them
 
 
 def _measured() -> dict[str, float]:
     """What changes of what the client library's collectors say of this process, by their names."""
-    with open("/proc/self/statm", "rb", buffering=0) as statm:
-        size, resident = statm.read().split()[:2]
+    size, resident = proc_file("/proc/self/statm").split()[:2]
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "process_virtual_memory_bytes": int(size) * _PAGE_BYTES,
@@ -309,6 +323,7 @@ class Exposition:
         yield "".join(held).encode("utf-8", "replace")
 
 
+@functools.lru_cache(16)
 def encoder_of(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     """The client library's encoder by the Accept header, with its content type."""
     try:

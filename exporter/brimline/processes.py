@@ -168,21 +168,29 @@ def families_on(
 CGROUPS = Path("/sys/fs/cgroup")
 # What version 1 writes where there is no limit: the largest multiple of a page.
 _NO_LIMIT = 1 << 62
+_READ_BYTES = 16 << 10
 
 
-def _content(path: str) -> bytes:
+def proc_file(path: str) -> bytes:
     """A file of the kernel's, as it is now. Raises OSError.
 
-    Not by Path.read_text, which takes three times as long: several are read in each scrape.
+    By system calls, as several are read in each scrape: a file object takes twice as long, Path.read_text four
+    times.
     """
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, _READ_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def _number(path: str) -> int | None:
     """The whole number in a file; None where there is none."""
     try:
-        return int(_content(path))
+        return int(proc_file(path))
     except (OSError, ValueError):
         return None
 
@@ -250,7 +258,7 @@ def cgroup_memory(cgroup: Cgroup) -> tuple[int, int | None] | None:
         if used is None:
             continue
         with contextlib.suppress(OSError):  # without a memory.stat all of it counts
-            used = max(0, used - (_field(_content(f"{level}/memory.stat"), cached) or 0))
+            used = max(0, used - (_field(proc_file(f"{level}/memory.stat"), cached) or 0))
         if own is None or (limit is not None and (own[1] is None or limit - used < own[1] - own[0])):
             own = used, limit
     return own
@@ -265,7 +273,7 @@ def resident_bytes(pids: frozenset[int], proc: Path = PROC) -> int | None:
     seen = False
     for pid in pids:
         try:
-            status = _content(f"{proc}/{pid}/status")
+            status = proc_file(f"{proc}/{pid}/status")
         except OSError:
             continue
         anonymous, shmem = _field(status, b"RssAnon:"), _field(status, b"RssShmem:")
@@ -278,7 +286,7 @@ def resident_bytes(pids: frozenset[int], proc: Path = PROC) -> int | None:
 def read_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
     """Total and available bytes of this machine's main memory."""
     try:
-        content = _content(f"{proc}/meminfo")
+        content = proc_file(f"{proc}/meminfo")
     except OSError:
         return None, None
     total, available = _field(content, b"MemTotal:"), _field(content, b"MemAvailable:")

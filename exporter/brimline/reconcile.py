@@ -124,12 +124,14 @@ def _said_of(error: Exception) -> str:
 def _reading_of_one_model(target: TargetSnapshot) -> dict[str, RankReading] | None:
     """Rank readings by rank; None where the target cannot be read, serves several models or sleeps."""
     reading = target.reading
-    if reading is None or reading.sleeping or len(reading.by_model()) != 1:
+    if reading is None or reading.sleeping or len({rank.model for rank in reading.ranks}) != 1:
         return None
     return {rank.rank: rank for rank in reading.ranks}
 
 
 def _parts_of(target: TargetSnapshot, devices: Mapping[Uuid, DeviceReading]) -> Iterator[MemoryPart]:
+    if not target.gpus:
+        return
     ranks = _reading_of_one_model(target)
     # Where settings and GPUs contradict each other, some of the GPUs may not be its own.
     if ranks is None or target.has_problem("gpu_count"):
@@ -381,7 +383,8 @@ def _measured_components(target: TargetSnapshot, footprint: Footprint) -> dict[s
     Of several ranks the one with the least cache, and else the one that holds most.
     """
     ranks = _reading_of_one_model(target) or {}
-    measured = [_measured(rank, footprint.fullest, footprint) for rank in ranks.values()]
+    fullest = footprint.fullest
+    measured = [_measured(rank, fullest, footprint) for rank in ranks.values()]
     found = {}
     for component in COMPONENTS if any(measured) else ():
         sizes = [_component_size(said, component) for said in measured]
@@ -396,12 +399,12 @@ def _error_ratios(target: TargetSnapshot) -> dict[str, float]:
     footprint = target.footprint
     if footprint is None:
         return {}
-    expected = {name: estimate.expected for name, estimate in footprint.fullest.components.items()}
-    return {
-        name: (size - expected[name]) / expected[name]
-        for name, size in _measured_components(target, footprint).items()
-        if expected.get(name)
-    }
+    ratios = {}
+    for name, size in _measured_components(target, footprint).items():
+        estimate = footprint.fullest.components.get(name)
+        if estimate is not None and estimate.expected:
+            ratios[name] = (size - estimate.expected) / estimate.expected
+    return ratios
 
 
 def _component_comparisons(target: TargetSnapshot) -> list[Comparison]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import math
 import zlib
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # What Prometheus needs to take over the answer before its own timeout (blackbox_exporter's default).
 TIMEOUT_OFFSET = 0.5
+# Smaller pages are sent as they are: to compress the 23 KB of one server takes a seventh of its scrape's CPU, and
+# saves 1 KB/s at a scrape each 15 s.
+_MIN_COMPRESSED_BYTES = 32 << 10
 _SECRET_HEADERS = {"set-cookie", "authorization", "www-authenticate"}
 
 
@@ -155,11 +159,12 @@ class Exporter:
         budget = scrape_budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"))
         snapshot = await self.collector.snapshot(budget)
         parts, content_type = self._exposition.pieces(snapshot, request.headers.get("Accept", ""))
-        headers = {"Content-Type": content_type}
-        if _accepts_gzip(request.headers.get("Accept-Encoding", "")):
-            parts = _compressed(parts)
-            headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-        return web.Response(body=b"".join(parts), headers=headers)
+        headers = {"Content-Type": content_type, "Vary": "Accept-Encoding"}
+        first = next(parts)
+        if len(first) >= _MIN_COMPRESSED_BYTES and _accepts_gzip(request.headers.get("Accept-Encoding", "")):
+            first = b"".join(_compressed(itertools.chain([first], parts)))
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=first + b"".join(parts), headers=headers)
 
     async def _status(self, _request: web.Request) -> web.Response:
         # Imported at the first look: the templates cost memory that a mere scrape need not pay.
