@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from costs import Scraper, cpu_seconds, resident_bytes, series_of, waited_seconds
-from eight_gpus import environment
+from fake_gpus import environment
 from scanning import client_seconds
 
 import brimline.demo
@@ -32,6 +32,7 @@ class Measured:
     """
 
     targets: int
+    gpus: int
     cpu_seconds: float
     wall_p95_seconds: float
     unhindered_p95_seconds: float
@@ -53,31 +54,41 @@ class _Block:
     server: list[float] = field(default_factory=list)
 
 
-def config(targets: int, port: int, histograms: str = "sums") -> str:
-    """So many targets at addresses of their own, each with a model, so that its memory is predicted."""
-    lines = [f"histograms: {histograms}", "scrape_timeout: 60s", "targets:"]
+def config(targets: int, port: int, gpus: int, histograms: str) -> str:
+    """So many targets at addresses of their own, each with a model, so that its memory is predicted.
+
+    gpus: of the machine; a single target has the first. 0 for a sidecar without access to any, as the chart
+    makes it.
+    """
+    lines = [f"histograms: {histograms}", "scrape_timeout: 60s"]
+    if not gpus:
+        lines.append("gpu: {backend: none}")
+    lines.append("targets:")
     for number in range(targets):
-        gpus = ", gpus: [0]" if targets == 1 else ""
+        owned = ", gpus: [0]" if gpus and targets == 1 else ""
         lines.append(
             f"  - {{name: chat-{number:04}, url: 'http://{address(number)}:{port}', model: {MODEL}, "
-            f"launch: {{max_model_len: 2048}}{gpus}}}"
+            f"launch: {{max_model_len: 2048}}{owned}}}"
         )
     return "\n".join(lines) + "\n"
 
 
 @contextmanager
-def exporter(targets: int, port: int, folder: Path, histograms: str = "sums") -> Iterator[Exporter]:
-    """An exporter with eight GPUs and so many targets."""
-    with running_exporter(folder, config(targets, port, histograms), environ=environment(folder)) as running:
+def exporter(
+    targets: int, port: int, folder: Path, gpus: int = 8, histograms: str = "sums"
+) -> Iterator[Exporter]:
+    """An exporter with so many targets and GPUs."""
+    asked = config(targets, port, gpus, histograms)
+    with running_exporter(folder, asked, environ=environment(folder, gpus)) as running:
         yield running
 
 
-def measure(targets: int, *, blocks: int, scrapes: int, histograms: str = "sums") -> Measured:
+def measure(targets: int, *, blocks: int, scrapes: int, gpus: int = 8, histograms: str = "sums") -> Measured:
     """Scrape an exporter of so many targets, in blocks."""
     with (
         running_pages(port := free_port()) as server,
         tempfile.TemporaryDirectory() as folder,
-        exporter(targets, port, Path(folder), histograms) as running,
+        exporter(targets, port, Path(folder), gpus, histograms) as running,
     ):
         pid = running.process.pid
         scraper = Scraper(running.port, timeout=60)
@@ -102,6 +113,7 @@ def measure(targets: int, *, blocks: int, scrapes: int, histograms: str = "sums"
             done.append(block)
         return Measured(
             targets=targets,
+            gpus=gpus,
             cpu_seconds=min(statistics.median(block.cpu) for block in done),
             wall_p95_seconds=min(_p95(block.wall) for block in done),
             unhindered_p95_seconds=min(_p95(block.unhindered) for block in done),
@@ -144,6 +156,7 @@ def rows_by_targets(measured: list[Measured]) -> Iterator[Row]:
     bars = {1: (None, 60), 100: (0.15, 70), 1000: (1.5, 110)}
     yield (
         "targets",
+        "GPUs",
         "CPU per target ÷ client parser on one page",
         "CPU per target (bar 1 ms)",
         "wall p95 (bar)",
@@ -157,6 +170,7 @@ def rows_by_targets(measured: list[Measured]) -> Iterator[Row]:
         assert each.up == each.targets, each
         yield (
             str(each.targets),
+            str(each.gpus) if each.gpus else "none (sidecar)",
             f"{each.cpu_seconds / each.targets / each.client_seconds:.2f}",
             f"{each.cpu_seconds / each.targets * 1e3:.2f} ms",
             f"{each.wall_p95_seconds * 1e3:.0f} ms" + (f" ({wall_bar * 1e3:.0f} ms)" if wall_bar else ""),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pynvml
 from costs import Scraper, cpu_seconds, resident_bytes, series_of
-from eight_gpus import environment
+from fake_gpus import environment
 
 from prometheus_server import free_port
 

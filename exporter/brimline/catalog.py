@@ -49,7 +49,11 @@ Parts = Mapping[str, Estimate]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One exported family. rows: pairs of label values and a value, from a snapshot."""
+    """One exported family. rows: pairs of label values and a value, from a snapshot.
+
+    source: all of the snapshot that the rows are made of, where it seldom changes: equal sources have equal
+    rows, which need not be made to know that.
+    """
 
     name: str
     kind: Kind
@@ -57,6 +61,7 @@ class Family:
     labels: Labels
     rows: Callable[[Snapshot], Iterable[Row]]
     group: str
+    source: Callable[[Snapshot], object] | None = None
 
     @property
     def full_name(self) -> str:
@@ -111,13 +116,19 @@ def _target_rows(
     *,
     kind: Kind = "gauge",
     group: str = "health",
+    of: Callable[[TargetSnapshot], object] | None = None,
 ) -> Family:
+    """A family of several rows for each target. of: all that they are made of, where it seldom changes."""
+
     def rows(snapshot: Snapshot) -> Iterator[Row]:
         for target in snapshot.targets:
             for rest, said in value(target):
                 yield (target.name, *rest), said
 
-    return Family(name, kind, help_, ("target", *labels), rows, group)
+    def source(snapshot: Snapshot) -> object:
+        return [(target.name, of(target)) for target in snapshot.targets] if of is not None else None
+
+    return Family(name, kind, help_, ("target", *labels), rows, group, None if of is None else source)
 
 
 def _ranks(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, RankReading]]:
@@ -184,6 +195,11 @@ def _footprints(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, Footprint]
             yield target, target.footprint
 
 
+def _all_footprints(snapshot: Snapshot) -> object:
+    """All that predicted families are made of. A footprint stays the same one while its question does."""
+    return [(target.name, target.footprint) for target in snapshot.targets]
+
+
 def _predicted(name: str, help_: str, value: Callable[[Footprint], float | bool | None]) -> Family:
     """A family of one number for each target whose memory is predicted."""
 
@@ -193,7 +209,8 @@ def _predicted(name: str, help_: str, value: Callable[[Footprint], float | bool 
             if said is not None:
                 yield (target.name,), float(said)
 
-    return Family(name, "gauge", f"{help_} {_NOT_PREDICTED}", ("target",), rows, "prediction")
+    help_ = f"{help_} {_NOT_PREDICTED}"
+    return Family(name, "gauge", help_, ("target",), rows, "prediction", _all_footprints)
 
 
 def _predicted_parts(
@@ -208,7 +225,8 @@ def _predicted_parts(
                 if component in said:
                     yield (target.name, component), float(value(said[component]))
 
-    return Family(name, "gauge", f"{help_} {_NOT_PREDICTED}", ("target", "component"), rows, "prediction")
+    help_ = f"{help_} {_NOT_PREDICTED}"
+    return Family(name, "gauge", help_, ("target", "component"), rows, "prediction", _all_footprints)
 
 
 def _whole(footprint: Footprint, bound: Callable[[Estimate], int]) -> int | None:
@@ -338,6 +356,7 @@ METRICS: tuple[Family, ...] = (
         ("setting", "value"),
         lambda target: (((name, value), 1.0) for name, value in target.settings.items()),
         group="identity",
+        of=lambda target: target.settings,
     ),
     _target(
         "target_settings_complete",
@@ -394,6 +413,7 @@ METRICS: tuple[Family, ...] = (
         ("reason",),
         lambda target: (((reason,), float(count)) for reason, count in target.errors.items()),
         kind="counter",
+        of=lambda target: target.errors,
     ),
     _target(
         "target_scrape_duration_seconds",

@@ -70,12 +70,8 @@ def _number(value: float) -> str:
     if value == 1:
         return "1.0"
     text = repr(value)
-    point = text.find(".")
-    if 0 < point <= 6:
-        return text
-    if point > 6 and value > 0:  # Go writes an exponent, where Python does not yet
-        return f"{f'{text[0]}.{text[1:point]}{text[point + 1 :]}'.rstrip('0.')}e+0{point - 1}"
-    return _go_float(value)
+    # As Python writes it, unless Go would use an exponent, or it is no plain number.
+    return text if 0 < text.find(".") <= 6 else _go_float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +131,7 @@ class _Writer:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self.rows = family.rows
+        self._rows = family.rows
         self._name = family.full_name
         self._layout = _layout(family.labels)
         self._start = self._name + self._layout.labels
@@ -146,20 +142,31 @@ class _Writer:
             [_head(self._name, family.help, kind, is_openmetrics=each) for each in (False, True)]
             for kind in kinds
         ]
+        self._source: object = None
         self._kept: tuple[list[Row], bool] | None = None
         self._kept_lines = ""
         self._series: dict[Labels, str] = {}  # as they are written, by their label values
 
-    def lines(self, rows: list[Row], escaped: _Escaped, *, with_buckets: bool) -> str:
-        """The lines of the rows, each of which stands for itself."""
+    def lines(self, snapshot: Snapshot, escaped: _Escaped, *, with_buckets: bool) -> str:
+        """The lines of the family's rows; empty where it has none."""
+        source = None if self.family.source is None else self.family.source(snapshot)
+        if source is not None and self._kept is not None and self._source == source:
+            return self._kept_lines
+        rows = list(self._rows(snapshot))
         written_of = rows, with_buckets
         if self._kept == written_of:
+            self._source = source
             return self._kept_lines
-        if self.family.kind == "histogram":
+        if not rows:
+            text = ""
+        elif self.family.kind == "histogram":
             text = "".join(self._histograms(rows, escaped, with_buckets=with_buckets))
         else:
             text = "".join(self._numbers(rows, escaped))
-        self._kept, self._kept_lines = (written_of, text) if len(text) <= _MAX_KEPT_CHARACTERS else (None, "")
+        if len(text) <= _MAX_KEPT_CHARACTERS:
+            self._source, self._kept, self._kept_lines = source, written_of, text
+        else:
+            self._source, self._kept, self._kept_lines = None, None, ""
         return text
 
     def _numbers(self, rows: list[Row], escaped: _Escaped) -> list[str]:
@@ -218,7 +225,8 @@ def _open_files() -> int:
     counted = os.stat("/proc/self/fd").st_size  # noqa: PTH116 - in each scrape
     if counted:
         return counted
-    return len(os.listdir("/proc/self/fd")) - 1  # Linux before 6.2; less the one that lists them
+    with os.scandir("/proc/self/fd") as entries:  # Linux before 6.2
+        return sum(1 for _ in entries) - 1  # less the one that lists them
 
 
 def _measured() -> dict[str, float]:
@@ -298,8 +306,7 @@ class Exposition:
         size = 0
         for writer in self._writers:
             try:
-                rows = list(writer.rows(snapshot))
-                lines = writer.lines(rows, escaped, with_buckets=with_buckets) if rows else ""
+                lines = writer.lines(snapshot, escaped, with_buckets=with_buckets)
             except Exception:  # the exposition goes on without a family that has a defect
                 if writer.family.name not in _logged:
                     _logged.add(writer.family.name)

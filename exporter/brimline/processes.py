@@ -174,8 +174,8 @@ _READ_BYTES = 16 << 10
 def proc_file(path: str) -> bytes:
     """A file of the kernel's, as it is now. Raises OSError.
 
-    By system calls, as several are read in each scrape: a file object takes twice as long, Path.read_text four
-    times.
+    By system calls, as several are read in each scrape: a file object takes twice as long, Path.read_text
+    four times.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

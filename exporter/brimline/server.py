@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 # What Prometheus needs to take over the answer before its own timeout (blackbox_exporter's default).
 TIMEOUT_OFFSET = 0.5
-# Smaller pages are sent as they are: to compress the 23 KB of one server takes a seventh of its scrape's CPU, and
-# saves 1 KB/s at a scrape each 15 s.
+# Smaller pages are sent as they are: to compress the 23 KB of one server takes a seventh of its scrape's CPU,
+# and saves 1 KB/s with a scrape each 15 s.
 _MIN_COMPRESSED_BYTES = 32 << 10
 _SECRET_HEADERS = {"set-cookie", "authorization", "www-authenticate"}
 

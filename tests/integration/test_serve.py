@@ -90,14 +90,25 @@ def test_the_page_is_openmetrics_where_that_is_accepted(exporter: Serving) -> No
     ("accepted", "encoding"),
     [("gzip", "gzip"), ("br, gzip;q=0.5", "gzip"), ("identity", None), ("gzip;q=0", None), ("", None)],
 )
-def test_the_page_is_compressed_where_that_is_accepted(
-    exporter: Serving, accepted: str, encoding: str | None
+def test_a_large_page_is_compressed_where_that_is_accepted(
+    tmp_path: Path, vllm: FakeServer, accepted: str, encoding: str | None
 ) -> None:
-    page = exporter.metrics(Accept_Encoding=accepted)
+    with serving(tmp_path, {f"chat-{number}": vllm.url for number in range(9)}) as exporter:
+        page = exporter.metrics(Accept_Encoding=accepted)
 
     text = gzip.decompress(page.body) if encoding else page.body
     assert page.headers.get("content-encoding") == encoding
-    assert b'brimline_target_up{target="chat"} 1.0' in text
+    assert page.headers["vary"] == "Accept-Encoding"
+    assert len(text) > 32 << 10
+    assert b'brimline_target_up{target="chat-8"} 1.0' in text
+
+
+def test_a_small_page_is_sent_as_it_is(exporter: Serving) -> None:
+    page = exporter.metrics(Accept_Encoding="gzip")
+
+    assert len(page.body) < 32 << 10
+    assert page.headers.get("content-encoding") is None
+    assert b'brimline_target_up{target="chat"} 1.0' in page.body
 
 
 def test_health_and_readiness_ask_no_server(exporter: Serving, vllm: FakeServer) -> None:

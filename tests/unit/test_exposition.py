@@ -444,6 +444,31 @@ def test_a_page_says_nothing_of_the_page_before(
         assert ours(page) == ours(render(of, accept, families=shared)[0])
 
 
+@FORMATS
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*(st.integers(0, 2),) * 6), min_size=2, max_size=5))
+def test_a_page_of_all_families_says_nothing_of_the_page_before(
+    accept: str, rounds: list[tuple[int, ...]]
+) -> None:
+    """Whatever of what seldom changes does change: what is told of it is told from now on."""
+    [full, *others], shown = everything().targets, Exposition()
+    footprints = (None, FOOTPRINT, dataclasses.replace(FOOTPRINT, fits=False, calibrated=True))
+    for footprint, setting, errors, differs, name, number in rounds:
+        first = dataclasses.replace(
+            full,
+            name=f"target-{name}",
+            footprint=footprints[footprint],
+            settings={"max_model_len": str(setting)},
+            errors=dict.fromkeys(TARGET_REASONS, errors),
+            mismatches={"max_model_len": differs == 1},
+        )
+        of = dataclasses.replace(everything(), targets=(first, *others[:number]))
+
+        page = b"".join(shown.pieces(of, accept)[0])
+
+        assert ours(page) == ours(render(of, accept)[0])
+
+
 # --- histograms
 
 NAME = "brimline_time_to_first_token_seconds"

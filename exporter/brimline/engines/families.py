@@ -237,7 +237,7 @@ def _read_scalar(
 ) -> None:
     rows: dict[Key, list[float]] = {}
     for sample in _first_present(page, quantity.names):
-        if quantity.where and any(sample.labels.get(k, "") != value for k, value in quantity.where.items()):
+        if any(sample.labels.get(label, "") != value for label, value in quantity.where.items()):
             continue
         if not _is_possible(sample.value, ratio=quantity.ratio):
             reading.bad.add(name)

@@ -121,6 +121,39 @@ def test_a_line_with_too_many_labels_is_a_bad_line(labels: int, unparsed: int, s
     assert scan(f"a{{{inside}}} 1\n".encode(), [b"a"]).unparsed_lines == unparsed
 
 
+# --- what is remembered
+
+
+def test_a_name_that_was_not_wanted_is_read_as_soon_as_it_is() -> None:
+    body = b'a{x="1"} 1\nb{x="1"} 2\n'
+
+    found = [scan(body, wanted).samples.keys() for wanted in ([b"a"], [b"b"], [b"a"], [b"a", b"b"])]
+
+    assert [set(names) for names in found] == [{"a"}, {"b"}, {"a"}, {"a", "b"}]
+
+
+def test_bad_names_count_on_each_page() -> None:
+    body = b'good{x="1"} 1\nb-d{x="1"} 2\n'
+
+    assert [scan(body, [b"a"]).unparsed_lines for _ in range(3)] == [1, 1, 1]
+
+
+def test_names_that_change_with_each_page_leave_little_behind() -> None:
+    def page(number: int) -> bytes:
+        return b"".join(b'name_%d_%d{x="1"} 1\n' % (number, line) for line in range(5_000))
+
+    scan(page(0), [b"a"])
+    tracemalloc.start()
+    try:
+        for number in range(1, 20):
+            scan(page(number), [b"a"])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held < 256 << 10
+
+
 # --- limits
 
 
