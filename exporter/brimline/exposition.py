@@ -131,13 +131,15 @@ class _Writer:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._rows = family.rows
+        self._rows_of = family.rows
+        self._source_of = family.source
+        self._is_histogram = family.kind == "histogram"
         self._name = family.full_name
         self._layout = _layout(family.labels)
         self._start = self._name + self._layout.labels
         # A page where no target asked for buckets carries sums and counts alone, and calls the family a
         # summary, which may have those.
-        kinds = ("summary" if family.kind == "histogram" else family.kind, family.kind)
+        kinds = ("summary" if self._is_histogram else family.kind, family.kind)
         self.heads = [
             [_head(self._name, family.help, kind, is_openmetrics=each) for each in (False, True)]
             for kind in kinds
@@ -149,17 +151,19 @@ class _Writer:
 
     def lines(self, snapshot: Snapshot, escaped: _Escaped, *, with_buckets: bool) -> str:
         """The lines of the family's rows; empty where it has none."""
-        source = None if self.family.source is None else self.family.source(snapshot)
-        if source is not None and self._kept is not None and self._source == source:
-            return self._kept_lines
-        rows = list(self._rows(snapshot))
+        source = None
+        if self._source_of is not None:
+            source = self._source_of(snapshot)
+            if self._kept is not None and self._source == source:
+                return self._kept_lines
+        rows = list(self._rows_of(snapshot))
         written_of = rows, with_buckets
         if self._kept == written_of:
             self._source = source
             return self._kept_lines
         if not rows:
             text = ""
-        elif self.family.kind == "histogram":
+        elif self._is_histogram:
             text = "".join(self._histograms(rows, escaped, with_buckets=with_buckets))
         else:
             text = "".join(self._numbers(rows, escaped))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+import brimline.demo
 from brimline.collect import Collector
 from brimline.config import parse
 from brimline.engines.vllm import ADAPTER
-from brimline.exposition import render
+from brimline.exposition import Exposition, render
 from brimline.exposition_text import scan
 from page_server import address, running_pages
 from prometheus_server import free_port
 from vllm_pages import page
+
+MODEL = Path(brimline.demo.__file__).parent / "llama-3.1-8b"
 
 
 def best(tries: int, call: Callable[[], object]) -> float:
@@ -36,6 +40,38 @@ def test_the_scanner_takes_an_eighth_of_the_client_librarys_time_at_most() -> No
     theirs = best(5, lambda: [list(family.samples) for family in text_string_to_metric_families(text)])
 
     assert ours <= 0.12 * theirs
+
+
+def test_a_scrape_of_one_target_takes_a_third_of_the_client_librarys_time_for_its_page_at_most() -> None:
+    port = free_port()
+    text = page().decode()
+
+    async def seconds() -> float:
+        config = parse(
+            "gpu: {backend: none}\n"
+            f"targets: [{{name: chat, url: 'http://{address(0)}:{port}', model: {MODEL}, "
+            "launch: {max_model_len: 2048}}]"
+        )
+        collector, exposition = Collector(config), Exposition()
+        await collector.start()
+        try:
+            taken = []
+            for _ in range(60):
+                begun = time.process_time()
+                snapshot = await collector.snapshot()
+                b"".join(exposition.pieces(snapshot)[0])
+                taken.append(time.process_time() - begun)
+                assert snapshot.targets[0].up
+            assert snapshot.targets[0].footprint is not None
+            return min(taken)
+        finally:
+            await collector.close()
+
+    with running_pages(port):
+        ours = asyncio.run(seconds())
+    theirs = best(5, lambda: [list(family.samples) for family in text_string_to_metric_families(text)])
+
+    assert ours <= theirs / 3
 
 
 def test_a_target_costs_the_same_among_three_hundred_as_among_thirty() -> None:

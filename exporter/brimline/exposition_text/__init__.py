@@ -44,7 +44,7 @@ Pairs = dict[bytes, tuple[str, str]]  # `name="value` as written → name, value
 # As mappings they take some six times as much, twice.
 MAX_REMEMBERED_BYTES = 1 << 20
 REMEMBERED_PAGES = 64
-# The same for names, of which a page of vLLM 0.32 has 4 KB, and for how many sets of wanted ones: two an engine.
+# The same for names, of which a page of vLLM 0.32 has 4 KB; for so many sets of wanted ones, two an engine.
 MAX_REMEMBERED_NAME_BYTES = 32 << 10
 MAX_REMEMBERED_WANTED = 32
 
@@ -52,8 +52,8 @@ MAX_REMEMBERED_WANTED = 32
 class _Remembered:
     """What was seen before, as a server sends the same again: labels, and names that nobody wants.
 
-    What changes leaves nothing behind: labels that did not come again within REMEMBERED_PAGES to twice as many
-    are forgotten, and names once they are too many.
+    What changes leaves nothing behind: labels that did not come again within REMEMBERED_PAGES to twice as
+    many are forgotten, and names once they are too many.
     """
 
     def __init__(self) -> None:
