@@ -20,6 +20,7 @@ import yaml
 from brimline import thresholds
 from brimline.engines import ENGINES
 from brimline.errors import ConfigError
+from brimline.spelling import known_names
 from brimline.strict_yaml import Place, Schema, Source, dotted, read_struct, read_text
 from brimline.strict_yaml import Seconds as Seconds  # of the configuration's types, and so read from here
 from brimline.strict_yaml import Size as Size
@@ -256,7 +257,8 @@ def check_target(source: Source, target: Target, place: Place) -> None:
         raise refuse("metrics_path", "the metrics_path does not start with a slash; write /metrics")
     if target.engine not in ("auto", *ENGINES):
         raise refuse(
-            "engine", f"unknown engine {target.engine!r}; known: {', '.join(('auto', *sorted(ENGINES)))}"
+            "engine",
+            f"unknown engine {target.engine!r}; {known_names(target.engine, ('auto', *sorted(ENGINES)))}",
         )
     for key in ("experiment", "variant"):
         value = getattr(target, key)
@@ -505,7 +507,7 @@ def _parse(text: str, name: str) -> tuple[Config, Source]:
             raise source.error(("alerts", alert), f"alerts.{alert}: {error}") from None
         if alert not in thresholds.ALERTS:
             raise source.error(
-                ("alerts", alert), f"unknown alert {alert!r}; known: {', '.join(thresholds.ALERTS)}"
+                ("alerts", alert), f"unknown alert {alert!r}; {known_names(alert, thresholds.ALERTS)}"
             )
     for index, pattern in enumerate(config.targets_files):
         _check_pattern(source, pattern, index)

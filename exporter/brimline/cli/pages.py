@@ -30,9 +30,10 @@ def read(source: str, engine: str | None, as_json_: bool) -> None:
     from brimline.engines import ENGINES
     from brimline.errors import BrimlineError, EngineError
     from brimline.saved_page import as_json, open_saved, read_saved
+    from brimline.spelling import known_names
 
     if engine is not None and engine not in ENGINES:
-        fail(f"unknown engine {engine!r}; known: {', '.join(sorted(ENGINES))}")
+        fail(f"unknown engine {engine!r}; {known_names(engine, sorted(ENGINES))}")
     try:
         readings = read_saved(open_saved(source), engine)
     except EngineError as error:
