@@ -63,6 +63,70 @@ def test_check_exits_1_where_a_server_cannot_be_read(server: str, tmp_path: Path
     assert done.stderr == b"brimline: 1 up, 1 down: b\n"  # and not the same once more
 
 
+def test_a_quiet_check_prints_a_line_for_each_problem_and_nothing_else(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    good = f"gpu: {{backend: none}}\ntargets:\n- {{name: a, url: '{server}'}}\n"
+    config.write_text(
+        f"{good}- {{name: b, url: 'http://127.0.0.1:9'}}\n- {{name: c, url: '{server}/', model: /no/such}}\n"
+    )
+
+    done = brimline("check", "--quiet", "--config", config)
+
+    assert done.returncode == 1
+    assert done.stdout.decode().splitlines() == [
+        "b: connection: 127.0.0.1:9 refuses connections: is the server running there?",
+        f"c: {config}:5: model: /no/such does not exist; correct or remove model",
+    ]
+    assert b"brimline: 2 up, 1 down: b; 1 up with problems: c\n" in done.stderr
+
+
+def test_a_quiet_check_says_nothing_where_all_is_well(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"gpu: {{backend: none}}\ntargets: [{{name: a, url: '{server}'}}]\n")
+
+    done = brimline("check", "--quiet", "--config", config)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_check_as_json_holds_what_was_read_and_what_was_not(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "gpu: {backend: none}\ntargets:\n"
+        f"- {{name: a, url: '{server}', launch: {{kv_cache_dtype: fp8}}}}\n- {{name: b, url: 'http://127.0.0.1:9'}}\n"
+    )
+
+    done = brimline("check", "--json", "--config", config)
+
+    document = json.loads(done.stdout)
+    up, down = document["targets"]
+    assert done.returncode == 1
+    assert (document["schema_version"], document["well"]) == (1, False)
+    assert document["gpus"] == {"up": None, "problem": None, "detail": None, "devices": []}
+    assert (up["target"], up["up"], up["problems"], up["place"]) == ("a", True, [], f"{config}:3")
+    assert up["mismatches"] == [{"setting": "kv_cache_dtype", "declared": "fp8", "live": "auto"}]
+    assert up["reading"]["models"][0]["kv_cache_capacity_tokens"] == 416_480
+    assert up["prediction"]["parameters"] == 8_030_261_248
+    assert "weights" in [line["name"] for line in up["comparison"]]
+    assert up["headroom_bytes"] is None
+    assert (down["up"], down["reading"], down["prediction"]) == (False, None, None)
+    assert down["problems"][0]["reason"] == "connection"
+
+
+def test_a_check_as_json_that_finds_nothing_is_json_too() -> None:
+    done = brimline("check", "--json", "--discover-ports", str(free_port()))
+
+    assert done.returncode == 3
+    assert (json.loads(done.stdout)["targets"], json.loads(done.stdout)["well"]) == ([], False)
+
+
+def test_a_check_is_quiet_or_json() -> None:
+    done = brimline("check", "--quiet", "--json")
+
+    assert done.returncode == 2
+    assert b"--quiet and --json both say what is printed; give one of them" in done.stderr
+
+
 def test_check_doubts_targets_that_count_twice(server: str, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(
