@@ -14,6 +14,7 @@ from rich.text import Text
 from brimline import units
 from brimline.collect import Collector
 from brimline.config import Config
+from brimline.fitted_table import print_table
 from brimline.footprint.predict import as_json as footprint_as_json
 from brimline.readings import (
     GPU_REASONS,
@@ -227,7 +228,7 @@ def print_snapshot(snapshot: Snapshot, console: Console, places: Mapping[str, st
         state = Text("up", style="green") if target.up else Text("down", style="bold red")
         table.add_row(target.name, state, lines)
     if snapshot.targets:
-        console.print(table)
+        print_table(table, console)
     else:
         console.print("No targets are configured.")
     for target in snapshot.targets:
@@ -243,12 +244,12 @@ def _print_comparison(target: TargetSnapshot, snapshot: Snapshot, console: Conso
     table = Table(title=f"{target.name}: predicted beside observed, fullest GPU", title_justify="left")
     table.add_column("", overflow="fold")
     for column in ("predicted", "low", "high", "observed", "difference"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
     for line in lines:
         numbers = (line.expected, line.low, line.high, line.observed)
         shown = [units.format_amount(number, line.unit) for number in numbers]
         table.add_row(line.name, *shown, units.format_difference(line.difference_ratio))
-    console.print(table)
+    print_table(table, console)
     headroom = snapshot.memory.headroom_bytes.get(target.name)
     if headroom is not None:
         basis = "calibrated" if target.footprint.calibrated else "by the high bounds, not calibrated"
@@ -267,18 +268,18 @@ def _print_gpus(snapshot: Snapshot, console: Console) -> None:
     if not gpu.devices:
         return
     table = Table(title="GPUs", title_justify="left")
-    for column in ("index", "UUID", "name", "used", "total", "reserved", "memory API", "problem"):
-        table.add_column(column, overflow="fold")
+    for column in ("", "UUID", "name", "used", "total", "reserved", "memory API", "problem"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("used", "total", "reserved"))
     for device in gpu.devices:
         table.add_row(*_gpu_row(device))
-    console.print(table)
+    print_table(table, console)
 
 
 def _gpu_row(device: DeviceReading) -> list[str]:
     sizes = (device.used_bytes, device.total_bytes, device.reserved_bytes)
     problem = f"{device.problem}: {device.detail}" if device.problem else ""
     return [
-        device.index,
+        f"GPU {device.index}",
         device.uuid,
         device.name or "",
         *map(units.format_bytes, sizes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -17,7 +18,7 @@ from brimline.tables import Console, Table
 if TYPE_CHECKING:
     from brimline.footprint.alternatives import Alternative, Figure
 
-# Where the output is no terminal, which tells its own.
+# Where the output is no terminal and nobody tells a width.
 WIDTH = 100
 # Of a source in the table; the whole stands in --explain and in the JSON.
 _SOURCE_LENGTH = 90
@@ -28,7 +29,7 @@ def print_prediction(
 ) -> None:
     """Print a prediction to standard output, and apart from it what was asked besides."""
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, WIDTH)
     print_footprint(footprint, console, gpu)
     if explain:

@@ -17,11 +17,14 @@ from prometheus_server import free_port
 from simulated_server import simulated_vllm
 
 CAPTURES = Path(__file__).parent.parent / "captures"
+MODEL = Path(__file__).parent.parent.parent / "exporter/brimline/demo/llama-3.1-8b"
 
 
-def brimline(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def brimline(
+    *arguments: str | Path, stdin: bytes = b"", columns: int = 200
+) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "brimline", *map(str, arguments)]
-    environ = {**os.environ, "COLUMNS": "200"}  # so that no line of a table is folded
+    environ = {**os.environ, "COLUMNS": str(columns)}  # so many that no line of a table is folded
     return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=environ)
 
 
@@ -310,3 +313,71 @@ def test_read_prints_a_table_for_people() -> None:
 
     assert done.returncode == 0
     assert b"1,048,576" in done.stdout
+
+
+def test_read_prints_bytes_and_ratios_with_their_units() -> None:
+    done = brimline("read", CAPTURES / "sglang-0.5.23", columns=80)
+
+    printed = done.stdout.decode()
+    assert re.search(r"kv_cache_capacity_bytes +│ +51\.19 GiB", printed)
+    assert re.search(r"kv_cache_usage_ratio +│ +15\.6 %", printed)
+    assert re.search(r"measured_memory_bytes: weights +│ +15\.27 GiB", printed)
+    assert re.search(r"kv_cache_capacity_tokens +│ +372,736", printed)
+
+
+def test_read_prints_as_many_ranks_beside_each_other_as_there_is_room_for() -> None:
+    wide, narrow, thin = (
+        brimline("read", CAPTURES / "vllm-0.8.5-dp2", columns=width).stdout.decode() for width in (80, 60, 40)
+    )
+
+    assert re.search(r"all ranks ┃ +rank 0 ┃ +rank 1 ┃", wide)
+    assert re.search(r"all ranks ┃ +rank 0 ┃\n", narrow)
+    assert re.search(r"quantity +┃ +rank 1 ┃\n", narrow)
+    assert "kv_cache_capacity_tokens\n    all ranks: 893,568\n    rank 0: 446,784\n" in thin
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("read", CAPTURES / "sglang-0.5.23"),
+        ("read", CAPTURES / "vllm-0.8.5-dp2"),
+        ("predict", MODEL, "--gpu", "H100", "--explain"),
+        (
+            "plan",
+            MODEL,
+            "--gpu",
+            "H100",
+            "--sweep",
+            "max_model_len=8K,32K",
+            "--sweep",
+            "kv_cache_dtype=auto,fp8",
+        ),
+        ("estimate", "training", "--parameters", "7B", "--gpus", "8", "--zero", "3"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_line_is_wider_than_the_terminal(arguments: tuple[str | Path, ...], columns: int) -> None:
+    done = brimline(*arguments, columns=columns)
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    # What cannot be broken, such as an address, is longer than a very narrow terminal.
+    assert [line for line in lines if len(line) > columns and " " in line.strip()] == []
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_check_keeps_to_the_terminals_width(server: str, tmp_path: Path, columns: int) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "gpu: {backend: none}\ntargets:\n"
+        f"- {{name: chat-long-context-candidate.prod, url: '{server}', launch: {{}}}}\n"
+    )
+
+    done = brimline("check", "--config", config, columns=columns)
+
+    printed = done.stdout.decode()
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "chat-long-context-candidate.prod" in printed
+    assert "14.99 GiB" in printed
+    assert "131,072 B/token" in printed
