@@ -111,9 +111,9 @@ brimline rules -o rules --config brimline.yaml --grafana-url https://grafana.int
 
 - `--grafana-url`: what the link to a board (`dashboard_url`) begins with. Without it the link is a path,
   which only Grafana itself can follow.
-- `--runbook-url`: where your copy of [runbook.md](runbook.md) can be read: the anchor of the alert is
-  added. Without it the link is a path in this repository, which Alertmanager cannot follow. The chart's
-  value is `prometheusRule.runbookUrl`.
+- `--runbook-url`: where your copy of [runbook.md](runbook.md) can be read, an http or https address: the
+  anchor of the alert is added. Without it the link is a path in this repository, which Alertmanager cannot
+  follow. The chart's value is `prometheusRule.runbookUrl`.
 - `--namespace`, `--label`: of the PrometheusRule: the operator picks rules by label, such as
   `release=kube-prometheus-stack`.
 - `--datasource-uid`: the Prometheus that Grafana's own rules ask.
