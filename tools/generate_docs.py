@@ -122,6 +122,15 @@ brimline rules -o rules --config brimline.yaml --grafana-url https://grafana.int
   `exported_namespace`: `pod` and `namespace` are then dcgm-exporter's own, and no GPU would find its
   server.
 
+**Who is woken.** The [example for Alertmanager](../deploy/alertmanager/alertmanager.yml) wakes somebody
+for what is critical, sends the rest to a chat, and lets the critical form of an alert, an exporter and a
+server that are down silence what follows from them. A hundred servers that are down at once (a node, a
+network, a rollout), behind one exporter or each with its sidecar, are **one page** that names them all:
+`BrimlineTargetDown` and `BrimlineExporterDown` are grouped by `alertname`, `cluster` and `job`. A server
+at the brim is a page of its own: it has minutes, and must not hide behind another's page that is already
+seen to. [brimline.tmpl](../deploy/alertmanager/brimline.tmpl) has the words: how many, which, what to do,
+runbook and board. Set `cluster` as an external label where there are several.
+
 **Grafana's own alerting.** `brimline-grafana-alerting.yaml` belongs into Grafana's `provisioning/alerting`
 folder (`/etc/grafana/provisioning/alerting/`), and the recording rules into the Prometheus that it asks.
 Use it in place of Prometheus' alerts, not beside them. Its alerts are named with their severity,
