@@ -241,7 +241,8 @@ def _print_comparison(target: TargetSnapshot, snapshot: Snapshot, console: Conso
     lines = comparisons(target, snapshot)
     if not lines or target.footprint is None:
         return
-    table = Table(title=f"{target.name}: predicted beside observed, fullest GPU", title_justify="left")
+    fullest = ", fullest GPU" if target.footprint.fullest.components else ""
+    table = Table(title=f"{target.name}: predicted beside observed{fullest}", title_justify="left")
     table.add_column("", overflow="fold")
     for column in ("predicted", "low", "high", "observed", "difference"):
         table.add_column(column, justify="right", no_wrap=True)
