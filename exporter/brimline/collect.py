@@ -993,12 +993,12 @@ class TargetReader:
 def _in_main_memory(footprint: Footprint) -> str:
     """What to say of a server on the CPU, of which no GPU memory is predicted."""
     said = "it runs on the CPU, so that no GPU memory is predicted"
-    parts = [(name, part.expected) for rank in footprint.ranks for name, part in rank.host.items()]
-    sizes = {name: sum(size for other, size in parts if other == name) for name, _ in parts}
-    shown = [
-        f"{name.replace('_', ' ')} {units.format_bytes(size * footprint.tensor_parallel)}"
-        for name, size in sizes.items()
-    ]
+    sizes: dict[str, int] = {}
+    for rank in footprint.ranks:
+        for component, part in rank.host.items():
+            name = component.replace("kv_cache", "KV cache").replace("_", " ")
+            sizes[name] = sizes.get(name, 0) + part.expected * footprint.tensor_parallel
+    shown = [f"{name} {units.format_bytes(size)}" for name, size in sizes.items()]
     return f"{said}; in main memory: {', '.join(shown)}" if shown else said
 
 
