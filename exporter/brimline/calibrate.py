@@ -14,6 +14,7 @@ from brimline.check import gpu_is_settled, gpu_problem
 from brimline.collect import Collector
 from brimline.config import Config, GpuConfig
 from brimline.errors import FootprintError
+from brimline.fitted_table import print_table
 from brimline.footprint.calibrate_live import Observed
 from brimline.footprint.findings import Outcome
 from brimline.footprint.gpus import Gpu, live_gpu
@@ -157,11 +158,11 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     if outcome.findings:
         table = Table(title="Constants, per GPU", title_justify="left")
         table.add_column("constant")
-        table.add_column("measured", justify="right")
+        table.add_column("measured", justify="right", no_wrap=True)
         table.add_column("by the table", justify="right", overflow="fold")
         table.add_column("how it is known, or why not", overflow="fold")
         for finding in outcome.findings:
             table.add_row(finding.name, finding.measured or "–", finding.table or "–", finding.basis)
-        console.print(table)
+        print_table(table, console)
     for note in outcome.notes:
         console.print(f"! {note}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,17 +14,22 @@ from rich.text import Text
 from brimline import units
 from brimline.collect import Collector
 from brimline.config import Config
+from brimline.fitted_table import print_table
+from brimline.footprint.predict import as_json as footprint_as_json
 from brimline.readings import (
     GPU_REASONS,
     DeviceReading,
     GpuReading,
+    Problem,
     RankReading,
     Snapshot,
     TargetSnapshot,
     combine_ranks,
 )
 from brimline.reconcile import comparisons
+from brimline.saved_page import as_json as readings_as_json
 
+SCHEMA_VERSION = 1
 GPU_PATIENCE = 3.0
 PREDICTION_PATIENCE = 10.0
 
@@ -105,6 +111,20 @@ def outcome(snapshot: Snapshot, config: Config) -> Outcome:
     )
 
 
+def problem_lines(snapshot: Snapshot, config: Config, places: Mapping[str, str]) -> Iterator[str]:
+    """A line for each problem for which something could not be read; none where all is well."""
+    found = outcome(snapshot, config)
+    for target in snapshot.targets:
+        if target.name in found.down or target.name in found.doubtful:
+            for problem in target.problems:
+                yield f"{target.name}: {_said(problem, places.get(target.name))}"
+    if "GPUs" in found.gpus:
+        yield f"GPUs: {gpu_problem(snapshot.gpu)}"
+    for device in snapshot.gpu.devices:
+        if device.problem is not None:
+            yield f"GPU {device.index}: {device.problem}: {device.detail}"
+
+
 def gpu_problem(gpu: GpuReading) -> str:
     """Why GPUs cannot be read, and what to do."""
     reason = gpu.problem or "unknown"
@@ -164,10 +184,13 @@ def _kv_line(rank: RankReading) -> str:
 _OF_THE_FILE = ("launch", "launch_command", "model", "calibration")
 
 
+def _said(problem: Problem, place: str | None) -> str:
+    where = f"{place}: " if place is not None and problem.reason in _OF_THE_FILE else ""
+    return f"{where}{problem.reason}: {problem.detail}"
+
+
 def _warnings(target: TargetSnapshot, place: str | None) -> Iterator[str]:
-    for problem in target.problems:
-        where = f"{place}: " if place is not None and problem.reason in _OF_THE_FILE else ""
-        yield f"{where}{problem.reason}: {problem.detail}"
+    yield from (_said(problem, place) for problem in target.problems)
     for setting, differs in target.mismatches.items():
         if differs:
             declared, live = target.declared.get(setting), target.settings[setting]
@@ -205,7 +228,7 @@ def print_snapshot(snapshot: Snapshot, console: Console, places: Mapping[str, st
         state = Text("up", style="green") if target.up else Text("down", style="bold red")
         table.add_row(target.name, state, lines)
     if snapshot.targets:
-        console.print(table)
+        print_table(table, console)
     else:
         console.print("No targets are configured.")
     for target in snapshot.targets:
@@ -218,15 +241,16 @@ def _print_comparison(target: TargetSnapshot, snapshot: Snapshot, console: Conso
     lines = comparisons(target, snapshot)
     if not lines or target.footprint is None:
         return
-    table = Table(title=f"{target.name}: predicted beside observed, fullest GPU", title_justify="left")
+    fullest = ", fullest GPU" if target.footprint.fullest.components else ""
+    table = Table(title=f"{target.name}: predicted beside observed{fullest}", title_justify="left")
     table.add_column("", overflow="fold")
     for column in ("predicted", "low", "high", "observed", "difference"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
     for line in lines:
         numbers = (line.expected, line.low, line.high, line.observed)
         shown = [units.format_amount(number, line.unit) for number in numbers]
         table.add_row(line.name, *shown, units.format_difference(line.difference_ratio))
-    console.print(table)
+    print_table(table, console)
     headroom = snapshot.memory.headroom_bytes.get(target.name)
     if headroom is not None:
         basis = "calibrated" if target.footprint.calibrated else "by the high bounds, not calibrated"
@@ -245,21 +269,97 @@ def _print_gpus(snapshot: Snapshot, console: Console) -> None:
     if not gpu.devices:
         return
     table = Table(title="GPUs", title_justify="left")
-    for column in ("index", "UUID", "name", "used", "total", "reserved", "memory API", "problem"):
-        table.add_column(column, overflow="fold")
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for column in ("used", "total"):
+        table.add_column(column, justify="right", no_wrap=True)
     for device in gpu.devices:
-        table.add_row(*_gpu_row(device))
-    console.print(table)
+        sizes = map(units.format_bytes, (device.used_bytes, device.total_bytes))
+        table.add_row(f"GPU {device.index}", _of_gpu(device), *sizes)
+    print_table(table, console)
 
 
-def _gpu_row(device: DeviceReading) -> list[str]:
-    sizes = (device.used_bytes, device.total_bytes, device.reserved_bytes)
-    problem = f"{device.problem}: {device.detail}" if device.problem else ""
-    return [
-        device.index,
-        device.uuid,
-        device.name or "",
-        *map(units.format_bytes, sizes),
-        device.memory_api,
-        problem,
-    ]
+def _of_gpu(device: DeviceReading) -> Text:
+    """What a GPU is, below each other, so that its UUID fits a narrow terminal."""
+    lines = Text("\n".join(filter(None, (device.name, device.uuid))))
+    if device.memory_api != "none":
+        reserved = units.format_bytes(device.reserved_bytes)
+        lines.append(f"\n{reserved} reserved, memory API {device.memory_api}", style="dim")
+    if device.problem:
+        lines.append(f"\n! {device.problem}: {device.detail}", style="yellow")
+    return lines
+
+
+# --- the published JSON form ---
+
+
+def as_json(
+    snapshot: Snapshot,
+    config: Config,
+    places: Mapping[str, str],
+    *,
+    warnings: Sequence[str] = (),
+    problems: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What was read in its published form: bytes, and null for what is not known.
+
+    places: where a target stands, FILE:LINE by its name. warnings: what is doubtful in the configuration.
+    problems: what could not become a target.
+    """
+    found = outcome(snapshot, config)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "well": found.is_well and bool(snapshot.targets) and not problems,
+        "targets": [_target_json(target, snapshot, places.get(target.name)) for target in snapshot.targets],
+        "gpus": {
+            "up": snapshot.gpu.up,
+            "problem": None if snapshot.gpu.up is not False else snapshot.gpu.problem,
+            "detail": snapshot.gpu.detail or None,
+            "devices": [_device_json(device) for device in snapshot.gpu.devices],
+        },
+        "warnings": list(warnings),
+        "problems": list(problems),
+    }
+
+
+def _target_json(target: TargetSnapshot, snapshot: Snapshot, place: str | None) -> dict[str, Any]:
+    engines = [] if target.reading is None else readings_as_json([target.reading])["engines"]
+    return {
+        "target": target.name,
+        "url": target.url,
+        "place": place,
+        "experiment": target.experiment or None,
+        "variant": target.variant or None,
+        "role": target.role or None,
+        "up": target.up,
+        "problems": [{"reason": problem.reason, "detail": problem.detail} for problem in target.problems],
+        "mismatches": [
+            {"setting": setting, "declared": target.declared.get(setting), "live": target.settings[setting]}
+            for setting, differs in target.mismatches.items()
+            if differs
+        ],
+        "notes": [*target.memory_notes, *(target.reading.notes if target.reading is not None else ())],
+        "reading": engines[0] if engines else None,
+        "kv_cache_bytes_source": target.kv_bytes_source,
+        "gpus": [{"gpu": uuid, "rank": rank} for uuid, rank in target.gpus],
+        "prediction": None if target.footprint is None else footprint_as_json(target.footprint),
+        "comparison": [
+            {
+                "name": line.name,
+                "unit": line.unit,
+                "expected": line.expected,
+                "low": line.low,
+                "high": line.high,
+                "observed": line.observed,
+                "difference_ratio": line.difference_ratio,
+            }
+            for line in comparisons(target, snapshot)
+        ],
+        "headroom_bytes": snapshot.memory.headroom_bytes.get(target.name),
+    }
+
+
+def _device_json(device: DeviceReading) -> dict[str, Any]:
+    fields = (name for name in DeviceReading.__slots__ if name not in ("uuid", "detail", "processes"))
+    document = {name: getattr(device, name) for name in fields}
+    return {"gpu": device.uuid, **document, "detail": device.detail or None}

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from brimline import units
 from brimline.estimate import Estimate, total
+from brimline.fitted_table import print_table
 from brimline.footprint.part import Part
 
 SCHEMA_VERSION = 1
@@ -75,15 +76,15 @@ def print_estimated(estimated: Estimated, console: Console) -> None:
     """Print the parts with their formulas, the total, and whether it fits."""
     table = Table(title=estimated.title, title_justify="left")
     table.add_column("component")
-    table.add_column("GiB", justify="right")
-    table.add_column("GB", justify="right")
-    table.add_column("low to high", justify="right")
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("GB", justify="right", no_wrap=True)
+    table.add_column("low to high", justify="right", no_wrap=True)
     table.add_column("formula", overflow="fold")
     for part in estimated.parts:
         table.add_row(part.name, *_sizes(part.size), part.formula)
     table.add_section()
     table.add_row("total", *_sizes(estimated.total), "")
-    console.print(table)
+    print_table(table, console)
     console.print(estimated.where)
     if estimated.capacity is not None and estimated.headroom_bytes is not None:
         room = units.format_bytes(estimated.capacity.expected)
@@ -108,16 +109,16 @@ def print_comparison(rows: Sequence[tuple[str, Estimated]], console: Console) ->
     """Print one line for each of several estimates."""
     table = Table(title=rows[0][1].title, title_justify="left")
     table.add_column("type")
-    table.add_column("GiB", justify="right")
-    table.add_column("GB", justify="right")
-    table.add_column("low to high", justify="right")
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("GB", justify="right", no_wrap=True)
+    table.add_column("low to high", justify="right", no_wrap=True)
     table.add_column("formula", overflow="fold")
     table.add_column("fits")
     for name, estimated in rows:
         formula = " + ".join(part.formula for part in estimated.parts)
         fits = {True: "yes", False: "NO", None: "–"}[estimated.fits]
         table.add_row(name, *_sizes(estimated.total), formula, fits)
-    console.print(table)
+    print_table(table, console)
     console.print(rows[0][1].where)
     for assumption in dict.fromkeys(line for _, estimated in rows for line in estimated.assumptions):
         console.print(f"! {assumption}")

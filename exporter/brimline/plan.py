@@ -7,7 +7,6 @@ GPUs than heads divide among, is a row that says why.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import math
 import re
@@ -29,6 +28,7 @@ from brimline.footprint.settings import Settings, flag
 from brimline.footprint.verdict import judged
 from brimline.footprint.what_if import Scenario, Span, headroom, room
 from brimline.readings import Footprint
+from brimline.spelling import nearest
 
 MAX_COMBINATIONS = 100_000
 # Swept like settings, though no flags of the server: what is predicted, on which card, of which version.
@@ -329,8 +329,8 @@ def _is_read(engine: str, model: Model, settings: Settings, name: str) -> bool:
 
 def _near(name: str, known: Iterable[str]) -> str:
     listed = sorted(known)
-    near = difflib.get_close_matches(name, listed, n=1) or [one for one in listed if one.startswith(name)]
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(listed)}"
+    near = nearest(name, listed)
+    return f"; did you mean {near}?" if near else f"; known: {', '.join(listed)}"
 
 
 def _named(error: SettingError, chosen: Mapping[str, str]) -> SettingError:

@@ -25,6 +25,7 @@ from brimline.config import KubernetesConfig, Role, Target, check_target
 from brimline.errors import ConfigError
 from brimline.extras import install_command
 from brimline.readings import DiscoveryReading
+from brimline.spelling import known_names
 from brimline.strict_yaml import Place, Source
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def pod_target(pod: Pod, kubernetes: KubernetesConfig, models: Mapping[str, str]
         return None
     for key in said:
         if key not in _ANNOTATIONS:
-            raise refuse(key[:60], f"unknown; known: {', '.join(_ANNOTATIONS)}")
+            raise refuse(key[:60], f"unknown; {known_names(key, _ANNOTATIONS)}")
     common = kubernetes.targets
     plain = "http" if common.tls is None else "https"
     scheme, engine, role = said.get("scheme", plain), said.get("engine", "auto"), said.get("role", "")
@@ -118,7 +119,7 @@ def pod_target(pod: Pod, kubernetes: KubernetesConfig, models: Mapping[str, str]
         ("role", role, ("", "baseline", "candidate")),
     ):
         if value not in known:
-            raise refuse(key, f"unknown {value[:60]!r}; known: {', '.join(filter(None, known))}")
+            raise refuse(key, f"unknown {value[:60]!r}; {known_names(value, filter(None, known))}")
     if scheme == "http" and common.tls is not None:
         raise refuse(
             "scheme",

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
+from yarl import URL
 
 from brimline import __version__
 
@@ -97,6 +98,25 @@ def _add_headers(guard: Guard | None) -> Callable[[web.Request, web.StreamRespon
 def _is_our_fault(record: logging.LogRecord) -> bool:
     """False for what a client did wrong, or where it left: it must not fill the log with tracebacks."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
+
+
+def _forgiving(make_request: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """`make_request` for two broken requests by which aiohttp itself falls, with a traceback in the log.
+
+    One has no path, and is asked for a path that there is none of. The other has an Expect header of bytes
+    that are no text, which aiohttp wants to repeat in its answer: a server may do without such a header
+    (RFC 9110, 10.1.1), and it does without others like it.
+    """
+
+    def make(message: Any, *rest: Any) -> web.BaseRequest:
+        if message.url is None:
+            message = message._replace(url=URL(""))
+        request = make_request(message, *rest)
+        if request.headers.get(hdrs.EXPECT, "").isascii():
+            return request
+        return request.clone(headers=[header for header in request.headers.items() if header[1].isascii()])
+
+    return make
 
 
 class _Connections:
@@ -449,6 +469,7 @@ async def serve_application(
         if runner.server is None:
             raise RuntimeError("setup() makes the server")
         make_handler = runner.server
+        make_handler.request_factory = _forgiving(make_handler.request_factory)
         server = await asyncio.get_running_loop().create_server(
             lambda: _Connection(connections, make_handler), host, port, backlog=limits.connections
         )

@@ -25,6 +25,7 @@ from brimline.fleet import Fleet
 from brimline.port import ConnectionLimits, serve_application
 from brimline.readings import EngineReading, Snapshot
 from brimline.scrape_targets import scrape_targets
+from brimline.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from brimline.guard import PortGuard
@@ -37,6 +38,7 @@ TIMEOUT_OFFSET = 0.5
 # Smaller pages are sent as they are: to compress the 23 KB of one server takes a seventh of its scrape's CPU,
 # and saves 1 KB/s with a scrape each 15 s.
 _MIN_COMPRESSED_BYTES = 32 << 10
+CONFIG_PATIENCE_SECONDS = 10.0
 _SECRET_HEADERS = {"set-cookie", "authorization", "www-authenticate"}
 
 
@@ -86,6 +88,7 @@ class Exporter:
         self._exposition = Exposition()
         self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
         self._known_planner = planner
+        self._reading: asyncio.Future[ConfigFile] | None = None
         self._reloading = asyncio.Lock()
         self._next_reload: asyncio.Task[str | None] | None = None  # which has not begun to read
         self._reloads: set[asyncio.Task[str | None]] = set()
@@ -118,7 +121,7 @@ class Exporter:
         if self._config_path is None:
             return "started without a configuration file: there is nothing to reload"
         try:
-            read = read_config(self._config_path)
+            read = await self._read_config(self._config_path)
         except ConfigError as error:
             self.collector.note_refusal("config", str(error))
             logger.error("config=%s reload=refused detail=%r", self._config_path, str(error))
@@ -133,6 +136,20 @@ class Exporter:
         targets = len(self.collector.config.targets)
         logger.info("config=%s reload=done targets=%d", self._config_path, targets)
         return self.fleet.problem
+
+    async def _read_config(self, path: Path) -> ConfigFile:
+        """What the file says; in a thread of its own, as the file's system may hang. Raises ConfigError."""
+        # What a reload had given up may be of an older file: it is waited for, and the file read anew.
+        if self._reading is None or await self._is_read(self._reading):
+            self._reading = in_daemon_thread(lambda: read_config(path), "config")
+            if await self._is_read(self._reading):
+                return self._reading.result()
+        raise ConfigError(f"{path}: has not been read yet; look whether its file system hangs")
+
+    @staticmethod
+    async def _is_read(reading: asyncio.Future[ConfigFile]) -> bool:
+        done, _ = await asyncio.wait([reading], timeout=CONFIG_PATIENCE_SECONDS)
+        return bool(done)
 
     def application(self) -> web.Application:
         """The routes."""
@@ -188,8 +205,12 @@ class Exporter:
             return web.Response(status=400, text=f"{refused}\n")
         return web.Response(text="Configuration reloaded.\n")
 
-    async def _config(self, _request: web.Request) -> web.Response:
-        return web.Response(text=masked(self.collector.config), content_type="text/yaml", charset="utf-8")
+    async def _config(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("defaults", "0")
+        if wanted not in ("0", "1"):
+            return web.Response(status=400, text="defaults is 0 or 1: /config?defaults=1\n")
+        shown = masked(self.collector.config, defaults=wanted == "1")
+        return web.Response(text=shown, content_type="text/yaml", charset="utf-8")
 
     async def _scrape_targets(self, _request: web.Request) -> web.Response:
         pages = self.collector.pages()

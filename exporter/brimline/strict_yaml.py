@@ -18,6 +18,7 @@ import yaml
 from brimline import units
 from brimline.errors import ConfigError
 from brimline.files import NotARegularFile, open_regular
+from brimline.spelling import known_names
 
 MAX_FILE_BYTES = 256 << 10
 MAX_DEPTH = 20
@@ -278,7 +279,7 @@ def _refuse_unknown(source: Source, value: Any, schema: Schema, place: Place = (
             )
         if key not in known:
             inside = f" in {dotted(place)}" if place else ""
-            raise source.error(where, f"unknown key {key!r}{inside}; known: {', '.join(sorted(known))}")
+            raise source.error(where, f"unknown key {key!r}{inside}; {known_names(key, sorted(known))}")
         _refuse_unknown(source, item, schema, where)
 
 
@@ -306,7 +307,9 @@ def _translate(source: Source, plain: Any, error: msgspec.ValidationError, schem
     if text.startswith("Invalid enum value"):
         kind = schema.keys_at[_general(place[:-1])]
         field = next(f for f in msgspec.structs.fields(kind) if f.encode_name == place[-1])
-        return source.error(place, f"unknown {place[-1]} {value!r}; known: {', '.join(_choices(field.type))}")
+        return source.error(
+            place, f"unknown {place[-1]} {value!r}; {known_names(value, _choices(field.type))}"
+        )
     if wanted := re.match(r"Expected (`[^`]+`)", text):
         cure = _WHAT_IS_WANTED.get(wanted.group(1), wanted.group(1).strip("`"))
         return source.error(place, f"{what}found {_describe(value, place, schema)}; write {cure}")

@@ -6,6 +6,7 @@ Only what a prediction needs: one look, columns to the left or to the right, lin
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -46,8 +47,13 @@ class Table:
         self.rows.append(None)
 
     def lines(self, width: int) -> list[str]:
-        """The table in lines of at most so many characters, as far as its columns can be narrowed."""
+        """The table in lines of at most so many characters, without cutting a word or a number.
+
+        Where these do not fit beside each other, each row's cells stand below each other.
+        """
         widths = self._widths(width)
+        if widths is None:
+            return self._below_each_other(width)
         whole = sum(widths) + 3 * len(widths) + 1
         drawn = _wrapped(self.title, whole) if self.title else []
         drawn.append(_rule("┏┳┓", "━", widths))
@@ -60,18 +66,35 @@ class Table:
                 drawn.append(_rule("├┼┤", "─", widths))
         return [*drawn, _rule("└┴┘", "─", widths)]
 
-    def _widths(self, width: int) -> list[int]:
-        """Each column as wide as its widest cell; where that is too much, the widest that wrap give way."""
+    def _widths(self, width: int) -> list[int] | None:
+        """Each column as wide as its widest cell; where that is too much, the widest that wrap give way.
+
+        None where one would have to be narrower than the parts of its words.
+        """
         cells = [[column.title for column in self.columns], *[row for row in self.rows if row is not None]]
         widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
-        wrapping = [index for index, column in enumerate(self.columns) if not column.no_wrap]
-        beyond = sum(widths) + 3 * len(widths) + 1 - width
-        for _ in range(max(0, beyond)):
-            widest = max(wrapping, key=widths.__getitem__, default=None)
-            if widest is None or widths[widest] <= 1:
-                break
-            widths[widest] -= 1
+        least = [
+            widths[index]
+            if column.no_wrap
+            else max((len(part) for row in cells for part in _parts(row[index])), default=0)
+            for index, column in enumerate(self.columns)
+        ]
+        for _ in range(sum(widths) + 3 * len(widths) + 1 - width):
+            narrower = [index for index in range(len(widths)) if widths[index] > least[index]]
+            if not narrower:
+                return None
+            widths[max(narrower, key=widths.__getitem__)] -= 1
         return widths
+
+    def _below_each_other(self, width: int) -> list[str]:
+        drawn = _wrapped(self.title, width) if self.title else []
+        for first, *others in (row for row in self.rows if row is not None):
+            drawn += _wrapped(first, width)
+            for column, cell in zip(self.columns[1:], others, strict=True):
+                if cell:
+                    said = f"{column.title}: {cell}" if column.title else cell
+                    drawn += [f"    {line}" for line in _cell(said, width - 4)]
+        return drawn
 
     def _row(self, cells: Sequence[str], widths: Sequence[int], edge: str) -> list[str]:
         wrapped = [_cell(cell, width) for cell, width in zip(cells, widths, strict=True)]
@@ -85,10 +108,27 @@ class Table:
         return drawn
 
 
+# Where a long name, such as a path, may go on in the next line.
+_JOINT = re.compile(r"(?<=\w[/_-])(?=\w)")
+
+
+def _parts(text: str) -> list[str]:
+    """What of a text must not be cut."""
+    return [part for word in text.split() for part in _JOINT.split(word)]
+
+
 def _cell(text: str, width: int) -> list[str]:
-    """The text in lines between words; a word that is longer than a line is cut."""
-    lines = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) or [""]
-    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
+    """The text in lines between words; a word that is longer than a line goes on in the next."""
+    lines = []
+    for line in textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) or [""]:
+        rest = line
+        while len(rest) > width:
+            joints = [joint.start() for joint in _JOINT.finditer(rest) if 0 < joint.start() <= width]
+            end = joints[-1] if joints else width
+            lines.append(rest[:end])
+            rest = rest[end:]
+        lines.append(rest)
+    return lines
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from brimline import units
+from brimline.spelling import known_names
 
 Kind = Literal["duration", "bytes", "ratio", "number", "count", "pattern"]
 
@@ -264,11 +265,11 @@ class Thresholds:
 def checked(alert: str, key: str, value: object) -> float | str | bool:
     """A value of the configuration as the rules use it. Raises ValueError saying what to write."""
     if alert not in ALERTS:
-        raise ValueError(f"unknown alert {alert!r}; known: {', '.join(ALERTS)}")
+        raise ValueError(f"unknown alert {alert!r}; {known_names(alert, ALERTS)}")
     if key == "enabled":
         if not isinstance(value, bool):
             raise ValueError(f"{_shown(value)} is neither true nor false")
         return value
     if key not in ALERTS[alert]:
-        raise ValueError(f"unknown key {key!r} of {alert}; known: enabled, {', '.join(ALERTS[alert])}")
+        raise ValueError(f"unknown key {key!r} of {alert}; {known_names(key, ('enabled', *ALERTS[alert]))}")
     return ALERTS[alert][key].parse(value)

@@ -17,11 +17,14 @@ from prometheus_server import free_port
 from simulated_server import simulated_vllm
 
 CAPTURES = Path(__file__).parent.parent / "captures"
+MODEL = Path(__file__).parent.parent.parent / "exporter/brimline/demo/llama-3.1-8b"
 
 
-def brimline(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def brimline(
+    *arguments: str | Path, stdin: bytes = b"", columns: int = 200
+) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "brimline", *map(str, arguments)]
-    environ = {**os.environ, "COLUMNS": "200"}  # so that no line of a table is folded
+    environ = {**os.environ, "COLUMNS": str(columns)}  # so many that no line of a table is folded
     return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=environ)
 
 
@@ -61,6 +64,70 @@ def test_check_exits_1_where_a_server_cannot_be_read(server: str, tmp_path: Path
     why = b"connection: 127.0.0.1:9 refuses connections: is the server running there?"
     assert done.stdout.count(why) == 1
     assert done.stderr == b"brimline: 1 up, 1 down: b\n"  # and not the same once more
+
+
+def test_a_quiet_check_prints_a_line_for_each_problem_and_nothing_else(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    good = f"gpu: {{backend: none}}\ntargets:\n- {{name: a, url: '{server}'}}\n"
+    config.write_text(
+        f"{good}- {{name: b, url: 'http://127.0.0.1:9'}}\n- {{name: c, url: '{server}/', model: /no/such}}\n"
+    )
+
+    done = brimline("check", "--quiet", "--config", config)
+
+    assert done.returncode == 1
+    assert done.stdout.decode().splitlines() == [
+        "b: connection: 127.0.0.1:9 refuses connections: is the server running there?",
+        f"c: {config}:5: model: /no/such does not exist; correct or remove model",
+    ]
+    assert b"brimline: 2 up, 1 down: b; 1 up with problems: c\n" in done.stderr
+
+
+def test_a_quiet_check_says_nothing_where_all_is_well(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"gpu: {{backend: none}}\ntargets: [{{name: a, url: '{server}'}}]\n")
+
+    done = brimline("check", "--quiet", "--config", config)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_check_as_json_holds_what_was_read_and_what_was_not(server: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "gpu: {backend: none}\ntargets:\n"
+        f"- {{name: a, url: '{server}', launch: {{kv_cache_dtype: fp8}}}}\n- {{name: b, url: 'http://127.0.0.1:9'}}\n"
+    )
+
+    done = brimline("check", "--json", "--config", config)
+
+    document = json.loads(done.stdout)
+    up, down = document["targets"]
+    assert done.returncode == 1
+    assert (document["schema_version"], document["well"]) == (1, False)
+    assert document["gpus"] == {"up": None, "problem": None, "detail": None, "devices": []}
+    assert (up["target"], up["up"], up["problems"], up["place"]) == ("a", True, [], f"{config}:3")
+    assert up["mismatches"] == [{"setting": "kv_cache_dtype", "declared": "fp8", "live": "auto"}]
+    assert up["reading"]["models"][0]["kv_cache_capacity_tokens"] == 416_480
+    assert up["prediction"]["parameters"] == 8_030_261_248
+    assert "weights" in [line["name"] for line in up["comparison"]]
+    assert up["headroom_bytes"] is None
+    assert (down["up"], down["reading"], down["prediction"]) == (False, None, None)
+    assert down["problems"][0]["reason"] == "connection"
+
+
+def test_a_check_as_json_that_finds_nothing_is_json_too() -> None:
+    done = brimline("check", "--json", "--discover-ports", str(free_port()))
+
+    assert done.returncode == 3
+    assert (json.loads(done.stdout)["targets"], json.loads(done.stdout)["well"]) == ([], False)
+
+
+def test_a_check_is_quiet_or_json() -> None:
+    done = brimline("check", "--quiet", "--json")
+
+    assert done.returncode == 2
+    assert b"--quiet and --json both say what is printed; give one of them" in done.stderr
 
 
 def test_check_doubts_targets_that_count_twice(server: str, tmp_path: Path) -> None:
@@ -246,3 +313,71 @@ def test_read_prints_a_table_for_people() -> None:
 
     assert done.returncode == 0
     assert b"1,048,576" in done.stdout
+
+
+def test_read_prints_bytes_and_ratios_with_their_units() -> None:
+    done = brimline("read", CAPTURES / "sglang-0.5.23", columns=80)
+
+    printed = done.stdout.decode()
+    assert re.search(r"kv_cache_capacity_bytes +│ +51\.19 GiB", printed)
+    assert re.search(r"kv_cache_usage_ratio +│ +15\.6 %", printed)
+    assert re.search(r"measured_memory_bytes: weights +│ +15\.27 GiB", printed)
+    assert re.search(r"kv_cache_capacity_tokens +│ +372,736", printed)
+
+
+def test_read_prints_as_many_ranks_beside_each_other_as_there_is_room_for() -> None:
+    wide, narrow, thin = (
+        brimline("read", CAPTURES / "vllm-0.8.5-dp2", columns=width).stdout.decode() for width in (80, 60, 40)
+    )
+
+    assert re.search(r"all ranks ┃ +rank 0 ┃ +rank 1 ┃", wide)
+    assert re.search(r"all ranks ┃ +rank 0 ┃\n", narrow)
+    assert re.search(r"quantity +┃ +rank 1 ┃\n", narrow)
+    assert "kv_cache_capacity_tokens\n    all ranks: 893,568\n    rank 0: 446,784\n" in thin
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("read", CAPTURES / "sglang-0.5.23"),
+        ("read", CAPTURES / "vllm-0.8.5-dp2"),
+        ("predict", MODEL, "--gpu", "H100", "--explain"),
+        (
+            "plan",
+            MODEL,
+            "--gpu",
+            "H100",
+            "--sweep",
+            "max_model_len=8K,32K",
+            "--sweep",
+            "kv_cache_dtype=auto,fp8",
+        ),
+        ("estimate", "training", "--parameters", "7B", "--gpus", "8", "--zero", "3"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_line_is_wider_than_the_terminal(arguments: tuple[str | Path, ...], columns: int) -> None:
+    done = brimline(*arguments, columns=columns)
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    # What cannot be broken, such as an address, is longer than a very narrow terminal.
+    assert [line for line in lines if len(line) > columns and " " in line.strip()] == []
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_check_keeps_to_the_terminals_width(server: str, tmp_path: Path, columns: int) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "gpu: {backend: none}\ntargets:\n"
+        f"- {{name: chat-long-context-candidate.prod, url: '{server}', launch: {{}}}}\n"
+    )
+
+    done = brimline("check", "--config", config, columns=columns)
+
+    printed = done.stdout.decode()
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "chat-long-context-candidate.prod" in printed
+    assert "14.99 GiB" in printed
+    assert "131,072 B/token" in printed

@@ -77,6 +77,7 @@ HEADERS = (
     b"Transfer-Encoding: chunked",
     b"Transfer-Encoding: chunked, gzip",
     b"Expect: 100-continue",
+    b"Expect: \xc7",
     b"Accept-Encoding: gzip;q=nan",
     b"Accept: " + b"text/plain;q=0.1," * 300,
     b"Accept: \xff",
@@ -89,6 +90,10 @@ HEADERS = (
     b"X-Forwarded-For: 1",
     b"Range: bytes=0-1",
     b"Cookie: " + b"a=b;" * 500,
+    b"Cookie: \xc7=\xc7",
+    b"Authorization: Basic \xc7",
+    b"If-None-Match: \xc7",
+    b"X-Prometheus-Scrape-Timeout-Seconds: \xc7",
     b"Content-Encoding: deflate",
     b" folded",
 )

@@ -142,6 +142,34 @@ def test_other_methods_and_paths_are_refused(exporter: Serving, method: str, pat
     assert exporter.ask(path, method=method).status == status
 
 
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [(b"Expect: 100-continue", b"100"), (b"Expect: a cure", b"417"), (b"Expect: \xc7", b"200"),
+     (b"Accept: \xff\r\nexpect: \xc7\r\nExpect: \xc7", b"200"),
+     (b"Accept: \xc7", b"200"), (b"Cookie: \xc7=\xc7", b"200")],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [b"/metrics", b"/nothing"])
+def test_a_header_that_is_no_text_is_no_defect_of_ours(
+    exporter: Serving, path: bytes, header: bytes, status: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=30) as client:
+        client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
+        first = client.recv(65536)
+
+    expected = b"404" if status == b"200" and path == b"/nothing" else status
+    assert first.split(b" ", 2)[1] == expected
+    assert "Traceback" not in exporter.log
+
+
+def test_a_request_without_a_path_is_no_defect_of_ours(exporter: Serving) -> None:
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=30) as client:
+        client.sendall(b"CONNECT  HTTP/1.1\r\n\r\n")
+        first = client.recv(65536)
+
+    assert first.split(b" ", 2)[1] in (b"400", b"404")
+    assert "Traceback" not in exporter.log
+
+
 def test_debug_shows_what_a_configured_target_was_asked(exporter: Serving) -> None:
     page = exporter.ask("/debug?target=chat")
 

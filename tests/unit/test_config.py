@@ -21,6 +21,7 @@ from brimline.config import (
     PidSource,
     Target,
     Tls,
+    in_force,
     load,
     mask_command,
     masked,
@@ -61,23 +62,26 @@ A_UUID = "write a GPU's UUID or index"
 MISTAKES = {
     # keys
     "unknown-top-key": (
-        "2: unknown key 'target'; known: alerts, gpu, histograms, kubernetes, listen, models, peak_window, "
-        "scrape_timeout, targets, targets_files"
+        "2: unknown key 'target'; did you mean 'targets'? known: alerts, gpu, histograms, kubernetes, "
+        "listen, models, peak_window, scrape_timeout, targets, targets_files"
     ),
-    "unknown-target-key": f"4: unknown key 'modle' in targets[0]; known: {TARGET_KEYS}",
+    "unknown-target-key": f"4: unknown key 'modle' in targets[0]; did you mean 'model'? known: {TARGET_KEYS}",
     "unknown-gpu-key": (
-        "3: unknown key 'interval' in gpu; known: backend, devices, path, processes, reserve_other, "
-        "sample_interval"
+        "3: unknown key 'interval' in gpu; did you mean 'sample_interval'? known: backend, devices, path, "
+        "processes, reserve_other, sample_interval"
     ),
     "unknown-basic-auth-key": (
-        "4: unknown key 'password' in targets[0].basic_auth; known: password_file, username"
+        "4: unknown key 'password' in targets[0].basic_auth; did you mean 'password_file'? "
+        "known: password_file, username"
     ),
     "unknown-tls-key": (
-        "4: unknown key 'verify' in targets[0].tls; "
+        "4: unknown key 'verify' in targets[0].tls; did you mean 'insecure_skip_verify'? "
         "known: ca_file, cert_file, insecure_skip_verify, key_file, server_name"
     ),
     "unknown-gpus-key": "4: unknown key 'path' in targets[0].gpus; known: file, listener",
-    "unknown-launch-command-key": "4: unknown key 'pid' in targets[0].launch_command; known: from_pid",
+    "unknown-launch-command-key": (
+        "4: unknown key 'pid' in targets[0].launch_command; did you mean 'from_pid'? known: from_pid"
+    ),
     "merge-key": f"4: unknown key '<<' in targets[0]; known: {TARGET_KEYS}",
     "duplicate-key": "3: 'histograms' stands twice (first on line 1); remove one",
     "duplicate-key-in-target": "4: 'name' stands twice (first on line 2); remove one",
@@ -103,7 +107,8 @@ MISTAKES = {
     ),
     # pods
     "unknown-kubernetes-key": (
-        "3: unknown key 'nodes' in kubernetes; known: kubeconfig, namespaces, node, selector, targets"
+        "3: unknown key 'nodes' in kubernetes; did you mean 'node'? known: kubeconfig, namespaces, node, "
+        "selector, targets"
     ),
     "unknown-kubernetes-targets-key": (
         "4: unknown key 'url' in kubernetes.targets; known: basic_auth, bearer_token_file, headers, "
@@ -135,7 +140,7 @@ MISTAKES = {
     ),
     "alert-unknown": (
         "3: alerts.BrimlineVramHeadroomlow.warning_for: unknown alert 'BrimlineVramHeadroomlow'; "
-        f"known: {', '.join(ALERTS)}"
+        f"did you mean 'BrimlineVramHeadroomLow'? known: {', '.join(ALERTS)}"
     ),
     "alert-unknown-and-empty": f"2: unknown alert 'BrimlineVramFull'; known: {', '.join(ALERTS)}",
     "alert-unknown-key": (
@@ -214,7 +219,9 @@ MISTAKES = {
     "duplicate-target-name": "4: the target name 'a' stands twice (first on line 2); rename one",
     "experiment-is-no-label": f"4: experiment 'ctx 128k' {NO_LABEL}",
     "bad-role": "4: unknown role 'control'; known: baseline, candidate",
-    "bad-engine": f"4: unknown engine 'vlm'; known: {', '.join(('auto', *sorted(ENGINES)))}",
+    "bad-engine": (
+        f"4: unknown engine 'vlm'; did you mean 'vllm'? known: {', '.join(('auto', *sorted(ENGINES)))}"
+    ),
     "bad-histograms": "1: unknown histograms 'all'; known: none, sums, full",
     "bad-target-histograms": "4: unknown histograms 'some'; known: none, sums, full",
     "metrics-path-without-slash": "4: the metrics_path does not start with a slash; write /metrics",
@@ -810,6 +817,48 @@ def test_what_is_shown_reads_back_as_the_same_configuration() -> None:
     config = parse(text)
 
     assert parse(masked(config)) == config
+
+
+def test_what_is_in_force_is_shown_with_what_was_not_said() -> None:
+    shown = yaml.safe_load(
+        masked(
+            parse(
+                "scrape_timeout: 3s\nalerts: {BrimlineTargetSlow: {duration: 2s}}\ntargets:\n"
+                "- {name: a, url: 'http://a:1', experiment: x, variant: v, role: baseline}\n"
+                "- {name: b, url: 'https://b:1', timeout: 1s, tls: {ca_file: /ca}}\n"
+            ),
+            defaults=True,
+        )
+    )
+
+    first, second = shown["targets"]
+    assert shown["listen"] == "127.0.0.1:10778"
+    assert shown["gpu"] == {
+        "backend": "nvml", "devices": "all", "sample_interval": "1s", "reserve_other": 0, "processes": False,
+    }  # fmt: skip
+    assert (first["timeout"], first["histograms"], first["engine"]) == ("3s", "full", "auto")
+    assert (second["timeout"], second["histograms"], second["min_interval"]) == ("1s", "sums", "0s")
+    assert second["tls"] == {"ca_file": "/ca", "insecure_skip_verify": False}
+    assert shown["alerts"]["BrimlineTargetSlow"] == {"enabled": True, "duration": "2s", "for": "10m"}
+    assert shown["alerts"]["BrimlineKvCacheSaturated"]["usage"] == 0.95
+    assert "kubernetes" not in shown
+    assert "model" not in first
+
+
+@pytest.mark.parametrize("name", ["good-minimal", "good-full"])
+def test_what_is_in_force_reads_back_as_the_same(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    config = parse(text.replace('headers: {X-Team: inference, X-Shard: "5"}\n', "\n"))
+
+    assert masked(parse(masked(config, defaults=True)), defaults=True) == masked(config, defaults=True)
+    assert in_force(parse(masked(config, defaults=True))) == in_force(config)
+
+
+def test_no_planted_secret_is_shown_with_the_defaults() -> None:
+    shown = masked(parse(SECRETS), defaults=True)
+
+    assert "planted" not in shown
+    assert shown.count("<secret>") == 9
 
 
 def test_long_durations_are_shown_in_full() -> None:

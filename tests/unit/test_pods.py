@@ -100,8 +100,8 @@ def test_other_pods_are_left_alone(each: dict[str, Any]) -> None:
         (
             {"prot": "8000"},
             (
-                "prot: unknown; known: engine, experiment, launch-command, metrics-path, model, port, role, "
-                "scheme, scrape, variant"
+                "prot: unknown; did you mean 'port'? known: engine, experiment, launch-command, "
+                "metrics-path, model, port, role, scheme, scrape, variant"
             ),
         ),
         ({"port": "0"}, 'port: 0 is no port; write one such as "8000"'),

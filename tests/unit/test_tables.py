@@ -38,7 +38,7 @@ def drawn_by_rich(width: int, title: str = "Memory of one GPU") -> list[str]:
     table.add_column("component", no_wrap=True)
     table.add_column("expected", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("from")
+    table.add_column("from", overflow="fold")
     for row in ROWS:
         table.add_row(*row)
     table.add_section()
@@ -48,7 +48,42 @@ def drawn_by_rich(width: int, title: str = "Memory of one GPU") -> list[str]:
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("width", [70, 80, 100, 200])
+def test_a_long_name_goes_on_in_the_next_line_behind_a_joint_of_it() -> None:
+    table = Table("")
+    table.add_column("size", no_wrap=True)
+    table.add_column("from")
+    table.add_row("1.00 GiB", "see docs/accuracy/vllm-v0.19.0-report.md")
+
+    assert [line[13:-2].rstrip() for line in table.lines(30)[3:-1]] == [
+        "see", "docs/accuracy/", "vllm-v0.19.0-", "report.md",
+    ]  # fmt: skip
+
+
+def test_a_table_for_which_there_is_no_room_becomes_a_list() -> None:
+    assert drawn(40)[:11] == [
+        "Memory of one GPU",
+        "weights",
+        "    expected: 14.81 GiB",
+        "    share: 20.4 %",
+        "    from: computed from config.json at",
+        "    its dtype; config.json",
+        "kv_cache",
+        "    expected: 55.24 GiB",
+        "    share: 75.2 %",
+        "    from: config.json, block rules;",
+        "    a/word/that/is/wider/than/its/column",
+    ]
+
+
+@pytest.mark.parametrize("width", range(24, 100))
+def test_no_line_is_wider_than_the_terminal_and_no_number_cut(width: int) -> None:
+    lines = drawn(width)
+
+    assert max(map(len, lines)) <= width
+    assert all(any(size in line for line in lines) for size in ("14.81 GiB", "55.24 GiB", "73.50 GiB"))
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
 def test_a_table_is_drawn_as_rich_draws_it(width: int) -> None:
     assert drawn(width) == drawn_by_rich(width)
 

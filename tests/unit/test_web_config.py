@@ -47,11 +47,15 @@ BOTH = "is missing; TLS needs a certificate and its key"
 MISTAKES = {
     # keys
     "unknown-key": (
-        "1: unknown key 'tls_config'; known: basic_auth_users, http_server_config, rate_limit, "
-        "tls_server_config"
+        "1: unknown key 'tls_config'; did you mean 'tls_server_config'? known: basic_auth_users, "
+        "http_server_config, rate_limit, tls_server_config"
     ),
-    "unknown-tls-key": f"4: unknown key 'ca_file' in tls_server_config; known: {TLS_KEYS}",
-    "unknown-http-key": "2: unknown key 'http3' in http_server_config; known: headers, http2",
+    "unknown-tls-key": (
+        f"4: unknown key 'ca_file' in tls_server_config; did you mean 'client_ca_file'? known: {TLS_KEYS}"
+    ),
+    "unknown-http-key": (
+        "2: unknown key 'http3' in http_server_config; did you mean 'http2'? known: headers, http2"
+    ),
     "unknown-rate-key": "3: unknown key 'rate' in rate_limit; known: burst, interval",
     "file-is-a-list": "1: the file holds a list; write keys such as `tls_server_config:`",
     "not-yaml": "2: not YAML: expected ',' or '}', but got '<stream end>'; check indentation and quotes",
@@ -85,7 +89,8 @@ MISTAKES = {
         "write client_auth_type: RequireAndVerifyClientCert"
     ),
     "policy-unknown": (
-        "4: unknown client_auth_type 'RequireAndVerify'; known: NoClientCert, RequestClientCert, "
+        "4: unknown client_auth_type 'RequireAndVerify'; did you mean 'RequireAndVerifyClientCert'? known: "
+        "NoClientCert, RequestClientCert, "
         "RequireAnyClientCert, RequireClientCert, VerifyClientCertIfGiven, RequireAndVerifyClientCert"
     ),
     "policy-unverified": f"4: RequireAnyClientCert {UNVERIFIED}; write RequireAndVerifyClientCert",
@@ -98,7 +103,9 @@ MISTAKES = {
     "sans-empty": "6: client_allowed_sans is empty, which lets nobody in; name one",
     # versions, ciphers, curves
     "version-broken": "4: TLS11 is broken and not spoken here; write min_version: TLS12 or TLS13",
-    "version-unknown": "4: unknown min_version 'TLSv1.2'; known: TLS10, TLS11, TLS12, TLS13",
+    "version-unknown": (
+        "4: unknown min_version 'TLSv1.2'; did you mean 'TLS12'? known: TLS10, TLS11, TLS12, TLS13"
+    ),
     "versions-crossed": "4: min_version is above max_version, which leaves none; write min_version: TLS12",
     "cipher-unknown": f"6: unknown or unsafe cipher suite 'TLS_WITH_LOVE'; known: {SUITES}",
     "cipher-unsafe": f"4: unknown or unsafe cipher suite 'TLS_RSA_WITH_AES_128_CBC_SHA'; known: {SUITES}",

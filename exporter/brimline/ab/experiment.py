@@ -18,6 +18,7 @@ import msgspec
 
 from brimline.config import BasicAuth, Tls
 from brimline.errors import ConfigError
+from brimline.spelling import known_names
 from brimline.strict_yaml import Schema, Seconds, Source, read_struct, read_text
 
 Kind = Literal["static", "intensity", "affine", "rare", "tail"]
@@ -445,10 +446,9 @@ def _metrics(file: ExperimentFile, source: Source) -> tuple[Metric, ...]:
         seen.add(wanted.name)
         known = METRICS.get(wanted.name) or _static(wanted.name)
         if known is None and wanted.query is None:
-            names = ", ".join([*METRICS, *STATIC])
+            names = known_names(wanted.name, [*METRICS, *STATIC])
             raise source.error(
-                (*place, "name"),
-                f"unknown metric {wanted.name!r}; known: {names}; or give a query of your own",
+                (*place, "name"), f"unknown metric {wanted.name!r}; {names}; or give a query of your own"
             )
         if known is not None and wanted.kind is not None and not _may_be(known.kind, wanted.kind):
             raise source.error((*place, "kind"), f"the kind of {wanted.name} is {known.kind}; remove the key")

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from brimline import units
 from brimline.cli.common import EXIT_NEGATIVE, EXIT_NO_ANSWER, fail
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from brimline.collect import TargetReader
     from brimline.config import Config
     from brimline.readings import TargetSnapshot
@@ -30,9 +33,10 @@ def read(source: str, engine: str | None, as_json_: bool) -> None:
     from brimline.engines import ENGINES
     from brimline.errors import BrimlineError, EngineError
     from brimline.saved_page import as_json, open_saved, read_saved
+    from brimline.spelling import known_names
 
     if engine is not None and engine not in ENGINES:
-        fail(f"unknown engine {engine!r}; known: {', '.join(sorted(ENGINES))}")
+        fail(f"unknown engine {engine!r}; {known_names(engine, sorted(ENGINES))}")
     try:
         readings = read_saved(open_saved(source), engine)
     except EngineError as error:
@@ -54,35 +58,67 @@ def read(source: str, engine: str | None, as_json_: bool) -> None:
 
 def _print_readings(document: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(markup=False, highlight=False)  # names come from servers
     for engine in document["engines"]:
         for model in engine["models"]:
             version = engine["engine_version"] or "(version not stated)"
-            table = Table(title=f"{engine['engine']} {version}: {model['model'] or '(model not named)'}")
-            table.title_justify = "left"
-            table.add_column("quantity")
-            ranks = model["ranks"] if len(model["ranks"]) > 1 else []
-            table.add_column("all ranks" if ranks else "value", justify="right")
-            for rank in ranks:
-                table.add_column(f"rank {rank['rank']}", justify="right")
-            for name, value in model.items():
-                if name not in ("model", "ranks"):
-                    cells = [value, *(rank[name] for rank in ranks)]
-                    table.add_row(name, *("–" if cell is None else f"{cell:,}" for cell in cells))
-            for name in ("measured_memory_bytes", "model_memory_bytes"):
-                stated = [rank[name] or {} for rank in model["ranks"]]
-                for part in dict.fromkeys(part for parts in stated for part in parts):
-                    parts = [None] * bool(ranks) + [parts.get(part) for parts in stated]
-                    table.add_row(
-                        f"{name}: {part}", *("–" if cell is None else f"{cell:,}" for cell in parts)
-                    )
-            console.print(table)
+            title = f"{engine['engine']} {version}: {model['model'] or '(model not named)'}"
+            _print_model(title, model, console)
         for quantity in engine["missing_quantities"]:
             console.print(f"! {quantity} is not on the page of this version")
         if engine["unparsed_lines"]:
             console.print(f"! {engine['unparsed_lines']} lines of the page could not be read")
+
+
+def _print_model(title: str, model: dict[str, Any], console: Console) -> None:
+    """Print what is stated of a model, with as many ranks in a table as there is room for."""
+    from rich.table import Table
+
+    from brimline.fitted_table import fits, print_table
+
+    ranks = model["ranks"] if len(model["ranks"]) > 1 else []
+    rows = {
+        name: [value, *(rank[name] for rank in ranks)]
+        for name, value in model.items()
+        if name not in ("model", "ranks")
+    }
+    for name in ("measured_memory_bytes", "model_memory_bytes"):
+        stated = [rank[name] or {} for rank in model["ranks"]]
+        for part in dict.fromkeys(part for parts in stated for part in parts):
+            rows[f"{name}: {part}"] = [None] * bool(ranks) + [parts.get(part) for parts in stated]
+    headings = ["all ranks" if ranks else "value", *(f"rank {rank['rank']}" for rank in ranks)]
+
+    def table(columns: range) -> Table:
+        made = Table(title=title, title_justify="left")
+        made.add_column("quantity", no_wrap=True)
+        for place in columns:
+            made.add_column(headings[place], justify="right", no_wrap=True)
+        for name, values in rows.items():
+            made.add_row(name, *(_amount(name, values[place]) for place in columns))
+        return made
+
+    start = 0
+    while start < len(headings):
+        end = len(headings)
+        while end > start + 1 and not fits(table(range(start, end)), console):
+            end -= 1
+        # Where not even one has room, a list of all of them is shorter than a list of each.
+        end = end if fits(table(range(start, end)), console) else len(headings)
+        print_table(table(range(start, end)), console)
+        start = end
+
+
+def _amount(name: str, value: float | None) -> str:
+    """A value as people read it, by the unit in the quantity's name."""
+    name = name.partition(":")[0]
+    if name.endswith("_bytes"):
+        return units.format_bytes(value)
+    if name.endswith("_ratio"):
+        return units.format_ratio(value)
+    if name.endswith("_concurrency_requests"):
+        return units.format_amount(value, "requests")
+    return "–" if value is None else f"{value:,}"
 
 
 @click.command()

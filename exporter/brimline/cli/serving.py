@@ -139,21 +139,37 @@ async def _serve(
 @CONFIG
 @WEB_CONFIG
 @PORTS
-def check(config_path: Path | None, web_config_path: Path | None, discover_ports: str | None) -> None:
+@click.option(
+    "--quiet", is_flag=True, help="Print a line for each problem, and nothing at all where all is well."
+)
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON; what is not known is null.")
+def check(
+    config_path: Path | None,
+    web_config_path: Path | None,
+    discover_ports: str | None,
+    quiet: bool,
+    as_json_: bool,
+) -> None:
     """Read every server and GPU once, and print what was understood.
 
     Exit status: 0 all was read, 1 something could not be read, 2 the configuration is wrong, 3 nothing was
     found.
     """
+    import json
+
     from rich.console import Console
 
-    from brimline.check import outcome, print_snapshot, read_once
+    from brimline.check import as_json, outcome, print_snapshot, problem_lines, read_once
     from brimline.config import doubts
+    from brimline.readings import Snapshot
 
-    logging.getLogger("brimline").setLevel(logging.CRITICAL)  # the table says it all
+    if quiet and as_json_:
+        fail("--quiet and --json both say what is printed; give one of them")
+    is_plain = not (quiet or as_json_)
+    logging.getLogger("brimline").setLevel(logging.CRITICAL)  # what is printed says it all
     read = all_targets_or_fail(open_config_or_fail(config_path))
     config = read.config
-    _check_web_config(web_config_path)
+    _check_web_config(web_config_path, says_right=is_plain)
     config, of_pods = with_pods_of_now(config, open_pods_or_fail(config))
     if config_path is not None and discover_ports is not None:
         fail("--discover-ports works without --config only; name the targets in the file")
@@ -161,6 +177,8 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
     if config_path is None:
         config = asyncio.run(_discovered(config, discover_ports))
         if not config.targets:
+            if as_json_:
+                click.echo(json.dumps(as_json(Snapshot(time=time.time()), config, {}), indent=2))
             ports = ", ".join(map(str, parse_ports(discover_ports)))
             fail(
                 f"no inference server answers on 127.0.0.1 at the ports {ports}; "
@@ -168,10 +186,16 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
                 3,
             )
     snapshot = asyncio.run(read_once(config, quiet_launch=config_path is None))
-    print_snapshot(snapshot, Console(markup=False, highlight=False), read.places)
-    for doubt in doubts(config.targets, read.places):
-        click.echo(f"brimline: {doubt}", err=True)
-    for line in of_pods:
+    warnings = doubts(config.targets, read.places)
+    if as_json_:
+        document = as_json(snapshot, config, read.places, warnings=warnings, problems=of_pods)
+        click.echo(json.dumps(document, indent=2))
+    elif quiet:
+        for line in problem_lines(snapshot, config, read.places):
+            click.echo(line)
+    else:
+        print_snapshot(snapshot, Console(markup=False, highlight=False), read.places)
+    for line in (*warnings, *of_pods):
         click.echo(f"brimline: {line}", err=True)
     if not snapshot.targets:
         click.echo(
@@ -182,16 +206,18 @@ def check(config_path: Path | None, web_config_path: Path | None, discover_ports
     if not done.is_well:
         click.echo(f"brimline: {done.line()}", err=True)
         leave(EXIT_NEGATIVE)
-    click.echo(done.line())
+    if is_plain:
+        click.echo(done.line())
     leave(EXIT_NEGATIVE if of_pods else 0)
 
 
-def _check_web_config(path: Path | None) -> None:
+def _check_web_config(path: Path | None, *, says_right: bool) -> None:
     """Say what the file of the port does, or end with what is wrong with it."""
     guard = open_guard_or_fail(path)
     if guard is None:
         return
-    click.echo(f"{path}: right: {guard.config.describe()}")
+    if says_right:
+        click.echo(f"{path}: right: {guard.config.describe()}")
     notes = [f"of no effect: {note}" for note in guard.config.notes]
     doubt = guard.config.certificate_doubt(time.time())
     for line in (*notes, *((doubt,) if doubt else ())):

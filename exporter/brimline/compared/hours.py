@@ -14,6 +14,7 @@ from brimline import units
 from brimline.ab.experiment import Experiment
 from brimline.ab.needed import Needed, longest
 from brimline.compared import wording
+from brimline.fitted_table import print_table
 
 SCHEMA_VERSION = 1
 NEVER = "no time suffices"
@@ -25,7 +26,7 @@ def print_needed(
     """Print a row for each metric, and how long until all gates can be decided."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
     for place, heading in enumerate(("metric", "margin", "noise of a block", "blocks", "time")):
-        table.add_column(heading, justify="left" if place == 0 else "right")
+        table.add_column(heading, justify="left" if place == 0 else "right", no_wrap=place > 0)
     for row in rows:
         table.add_row(
             Text(f"{'* ' if row.metric.gate else '  '}{wording.plain(row.metric.title)}"),
@@ -36,7 +37,7 @@ def print_needed(
         )
     length = units.format_duration(experiment.block_length)
     console.print(Text(f"{wording.plain(experiment.name)}: blocks of {length}; noise from {source}"))
-    console.print(table)
+    print_table(table, console)
     console.print("* a gate. Time until a candidate that differs by nothing passes in four runs of five.")
     for line in sentences(experiment, rows, hours):
         console.print(Text(line))

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from brimline.ab.result import Comparison, Report
 from brimline.compared import wording
+from brimline.fitted_table import print_table
 from brimline.verdicts import WORDS
 
 _STYLES = {
@@ -72,21 +73,16 @@ Cell = str | Text
 
 
 def _print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print a table, or where its words do not fit side by side, each row below the other."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
     for place, heading in enumerate(headings):
         last = place == len(headings) - 1
-        table.add_column(heading, justify="left" if place == 0 or last else "right", overflow="fold")
+        is_text = place == 0 or last
+        table.add_column(
+            heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+        )
     for row in rows:
         table.add_row(*row)
-    if table.__rich_measure__(console, console.options).minimum <= console.width:
-        console.print(table)
-        return
-    for title, *cells in rows:
-        console.print(Text.assemble(title))
-        for heading, cell in zip(headings[1:], cells, strict=True):
-            if str(cell):
-                console.print(Text.assemble(f"    {heading}: ", cell))
+    print_table(table, console)
 
 
 def _print_metrics(comparison: Comparison, console: Console) -> None:

@@ -26,6 +26,7 @@ from brimline.errors import FootprintError
 from brimline.files import NotARegularFile, open_regular
 from brimline.footprint.constants import parse_version
 from brimline.footprint.gpus import find_gpu
+from brimline.spelling import known_names
 
 MAX_FILE_BYTES = 1 << 16
 
@@ -175,7 +176,7 @@ def parse_calibration(text: str, name: str = "calibration.yaml") -> Calibration:
         raise FootprintError(f"{name}: holds no mapping; write `key: value` lines")
     for key in plain:
         if key not in _KEYS:
-            raise FootprintError(f"{name}: unknown key {key!r}; known: {', '.join(_KEYS)}")
+            raise FootprintError(f"{name}: unknown key {key!r}; {known_names(key, _KEYS)}")
     for key in _TEXTS:
         if not isinstance(plain.get(key), str) or not plain[key].strip():
             raise FootprintError(f"{name}: {key} is no text; write it in quotes, such as {key}: '0.32.0'")

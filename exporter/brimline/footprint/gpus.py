@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from brimline.errors import FootprintError
 from brimline.estimate import Estimate, between, exact
 from brimline.footprint.constants import GIB, MIB, constant
+from brimline.spelling import known_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +181,7 @@ def find_gpu(name: str, *, instead: str = "describe it by its memory and bandwid
         raise FootprintError(f"{name!r} is a slice of a GPU (MIG); {instead}")
     found = _named(_NOISE.sub("", name.lower()))
     if found is None:
-        raise FootprintError(f"unknown GPU {name!r}; known: {', '.join(sorted(GPUS))}; or {instead}")
+        raise FootprintError(f"unknown GPU {name!r}; {known_names(name, sorted(GPUS))}; or {instead}")
     return replace(GPUS[found[0]], assumption=found[1])
 
 

@@ -75,7 +75,7 @@ def test_a_static_quantity_can_be_named() -> None:
             SHORTEST + "metrics:\n- name: speed\n",
             "e.yaml:6: unknown metric 'speed'; known: inter_token_latency",
         ),
-        (SHORTEST + "blocks: 3\n", "e.yaml:5: unknown key 'blocks'"),
+        (SHORTEST + "blocks: 3\n", "e.yaml:5: unknown key 'blocks'; did you mean 'min_blocks'? known: "),
         (SHORTEST + "metrics:\n- {name: preemptions, margin: 5}\n", "e.yaml:6: margin 5 is no ratio"),
         (
             SHORTEST + "metrics:\n- {name: inter_token_latency, margin: 1.5}\n",

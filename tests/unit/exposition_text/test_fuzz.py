@@ -214,11 +214,12 @@ def test_whatever_a_page_holds_each_engine_reads_it_and_what_is_shown_of_it_is_w
     assert count > 100
 
 
-# The format's own grammar of a line: the client library takes lines that are none.
+# The format's own grammar of a line: the client library takes lines that are none. Nor is a number of more
+# characters than the scanner takes for one.
 LINE = re.compile(
     r"""[ \t]*(\#.*|[a-zA-Z_:][\w:]*[ \t]*
         (\{([ \t]*[a-zA-Z_]\w*[ \t]*=[ \t]*"([^"\\]|\\.)*"[ \t]*(,|(?=\})))*[ \t]*\})?
-        [ \t]*[-+.\w]+([ \t]+[-+\d]+)?[ \t]*)?""",
+        [ \t]*[-+.\w]{1,64}([ \t]+[-+\d]+)?[ \t]*)?""",
     re.ASCII | re.VERBOSE,
 )
 

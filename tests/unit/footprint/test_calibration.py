@@ -77,7 +77,10 @@ HEAD = "engine: vllm\nversion: '0.32.0'\ngpu: H100\n"
         ("engine: vllm\n", "version is no text"),
         (HEAD.replace("'0.32.0'", "0.32"), "version is no text; write it in quotes"),
         (HEAD.replace("'0.32.0'", "main"), "'main' is not a version"),
-        (HEAD + "sampler: 1\n", "unknown key 'sampler'; known: engine, version"),
+        (
+            HEAD + "sampler: 1\n",
+            "unknown key 'sampler'; did you mean 'sampler_bytes_factor'? known: engine, version",
+        ),
         (HEAD + "gpu: A100\n", "c.yaml:4: the key 'gpu' stands twice"),
         (HEAD + "weights_bytes: 1.5\n", "weights_bytes is 1.5; write whole bytes"),
         (HEAD + "weights_bytes: -1\n", "weights_bytes is -1"),
