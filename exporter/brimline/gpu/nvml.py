@@ -853,21 +853,24 @@ class NvmlSampler:
         # Each once: the device's thread writes them meanwhile.
         identity, sample, busy_since = device.identity, device.sample, device.busy_since
         index = identity.index if identity is not None else str(card.number)
-        row = DeviceReading(
-            uuid=identity.uuid if identity is not None else Uuid(f"index:{index}"),
-            index=index,
-            name=identity.name if identity is not None else None,
-            driver=library.driver,
-            memory_api=device.api,
-        )
+
+        def row(memory_api: str = device.api, **more: Any) -> DeviceReading:
+            return DeviceReading(
+                uuid=identity.uuid if identity is not None else Uuid(f"index:{index}"),
+                index=index,
+                name=identity.name if identity is not None else None,
+                driver=library.driver,
+                memory_api=memory_api,
+                **more,
+            )
+
         if not library.ready and problem is not None:
             # Of a driver that lists no GPU, each one that was there is lost.
-            return replace(row, problem="gpu_lost" if problem == "no_gpus" else problem, detail=detail)
+            return row(problem="gpu_lost" if problem == "no_gpus" else problem, detail=detail)
         memory = sample.memory if sample is not None else None
         if sample is not None and memory is not None and now - sample.time <= self._oldest_seconds:
-            return replace(
-                row,
-                memory_api=memory.api,
+            return row(
+                memory.api,
                 total_bytes=memory.total_bytes,
                 used_bytes=memory.used_bytes,
                 free_bytes=memory.free_bytes,
@@ -877,20 +880,18 @@ class NvmlSampler:
                 processes=sample.processes,
             )
         if busy_since is not None and library.ready and now - busy_since > self._oldest_seconds:
-            return replace(row, problem="hang", detail=f"a call on GPU {index} has not come back")
+            return row(problem="hang", detail=f"a call on GPU {index} has not come back")
         if sample is not None and sample.problem is not None:
-            return replace(row, problem=sample.problem, detail=sample.detail)
+            return row(problem=sample.problem, detail=sample.detail)
         if device is not card and card.sample is not None and card.sample.problem is not None:
-            return replace(row, problem=card.sample.problem, detail=card.sample.detail)
+            return row(problem=card.sample.problem, detail=card.sample.detail)
         if library.restarting:
-            return replace(row, problem="uninitialized", detail="the library is being restarted")
+            return row(problem="uninitialized", detail="the library is being restarted")
         if sample is None and identity is None:
             return None
         if sample is None or sample.time < max(library.since, self._reopened_at):
-            return replace(row, problem="uninitialized", detail="not read since the sampling was started")
-        return replace(
-            row, problem="hang", detail=f"the last answer of GPU {index} was asked for too long ago"
-        )
+            return row(problem="uninitialized", detail="not read since the sampling was started")
+        return row(problem="hang", detail=f"the last answer of GPU {index} was asked for too long ago")
 
     def _log_changes(self, reading: GpuReading, reason: str | None, library: _Library) -> None:
         """One line for each state that differs from the last reading's. reason: of the library as a whole."""
