@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 
 import pytest
 
@@ -17,8 +16,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds",
         type=float,
-        default=float(os.environ.get("BRIMLINE_FUZZ_SECONDS", "10")),
-        help="how long random pages are read, all tests of them together; $BRIMLINE_FUZZ_SECONDS, or 10",
+        default=3.0,
+        help="how long random pages are read, all tests of them together; 3, and 60 in `make fuzz`",
     )
 
 
