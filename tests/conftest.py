@@ -5,6 +5,12 @@ from __future__ import annotations
 import gc
 
 import pytest
+from hypothesis import settings
+
+# The same examples in each run, so that a test fails where something has changed, and not by chance;
+# `pytest --hypothesis-profile default` draws others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

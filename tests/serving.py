@@ -52,7 +52,10 @@ class Got:
 
 
 class Serving:
-    """A process of `brimline serve`, ready; ended with SIGTERM, or killed where it does not end."""
+    """A process of `brimline serve`, or of another `command` that serves, once it listens.
+
+    Ended with SIGTERM, or killed where it does not end.
+    """
 
     def __init__(
         self,
@@ -60,16 +63,17 @@ class Serving:
         *arguments: str,
         python: tuple[str, ...] = (),
         program: tuple[str, str] = ("-m", "brimline"),
+        command: tuple[str, ...] = ("serve",),
         open_files: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.log_path = folder / "serve.log"
-        command = [sys.executable, *python, *program, "serve", *arguments]
+        words = [sys.executable, *python, *program, *command, *arguments]
         if open_files is not None:
-            command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
+            words = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *words]
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                command,
+                words,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

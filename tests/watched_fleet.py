@@ -41,6 +41,7 @@ OTHERS_SERIES = {
     verdicts.VERDICT: (1, {**WATCHED, "metric": verdicts.OVERALL, "verdict": "pass"}),
     verdicts.BLOCKS: (8, {**WATCHED, "metric": verdicts.OVERALL}),
     verdicts.REQUIRED: (5400, {**WATCHED, "metric": verdicts.OVERALL}),
+    verdicts.GATE: (0, {"experiment": JUDGED}),
     verdicts.DELTA: (0.031, {**WATCHED, "metric": "inter_token_latency"}),
 }
 

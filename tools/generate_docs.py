@@ -111,9 +111,9 @@ brimline rules -o rules --config brimline.yaml --grafana-url https://grafana.int
 
 - `--grafana-url`: what the link to a board (`dashboard_url`) begins with. Without it the link is a path,
   which only Grafana itself can follow.
-- `--runbook-url`: where your copy of [runbook.md](runbook.md) can be read: the anchor of the alert is
-  added. Without it the link is a path in this repository, which Alertmanager cannot follow. The chart's
-  value is `prometheusRule.runbookUrl`.
+- `--runbook-url`: where your copy of [runbook.md](runbook.md) can be read, an http or https address: the
+  anchor of the alert is added. Without it the link is a path in this repository, which Alertmanager cannot
+  follow. The chart's value is `prometheusRule.runbookUrl`.
 - `--namespace`, `--label`: of the PrometheusRule: the operator picks rules by label, such as
   `release=kube-prometheus-stack`.
 - `--datasource-uid`: the Prometheus that Grafana's own rules ask.
@@ -121,6 +121,15 @@ brimline rules -o rules --config brimline.yaml --grafana-url https://grafana.int
   GPU. Where Prometheus scrapes dcgm-exporter without `honorLabels: true` they are `exported_pod` and
   `exported_namespace`: `pod` and `namespace` are then dcgm-exporter's own, and no GPU would find its
   server.
+
+**Who is woken.** The [example for Alertmanager](../deploy/alertmanager/alertmanager.yml) wakes somebody
+for what is critical, sends the rest to a chat, and lets the critical form of an alert, an exporter and a
+server that are down silence what follows from them. A hundred servers that are down at once (a node, a
+network, a rollout), behind one exporter or each with its sidecar, are **one page** that names them all:
+`BrimlineTargetDown` and `BrimlineExporterDown` are grouped by `alertname`, `cluster` and `job`. A server
+at the brim is a page of its own: it has minutes, and must not hide behind another's page that is already
+seen to. [brimline.tmpl](../deploy/alertmanager/brimline.tmpl) has the words: how many, which, what to do,
+runbook and board. Set `cluster` as an external label where there are several.
 
 **Grafana's own alerting.** `brimline-grafana-alerting.yaml` belongs into Grafana's `provisioning/alerting`
 folder (`/etc/grafana/provisioning/alerting/`), and the recording rules into the Prometheus that it asks.

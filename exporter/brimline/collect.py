@@ -64,6 +64,7 @@ from brimline.prediction import (
 from brimline.processes import command_line, listening_pid, read_memory
 from brimline.readings import (
     TARGET_REASONS,
+    DeviceReading,
     DiscoveryReading,
     EngineReading,
     Footprint,
@@ -74,6 +75,7 @@ from brimline.readings import (
     RankReading,
     Snapshot,
     TargetSnapshot,
+    Uuid,
 )
 from brimline.reconcile import Tenant, account, beyond_card
 from brimline.threads import in_daemon_thread
@@ -99,8 +101,10 @@ MAX_RESTARTS = 3
 # A server that takes longer for its page is busy with it, which its users may notice: worth a word, and an
 # alert (BrimlineTargetSlow), but never a reason to look less often unasked.
 SLOW_SECONDS = 1.0
-# How long the GPUs that a file or the listening process names are taken as known.
+# How long the GPUs that a file or the listening process names are taken as known, as long as the visible ones
+# and their processes are the same.
 GPU_SOURCE_MAX_AGE = 10.0
+_Visible = list[tuple[Uuid, frozenset[int] | None]]
 # How long targets of one round share what is known of the GPUs. What is exposed of them is looked at anew.
 GPU_SHARED_FOR = 0.2
 
@@ -286,8 +290,9 @@ class TargetReader:
         self._in_flight: asyncio.Task[TargetSnapshot] | None = None
         self._restarts: list[float] = []
         self._ranks: tuple[str, ...] = ()
-        self._gpu_future: asyncio.Future[tuple[Assigned, tuple[Problem, ...]]] | None = None
-        self._gpu_known: tuple[float, tuple[Assigned, tuple[Problem, ...]]] | None = None
+        self._gpu_future: asyncio.Future[tuple[_Visible, tuple[Assigned, tuple[Problem, ...]]]] | None = None
+        # Since when they are known, of which visible GPUs with their processes, and the answer.
+        self._gpu_known: tuple[float, _Visible, tuple[Assigned, tuple[Problem, ...]]] | None = None
 
     def is_like(self, other: TargetReader) -> bool:
         """True where the other one was told the same."""
@@ -937,7 +942,7 @@ class TargetReader:
             )
 
         if isinstance(self.target.gpus, GpuSource):
-            gpus, problems = await self._from_gpu_source(assigned)
+            gpus, problems = await self._from_gpu_source(assigned, gpu.devices)
         else:
             gpus, problems = assigned()
         if not snapshot.up and self.target.gpus is None:
@@ -945,22 +950,27 @@ class TargetReader:
         return dataclasses.replace(snapshot, gpus=gpus, problems=(*snapshot.problems, *problems))
 
     async def _from_gpu_source(
-        self, assigned: Callable[[], tuple[Assigned, tuple[Problem, ...]]]
+        self,
+        assigned: Callable[[], tuple[Assigned, tuple[Problem, ...]]],
+        devices: Sequence[DeviceReading],
     ) -> tuple[Assigned, tuple[Problem, ...]]:
         """GPUs that a file or /proc names, read in a thread of their own: either may hang or be slow."""
         now = self._monotonic()
-        if self._gpu_known is not None and now - self._gpu_known[0] < GPU_SOURCE_MAX_AGE:
-            return self._gpu_known[1]
+        visible = [(device.uuid, device.pids) for device in devices]
+        if self._gpu_known is not None:
+            since, when_visible, known = self._gpu_known
+            if now - since < GPU_SOURCE_MAX_AGE and visible == when_visible:
+                return known
         if self._gpu_future is None:
-            self._gpu_future = in_daemon_thread(assigned, "gpus")
+            self._gpu_future = in_daemon_thread(lambda: (visible, assigned()), "gpus")
         future = self._gpu_future
         await asyncio.wait([future], timeout=MODEL_PATIENCE)
         if not future.done():
             return (), (Problem("gpu_unassigned", "what names the target's GPUs has not been read yet"),)
         self._gpu_future = None
-        result = future.result()
+        when_visible, result = future.result()
         if not result[1]:  # what went wrong is looked at again in the next scrape
-            self._gpu_known = (now, result)
+            self._gpu_known = (now, when_visible, result)
         return result
 
     def is_launch_known(self, snapshot: TargetSnapshot) -> bool:

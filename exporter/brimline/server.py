@@ -24,6 +24,7 @@ from brimline.fleet import Fleet
 from brimline.port import ConnectionLimits, serve_application
 from brimline.readings import EngineReading, Snapshot
 from brimline.scrape_targets import scrape_targets
+from brimline.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from brimline.guard import PortGuard
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 # What Prometheus needs to take over the answer before its own timeout (blackbox_exporter's default).
 TIMEOUT_OFFSET = 0.5
+CONFIG_PATIENCE_SECONDS = 10.0
 _SECRET_HEADERS = {"set-cookie", "authorization", "www-authenticate"}
 
 
@@ -81,6 +83,7 @@ class Exporter:
         self._listen = listen
         self._looks: dict[TargetReader, asyncio.Task[_Look]] = {}
         self._known_planner = planner
+        self._reading: asyncio.Future[ConfigFile] | None = None
         self._reloading = asyncio.Lock()
         self._next_reload: asyncio.Task[str | None] | None = None  # which has not begun to read
         self._reloads: set[asyncio.Task[str | None]] = set()
@@ -113,7 +116,7 @@ class Exporter:
         if self._config_path is None:
             return "started without a configuration file: there is nothing to reload"
         try:
-            read = read_config(self._config_path)
+            read = await self._read_config(self._config_path)
         except ConfigError as error:
             self.collector.note_refusal("config", str(error))
             logger.error("config=%s reload=refused detail=%r", self._config_path, str(error))
@@ -128,6 +131,20 @@ class Exporter:
         targets = len(self.collector.config.targets)
         logger.info("config=%s reload=done targets=%d", self._config_path, targets)
         return self.fleet.problem
+
+    async def _read_config(self, path: Path) -> ConfigFile:
+        """What the file says; in a thread of its own, as the file's system may hang. Raises ConfigError."""
+        # What a reload had given up may be of an older file: it is waited for, and the file read anew.
+        if self._reading is None or await self._is_read(self._reading):
+            self._reading = in_daemon_thread(lambda: read_config(path), "config")
+            if await self._is_read(self._reading):
+                return self._reading.result()
+        raise ConfigError(f"{path}: has not been read yet; look whether its file system hangs")
+
+    @staticmethod
+    async def _is_read(reading: asyncio.Future[ConfigFile]) -> bool:
+        done, _ = await asyncio.wait([reading], timeout=CONFIG_PATIENCE_SECONDS)
+        return bool(done)
 
     def application(self) -> web.Application:
         """The routes."""

@@ -27,7 +27,8 @@ from prometheus_server import free_port, get_text, is_up, running_prometheus, to
 from simulated_server import simulated_vllm
 from waiting import eventually
 
-EXAMPLE = Path(__file__).parent.parent.parent / "deploy/alertmanager/alertmanager.yml"
+FOLDER = Path(__file__).parent.parent.parent / "deploy/alertmanager"
+EXAMPLE = FOLDER / "alertmanager.yml"
 
 Json = dict[str, Any]
 
@@ -74,8 +75,8 @@ def receiver() -> Iterator[Receiver]:
 def alertmanager(folder: Path, to: int) -> Iterator[int]:
     """Alertmanager with the example's routes and inhibitions, at once and to the receiver's port."""
     config = yaml.safe_load(EXAMPLE.read_text())
-    for key in ("group_wait", "group_interval"):
-        config["route"][key] = "1s"
+    for route in (config["route"], *config["route"]["routes"]):
+        route.update({key: "1s" for key in ("group_wait", "group_interval") if key in route})
     text = yaml.safe_dump(config).replace("127.0.0.1:9095", f"127.0.0.1:{to}")
     (folder / "alertmanager.yml").write_text(text)
     port = free_port()
@@ -196,6 +197,17 @@ def _alert(name: str, severity: str, **labels: str) -> dict[str, str]:
     return {"alertname": name, "severity": severity, **SERVER, **labels}
 
 
+def _tell(port: int, alerts: list[Json]) -> str:
+    """Tell Alertmanager of alerts, and return where it lists them."""
+    address = f"http://127.0.0.1:{port}/api/v2/alerts"
+    request = urllib.request.Request(
+        address, json.dumps(alerts).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
+    return address
+
+
 def _silenced(port: int, case: str, *alerts: dict[str, str]) -> list[tuple[str, str]]:
     """Name and severity of those alerts that another one silences. case: keeps alerts of tests apart."""
     # Told last, so that the others have been weighed when the warning of these two is silent.
@@ -203,12 +215,7 @@ def _silenced(port: int, case: str, *alerts: dict[str, str]) -> list[tuple[str, 
     told = [
         {"labels": {**labels, "cluster": labels.get("cluster", "") + case}} for labels in (*alerts, *last)
     ]
-    base = f"http://127.0.0.1:{port}/api/v2/alerts"
-    request = urllib.request.Request(
-        base, json.dumps(told).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert answer.status == 200
+    base = _tell(port, told)
 
     def weighed() -> list[tuple[str, str]] | None:
         found = [one for one in json.loads(get_text(base)) if one["labels"]["cluster"].endswith(case)]
@@ -268,6 +275,143 @@ def test_an_exporter_that_is_down_silences_what_it_told(alone: int) -> None:
     behind = _alert("BrimlineTargetDown", "critical")
 
     assert _silenced(alone, "exporter", down, elsewhere, behind) == [("BrimlineTargetDown", "critical")]
+
+
+# --- How often somebody is woken when a fleet is down ---
+
+FLEET = 100
+
+
+@contextmanager
+def fleet_of_alerts(
+    folder: Path, alerts: list[dict[str, str]], last: dict[str, str]
+) -> Iterator[list[tuple[str, Json]]]:
+    """What was posted once all of the alerts were told at once, and behind them the last one."""
+    with receiver() as found, alertmanager(folder, found.port) as port:
+        _tell(port, [{"labels": labels, "annotations": _SAID} for labels in alerts])
+        _tell(port, [{"labels": last, "annotations": _SAID}])
+        eventually(lambda: found.alerts("/page", last["alertname"]))
+        settled = time.monotonic() + 2
+        eventually(lambda: time.monotonic() > settled)
+        yield found.posted
+
+
+_SAID = {"summary": "cannot be read", "runbook_url": "https://wiki/runbook#brimlinetargetdown"}
+_LAST = {"alertname": "BrimlineHostMemoryLow", "severity": "critical", **SERVER, "target": "last"}
+
+
+@pytest.mark.parametrize("exporters", [1, FLEET], ids=["behind one exporter", "each with its sidecar"])
+def test_a_fleet_that_is_down_is_one_page_that_names_them_all(exporters: int, tmp_path: Path) -> None:
+    servers = [
+        {"target": f"chat-{n}", "instance": f"10.0.0.{n % exporters}:10778", "namespace": "llm"}
+        for n in range(FLEET)
+    ]
+    alerts = [
+        {"alertname": "BrimlineTargetDown", "severity": severity, "job": "brimline", **server}
+        for server in servers
+        for severity in ("critical", "warning")
+    ]
+
+    with fleet_of_alerts(tmp_path, alerts, _LAST) as posted:
+        pages = [message for path, message in posted if path == "/page" and _is_of(message, "TargetDown")]
+        chats = [message for path, message in posted if path == "/chat"]
+
+    assert len(pages) == 1
+    assert {alert["labels"]["target"] for alert in pages[0]["alerts"]} == {f"chat-{n}" for n in range(FLEET)}
+    assert pages[0]["commonAnnotations"]["runbook_url"].endswith("#brimlinetargetdown")
+    assert len(chats) <= 1  # those that were told before the critical ones silenced them
+
+
+def test_sidecars_that_are_down_are_one_message(tmp_path: Path) -> None:
+    alerts = [
+        {
+            "alertname": "BrimlineExporterDown",
+            "severity": "warning",
+            "job": "llm/chat",
+            "instance": f"10.0.{n}.1:1",
+        }
+        for n in range(FLEET)
+    ]
+
+    with fleet_of_alerts(tmp_path, alerts, _LAST) as posted:
+        chats = [message for path, message in posted if path == "/chat"]
+
+    assert [len(message["alerts"]) for message in chats] == [FLEET]
+
+
+def test_each_server_at_the_brim_is_a_page_of_its_own(tmp_path: Path) -> None:
+    alerts = [_alert("BrimlineVramHeadroomLow", "critical", target=name, gpu="GPU-1") for name in ("a", "b")]
+
+    with fleet_of_alerts(tmp_path, alerts, _LAST) as posted:
+        pages = [message for _, message in posted if _is_of(message, "VramHeadroomLow")]
+
+    assert sorted(page["groupLabels"]["target"] for page in pages) == ["a", "b"]
+
+
+def _is_of(message: Json, name: str) -> bool:
+    return bool(message["groupLabels"]["alertname"] == f"Brimline{name}")
+
+
+def _rendered(template: str, tmp_path: Path, *labels: dict[str, str], status: str = "firing") -> str:
+    """What the template makes of such alerts, by Alertmanager's own tool."""
+    alerts = [
+        {
+            "status": status,
+            "labels": {"alertname": "BrimlineTargetDown", **one},
+            "annotations": {
+                "summary": f"{one['target']} has not been read for 20m",
+                "description": "It may be down.",
+                "runbook_url": "https://wiki/runbook#brimlinetargetdown",
+                "dashboard_url": "https://grafana/d/brimline-server",
+            },
+        }
+        for one in labels
+    ]
+    message = {
+        "status": status,
+        "alerts": alerts,
+        "groupLabels": {"alertname": "BrimlineTargetDown", "cluster": "west"},
+        "externalURL": "http://alertmanager:9093",
+    }
+    (tmp_path / "message.json").write_text(json.dumps(message))
+    command = [
+        *(tool("amtool"), "template", "render", f"--template.glob={FOLDER / '*.tmpl'}"),
+        *(
+            f'--template.text={{{{ template "{template}" . }}}}',
+            f"--template.data={tmp_path / 'message.json'}",
+        ),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_message_says_how_many_and_which(tmp_path: Path) -> None:
+    servers = [{"target": f"chat-{n}", "instance": "node-7:10778"} for n in range(FLEET)]
+
+    title = _rendered("brimline.title", tmp_path, *servers)
+    lines = _rendered("brimline.text", tmp_path, *servers).splitlines()
+
+    assert title == "100 × BrimlineTargetDown: chat-0, chat-1, chat-2, … in west"
+    assert lines[0] == "- chat-0 has not been read for 20m: chat-0 (exporter node-7:10778)"
+    assert len([line for line in lines if line.startswith("- ")]) == 50
+    assert lines[50:] == [
+        "… the first 50 of 100; all of them: http://alertmanager:9093",
+        "It may be down.",
+        "Runbook: https://wiki/runbook#brimlinetargetdown",
+        "Board: https://grafana/d/brimline-server",
+    ]
+
+
+def test_a_message_on_one_server_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    server = {"target": "chat", "instance": "10.0.0.7:10778", "namespace": "llm", "pod": "chat-0"}
+
+    title = _rendered("brimline.title", tmp_path, server)
+    text = _rendered("brimline.text", tmp_path, server)
+
+    assert title == "chat has not been read for 20m in west"
+    assert text.startswith("- chat has not been read for 20m: llm/chat-0/chat (exporter 10.0.0.7:10778)\n")
+    assert _rendered("brimline.title", tmp_path, server, status="resolved") == (
+        "Resolved: chat has not been read for 20m in west"
+    )
 
 
 @pytest.mark.parametrize(

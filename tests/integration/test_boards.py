@@ -132,6 +132,7 @@ EMPTY = {
     ("brimline-ab", "Sample size", "A"): _NO_WATCH,
     ("brimline-ab", "Time still needed", "A"): _NO_WATCH,
     ("brimline-ab", "Judged", "A"): _NO_WATCH,
+    ("brimline-ab", "May it decide a rollout?", "A"): _NO_WATCH,
     ("brimline-ab", "Mean of the last four hours", "B"): "fewer than four quarters of an hour",
     ("brimline-ab", "Mean of the last four hours", "C"): "fewer than four quarters of an hour",
     ("brimline-ab", "Verdict for each metric", "A"): _NO_WATCH,
@@ -339,6 +340,8 @@ def test_a_verdict_stands_on_the_board_in_words(fleet: Fleet) -> None:
 
     defaults, number = tile("Verdict")
     assert defaults["mappings"][0]["options"][f"{number:g}"]["text"] == "PASS: no worse"
+    defaults, number = tile("May it decide a rollout?")
+    assert defaults["mappings"][0]["options"][f"{number:g}"]["text"] == "NO: for looking only"
     assert tile("Sample size")[1] == 8
     assert tile("Time still needed")[1] == 5400
     panel = replace(fleet.panel("brimline-ab", "A beside B").panel, chosen=chosen)

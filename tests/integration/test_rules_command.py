@@ -103,6 +103,39 @@ def test_options_reach_the_files(tmp_path: Path) -> None:
             "brimline: --grafana-url 'grafana.internal:3000' is no ",
         ),
         (["--grafana-url", "https://[x"], "brimline: --grafana-url 'https://[x' is no address"),
+        (
+            ["--grafana-url", "https://admin:hunter2@grafana.internal"],
+            "brimline: --grafana-url (not shown) holds a user name, which every alert would show; write it ",
+        ),
+        (
+            ["--runbook-url", ""],
+            "brimline: --runbook-url '' is no address; write it with its scheme, as https:",
+        ),
+        (["--runbook-url", "wiki/runbook.md"], "brimline: --runbook-url 'wiki/runbook.md' is no address"),
+        (
+            ["--runbook-url", "ftp://wiki/runbook"],
+            "brimline: --runbook-url 'ftp://wiki/runbook' is no address",
+        ),
+        (
+            ["--runbook-url", "javascript:alert(1)"],
+            "brimline: --runbook-url 'javascript:alert(1)' is no address",
+        ),
+        (
+            ["--runbook-url", "https://wiki/a\nb"],
+            "brimline: --runbook-url 'https://wiki/a\\nb' is no address",
+        ),
+        (
+            ["--runbook-url", "https://wiki/{{ $value }}"],
+            "brimline: --runbook-url 'https://wiki/{{ $value }}' is no address",
+        ),
+        (
+            ["--runbook-url", "https://wiki/{{$externalURL}}"],
+            "brimline: --runbook-url 'https://wiki/{{$externalURL}}' holds {: it would be a template",
+        ),
+        (
+            ["--runbook-url", "https://wiki/runbook#gpu"],
+            "brimline: --runbook-url 'https://wiki/runbook#gpu' has a part behind #, where each alert has",
+        ),
         (["--dcgm-pod-label", "a-b"], "brimline: --dcgm-pod-label 'a-b' is no label of Prometheus"),
         (["--dcgm-namespace-label", ""], "brimline: --dcgm-namespace-label '' is no label of Prometheus"),
         (["--config", "/no/such.yaml"], "brimline: /no/such.yaml: "),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fake_servers import FAULTS, FakeServer, FakeVllm, json_answer
-from serving import serving, write_config
+from serving import Serving, serving, write_config
 from waiting import eventually
 
 TOKEN, PASSWORD, HEADER, USERINFO = "s3cr3t-token", "s3cr3t-password", "s3cr3t-header", "s3cr3t-userinfo"
@@ -139,34 +141,80 @@ variants:
 - {{name: short, role: baseline}}
 - {{name: long, role: candidate}}
 treatment: [max_model_len]
-window: {{last: 2h}}
+window: {{{window}}}
 prometheus: {{url: "{url}", {credentials}}}
 """
 
 
-def test_comparing_over_prometheus_shows_none(tmp_path: Path) -> None:
+@pytest.fixture(name="of_prometheus")
+def _of_prometheus(tmp_path: Path) -> dict[str, str]:
+    """Credentials for Prometheus, as an experiment file has them."""
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "password").write_text(PASSWORD)
-    credentials = {
+    return {
         "bearer": f"bearer_token_file: {tmp_path / 'token'}",
         "basic": f"basic_auth: {{username: me, password_file: {tmp_path / 'password'}}}",
         "header": f"headers: {{X-Scope-OrgID: {HEADER}}}",
     }
+
+
+def test_a_running_watch_shows_none_on_its_port_or_in_its_log(
+    tmp_path: Path, of_prometheus: dict[str, str]
+) -> None:
+    begun = datetime.now(UTC) - timedelta(hours=2)
+    files = []
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(FakeServer(FAULTS[name].routes)) for name in FAULTY]
+        for number, server in enumerate(servers):
+            for kind, credentials in of_prometheus.items():
+                file = tmp_path / f"{kind}-{number}.yaml"
+                text = EXPERIMENT.format(
+                    url=server.url, credentials=credentials, window=f"start: {begun.isoformat()}"
+                )
+                file.write_text(text.replace("name: ctx", f"name: {file.stem}"))
+                files.append(file)
+        watch = stack.enter_context(
+            Serving(
+                tmp_path,
+                *map(str, files),
+                "--log-level=debug",
+                "--listen=127.0.0.1:0",
+                command=("ab", "watch"),
+            )
+        )
+        asked = [f"/api/v1/ab/{file.stem}" for file in files]
+        eventually(lambda: all(json.loads(watch.ask(path).body).get("problem") for path in asked))
+        shown = [watch.ask(path).text for path in ("/metrics", "/api/v1/ab", "/-/ready", "/nothing")]
+        shown += [watch.ask(path).text for path in asked]
+        for name in ("cmdline", "environ"):
+            shown.append(Path(f"/proc/{watch.process.pid}/{name}").read_text(errors="replace"))
+        watch.terminate(within=60)
+        shown.append(watch.log)
+        sent = str([request.headers for server in servers for request in server.requests])
+
+    assert [planted_in(text) for text in shown] == [[]] * len(shown)
+    assert set(planted_in(sent)) == {TOKEN, HEADER, BASIC}
+    assert "Traceback" not in watch.log
+
+
+def test_comparing_over_prometheus_shows_none(tmp_path: Path, of_prometheus: dict[str, str]) -> None:
     empty = json_answer({"status": "success", "data": {"resultType": "vector", "result": []}})
     commands: list[tuple[str | Path, ...]] = []
     with contextlib.ExitStack() as stack:
         answering = stack.enter_context(FakeServer({"*": empty}))
         refusing = [stack.enter_context(FakeServer(FAULTS["401"].routes))]
         for n, server in enumerate([answering, *refusing]):
-            for command, (kind, written) in zip(("run", "plan", "aa"), credentials.items(), strict=True):
+            for command, (kind, written) in zip(("run", "plan", "aa"), of_prometheus.items(), strict=True):
                 file = tmp_path / f"{kind}-{n}.yaml"
-                file.write_text(EXPERIMENT.format(url=server.url, credentials=written))
+                file.write_text(EXPERIMENT.format(url=server.url, credentials=written, window="last: 2h"))
                 commands.append(("ab", command, file))
             commands.append(
                 ("ab", "init", "--prometheus", server.url, "--bearer-token-file", tmp_path / "token")
             )
         (tmp_path / "wrong.yaml").write_text(
-            EXPERIMENT.format(url=f"http://me:{USERINFO}@127.0.0.1:1", credentials="headers: {}")
+            EXPERIMENT.format(
+                url=f"http://me:{USERINFO}@127.0.0.1:1", credentials="headers: {}", window="last: 2h"
+            )
         )
         commands.append(("ab", "run", tmp_path / "wrong.yaml"))
         commands.append(("ab", "init", "--prometheus", f"http://me:{USERINFO}@127.0.0.1:1"))

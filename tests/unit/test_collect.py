@@ -813,14 +813,40 @@ def test_a_target_whose_gpus_hang_in_a_file_costs_nobody_else(healthy: FakeServe
         assert one_of(snapshot, name).errors["gpu_unassigned"] == 1
 
 
+def test_gpus_of_a_file_are_known_as_soon_as_they_are_visible(healthy: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "gpus"
+    file.write_text("GPU 0: NVIDIA H100 (UUID: GPU-1)\n")
+
+    async def scenario() -> tuple[Snapshot, Snapshot]:
+        config = Config(targets=[target("a", healthy, gpus=GpuSource(file=str(file)))])
+        gpus = OneGpu()
+        gpus.visible = False
+        collector = Collector(config, open_gpus=lambda *_args, **_options: gpus)
+        await collector.start()
+        try:
+            before = await collector.snapshot()
+            gpus.visible = True
+            return before, await collector.snapshot()
+        finally:
+            await collector.close()
+
+    before, after = asyncio.run(scenario())
+
+    assert one_of(before, "a").gpus == ()
+    assert one_of(after, "a").gpus == (("GPU-1", "0"),)
+
+
 class OneGpu:
     """A reader of one GPU."""
+
+    visible = True
 
     def start(self) -> None:
         pass
 
     def read(self) -> GpuReading:
-        return GpuReading(up=True, devices=(DeviceReading(uuid=Uuid("GPU-1"), index="0", used_bytes=1),))
+        device = DeviceReading(uuid=Uuid("GPU-1"), index="0", used_bytes=1)
+        return GpuReading(up=True, devices=(device,) * self.visible)
 
     def close(self) -> None:
         pass

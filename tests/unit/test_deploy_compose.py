@@ -89,6 +89,43 @@ def test_grafana_wants_a_password_and_lets_nobody_in_without() -> None:
     assert TEXT.count(":?") == 1
 
 
+ONCE = re.compile(r"^(?:#   )?(\(set -C; umask 077; .*\))    # once$", re.MULTILINE)
+WRITTEN = [
+    ONCE.findall(path.read_text()) for path in (REPOSITORY / "README.md", REPOSITORY / "docs/deploy.md")
+]
+
+
+def test_the_documented_command_writes_a_password_of_its_own_once(tmp_path: Path) -> None:
+    [[command]] = {tuple(found) for found in [*WRITTEN, ONCE.findall(TEXT)]}
+    (tmp_path / "deploy/compose").mkdir(parents=True)
+    file = tmp_path / "deploy/compose/.env"
+
+    first = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True)
+    password = file.read_text()
+    second = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True)
+
+    assert first.returncode == 0, first.stderr
+    # As Compose reads the file: no quotes, blanks or variables in it.
+    assert re.fullmatch(r"GRAFANA_PASSWORD=[A-Za-z0-9+/]{24}\n", password)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert second.returncode != 0
+    assert file.read_text() == password
+
+
+def test_the_password_goes_neither_into_git_nor_into_an_image() -> None:
+    name = "deploy/compose/.env"
+    ignored = (REPOSITORY / ".gitignore").read_text().splitlines()
+    of_image = (DEPLOY / "docker/Dockerfile.dockerignore").read_text().splitlines()
+    taken = [line[1:] for line in of_image if line.startswith("!")]
+
+    assert f"/{name}" in ignored
+    assert of_image[1] == "*"
+    assert not [path for path in taken if name.startswith(f"{path}/")]
+    # Where Compose looks for it: beside the first file that it is given.
+    assert (REPOSITORY / name).parent == FOLDER
+    assert name in SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+
+
 def test_what_is_mounted_and_named_exists() -> None:
     for name, service in SERVICES.items():
         for source, _ in mounts(service):
@@ -133,7 +170,7 @@ def test_alertmanager_reads_its_configuration() -> None:
     laid = {target: source for source, target in mounts(SERVICES["alertmanager"])}
 
     done = subprocess.run(
-        [tool("amtool"), "check-config", FOLDER / laid["/etc/alertmanager/alertmanager.yml"]],
+        [tool("amtool"), "check-config", FOLDER / laid["/etc/alertmanager"] / "alertmanager.yml"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -100,6 +100,8 @@ HOSTILE: dict[str, tuple[Json, str]] = {
     "an address that is none": ({"listen": "everywhere"}, "listen"),
     "PromQL in a label": ({"prometheusRule": {"dcgmPodLabel": 'pod!="" or vector(1)'}}, "dcgmPodLabel"),
     "a template in a link": ({"prometheusRule": {"runbookUrl": "https://x/{{ . }}"}}, "runbookUrl"),
+    "a link that is none": ({"prometheusRule": {"runbookUrl": "wiki/runbook"}}, "runbookUrl"),
+    "a link with a fragment": ({"prometheusRule": {"runbookUrl": "https://x/y#z"}}, "runbookUrl"),
     "a label that is none": ({"podLabels": {"a b": "c"}}, "a b"),
     "a key of the configuration": ({"config": {"lissen": "x"}}, "lissen"),
     "nobody may scrape": ({"networkPolicy": {"from": []}}, "from"),

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from brimline import fleet as fleet_module
+from brimline import server
 from brimline.collect import Collector
-from brimline.config import Config, GpuConfig, Target
+from brimline.config import Config, ConfigFile, GpuConfig, Target, read_config
 from brimline.fleet import Fleet
 from brimline.readings import DiscoveryReading
 from brimline.server import Exporter
@@ -199,6 +200,37 @@ def test_files_of_the_configuration_before_come_too_late(
             assert names(collector) == ["own"]
             await fleet.settle(CONFIG, {})
             assert names(collector) == ["own", "a1"]
+
+    run(scenario)
+
+
+def test_a_configuration_whose_file_system_hangs_is_refused_and_read_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "brimline.yaml"
+    path.write_text("targets: []\n")
+    go_on = threading.Event()
+
+    def read(path: Path) -> ConfigFile:
+        go_on.wait(PATIENCE)
+        return read_config(path)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (fleet, collector):
+            exporter = Exporter(collector, path, fleet=fleet)
+            path.write_text("targets: [{name: new, url: 'http://127.0.0.1:9'}]\n")
+            monkeypatch.setattr(server, "read_config", read)
+            monkeypatch.setattr(server, "CONFIG_PATIENCE_SECONDS", 0.05)
+            for _ in range(2):
+                assert await exporter.reload() == (
+                    f"{path}: has not been read yet; look whether its file system hangs"
+                )
+                assert names(collector) == ["own"]
+            assert [thread.name for thread in threading.enumerate()].count("brimline-config") == 1
+            go_on.set()
+            monkeypatch.setattr(server, "CONFIG_PATIENCE_SECONDS", PATIENCE)
+            assert await exporter.reload() is None
+            assert names(collector) == ["new"]
 
     run(scenario)
 

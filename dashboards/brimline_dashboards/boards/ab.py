@@ -375,13 +375,24 @@ def _verdicts() -> Row:
                 no_value="Not judged, or data source fails",
             ),
             stat(
+                "May it decide a rollout?",
+                "Whether the verdict is for a gate. NO: its blocks are shorter or fewer than its bounds need "
+                "(`block_length`, `min_blocks` below the defaults): watch it, and decide nothing by it. The alert "
+                "BrimlineVariantWorse and `/api/v1/confirm` heed it, too.",
+                [Query(f"min({verdicts.GATE}{{{_WATCHED}}})")],
+                "none",
+                height=5,
+                mappings={1.0: ("YES", GREEN), 0.0: ("NO: for looking only", ORANGE)},
+                no_value="Not judged",
+            ),
+            stat(
                 "Verdict for each metric",
                 "What `brimline ab watch` concludes of each metric since the experiment's start; it may be looked "
                 "at at any time without harm.",
                 [Query(_verdict_number(metrics), "{{metric}}")],
                 "none",
                 mappings=_VERDICT_WORDS,
-                width=20,
+                width=16,
                 height=5,
                 names=True,
                 no_value=NO_VERDICT,

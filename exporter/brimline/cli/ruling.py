@@ -12,16 +12,29 @@ from brimline.cli.common import fail
 _KUBERNETES_NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _KUBERNETES_VALUE = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _KUBERNETES_KEY = rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_KUBERNETES_VALUE}"
+_RUNBOOK = "docs/runbook.md"
 
 
-def _is_address(text: str) -> bool:
+def _check_link(option: str, address: str, example: str) -> None:
+    """End with what is wrong with the beginning of the links in alerts."""
     from urllib.parse import urlsplit
 
+    shown, wrong = repr(address), None
     try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)
+        parts = urlsplit(address)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        return False
+        is_address = False
+    if not is_address or not address.isprintable() or " " in address:
+        wrong = "is no address"
+    elif found := re.search(r"[{}\"'<>\\`]", address):
+        wrong = f"holds {found.group()}: it would be a template, or end the text it stands in"
+    elif "#" in address:
+        wrong = "has a part behind #, where each alert has its own"
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        shown, wrong = "(not shown)", "holds a user name, which every alert would show"
+    if wrong is not None:
+        fail(f"{option} {shown} {wrong}; write it with its scheme, as {example}")
 
 
 @click.command()
@@ -40,7 +53,10 @@ def _is_address(text: str) -> bool:
     help="Configuration file whose `alerts:` override thresholds and durations.",
 )
 @click.option(
-    "--runbook-url", default="docs/runbook.md", show_default=True, help="Where the runbook can be read."
+    "--runbook-url",
+    default=_RUNBOOK,
+    show_default=True,
+    help="Where the runbook can be read, such as https://wiki.internal/brimline-runbook",
 )
 @click.option(
     "--grafana-url", default="", help="What links to boards begin with, such as https://grafana.internal"
@@ -110,10 +126,10 @@ def rules(
             f"--datasource-uid {datasource_uid!r} is no uid of Grafana; it stands in the address of the data "
             "source's page: letters, digits, - and _, at most 40"
         )
-    if grafana_url and not _is_address(grafana_url):
-        fail(
-            f"--grafana-url {grafana_url!r} is no address; write it with its scheme: https://grafana.internal"
-        )
+    if grafana_url:
+        _check_link("--grafana-url", grafana_url, "https://grafana.internal")
+    if runbook_url != _RUNBOOK:
+        _check_link("--runbook-url", runbook_url, "https://wiki.internal/brimline-runbook")
     for option, label in (("pod", dcgm_pod_label), ("namespace", dcgm_namespace_label)):
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", label):
             fail(f"--dcgm-{option}-label {label!r} is no label of Prometheus")
