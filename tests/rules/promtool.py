@@ -256,6 +256,6 @@ def _run(paths: Sequence[Path]) -> str:
         # It collects garbage for a quarter of its time otherwise.
         env={**os.environ, "GOGC": "off", "GOMEMLIMIT": "700MiB"},
         text=True,
-        timeout=300,
+        timeout=600,
     )
     return done.stdout
