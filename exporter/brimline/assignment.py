@@ -70,9 +70,10 @@ def assign_gpus(
     Without `gpus` they are known only when this is the one target and its world size equals the visible GPUs:
     anything else would be a guess, and would count a GPU twice where two exporters guess alike.
     Where `gpus` names another number than the settings, the two contradict each other, which is a problem.
-    world_size: None where the launch settings do not say. Reads files and /proc where `gpus` asks for it.
+    world_size: None where the launch settings do not say, 0 for a server on the CPU. Reads files and /proc
+    where `gpus` asks for it.
     """
-    if not devices:
+    if not devices or (target.gpus is None and world_size == 0):
         return (), ()
     if target.gpus is None:
         return _assign_all(devices, ranks, world_size, targets)

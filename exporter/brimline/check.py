@@ -241,7 +241,8 @@ def _print_comparison(target: TargetSnapshot, snapshot: Snapshot, console: Conso
     lines = comparisons(target, snapshot)
     if not lines or target.footprint is None:
         return
-    table = Table(title=f"{target.name}: predicted beside observed, fullest GPU", title_justify="left")
+    fullest = ", fullest GPU" if target.footprint.fullest.components else ""
+    table = Table(title=f"{target.name}: predicted beside observed{fullest}", title_justify="left")
     table.add_column("", overflow="fold")
     for column in ("predicted", "low", "high", "observed", "difference"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -268,24 +269,25 @@ def _print_gpus(snapshot: Snapshot, console: Console) -> None:
     if not gpu.devices:
         return
     table = Table(title="GPUs", title_justify="left")
-    for column in ("", "UUID", "name", "used", "total", "reserved", "memory API", "problem"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("used", "total", "reserved"))
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for column in ("used", "total"):
+        table.add_column(column, justify="right", no_wrap=True)
     for device in gpu.devices:
-        table.add_row(*_gpu_row(device))
+        sizes = map(units.format_bytes, (device.used_bytes, device.total_bytes))
+        table.add_row(f"GPU {device.index}", _of_gpu(device), *sizes)
     print_table(table, console)
 
 
-def _gpu_row(device: DeviceReading) -> list[str]:
-    sizes = (device.used_bytes, device.total_bytes, device.reserved_bytes)
-    problem = f"{device.problem}: {device.detail}" if device.problem else ""
-    return [
-        f"GPU {device.index}",
-        device.uuid,
-        device.name or "",
-        *map(units.format_bytes, sizes),
-        device.memory_api,
-        problem,
-    ]
+def _of_gpu(device: DeviceReading) -> Text:
+    """What a GPU is, below each other, so that its UUID fits a narrow terminal."""
+    lines = Text("\n".join(filter(None, (device.name, device.uuid))))
+    if device.memory_api != "none":
+        reserved = units.format_bytes(device.reserved_bytes)
+        lines.append(f"\n{reserved} reserved, memory API {device.memory_api}", style="dim")
+    if device.problem:
+        lines.append(f"\n! {device.problem}: {device.detail}", style="yellow")
+    return lines
 
 
 # --- the published JSON form ---

@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 
+from brimline import units
 from brimline.assignment import Assigned, assign_gpus, wants_pids
 from brimline.config import Config, GpuSource, PidSource, Target
 from brimline.engines import (
@@ -880,6 +881,8 @@ class TargetReader:
                 problems.append(self._wrong_model(question, why))
                 footprint = None
         self._footprint = footprint
+        if footprint is not None and not any(rank.components for rank in footprint.ranks):
+            notes.append(_in_main_memory(footprint))
         reading, source = with_kv_bytes(reading, footprint)
         return dataclasses.replace(
             snapshot,
@@ -985,6 +988,18 @@ class TargetReader:
         if self._detected is None or not self.is_launch_known(snapshot):
             return None
         return self._detected.adapter.world_size(snapshot.settings)
+
+
+def _in_main_memory(footprint: Footprint) -> str:
+    """What to say of a server on the CPU, of which no GPU memory is predicted."""
+    said = "it runs on the CPU, so that no GPU memory is predicted"
+    sizes: dict[str, int] = {}
+    for rank in footprint.ranks:
+        for component, part in rank.host.items():
+            name = component.replace("kv_cache", "KV cache").replace("_", " ")
+            sizes[name] = sizes.get(name, 0) + part.expected * footprint.tensor_parallel
+    shown = [f"{name} {units.format_bytes(size)}" for name, size in sizes.items()]
+    return f"{said}; in main memory: {', '.join(shown)}" if shown else said
 
 
 def _visible(settings: Mapping[str, str], adapter: Adapter) -> dict[str, str]:

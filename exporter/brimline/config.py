@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -540,17 +540,55 @@ def load(path: Path) -> Config:
     return read_config(path).config
 
 
-def masked(config: Config) -> str:
-    """The configuration as YAML, with the values of request headers replaced by `<secret>`."""
+def in_force(config: Config) -> Config:
+    """The configuration with what holds for each target and alert where nothing was said."""
+    targets = [
+        msgspec.structs.replace(
+            target, timeout=Seconds(config.timeout_of(target)), histograms=config.histograms_of(target)
+        )
+        for target in config.targets
+    ]
+    alerts = {
+        alert: {
+            "enabled": True,
+            **{key: _as_written(threshold) for key, threshold in keys.items()},
+            **config.alerts.get(alert, {}),
+        }
+        for alert, keys in thresholds.ALERTS.items()
+    }
+    return msgspec.structs.replace(config, targets=targets, alerts=alerts)
 
-    def encode(value: object) -> object:
-        if isinstance(value, Seconds):
-            return f"{float(value):.12g}s"
-        if isinstance(value, Size):
-            return int(value)
-        raise NotImplementedError  # pragma: no cover - msgspec hands over custom types only
 
-    plain = msgspec.to_builtins(config, enc_hook=encode)
+def _as_written(threshold: thresholds.Threshold) -> float | str:
+    if threshold.kind in ("duration", "bytes", "pattern"):
+        return threshold.text
+    return int(threshold.default) if float(threshold.default).is_integer() else float(threshold.default)
+
+
+def _encoded(value: object) -> object:
+    if isinstance(value, Seconds):
+        return f"{float(value):.12g}s"
+    if isinstance(value, Size):
+        return int(value)
+    raise NotImplementedError  # pragma: no cover - msgspec hands over custom types only
+
+
+def _with_defaults(value: Any) -> Any:
+    """Plain objects with every key that has a value, said or not; what is nothing or empty is left out."""
+    if isinstance(value, msgspec.Struct):
+        value = {key: getattr(value, key) for key in value.__struct_fields__}
+        return {key: _with_defaults(one) for key, one in value.items() if one not in (None, "", [], {})}
+    if isinstance(value, list):
+        return [_with_defaults(one) for one in value]
+    return msgspec.to_builtins(value, enc_hook=_encoded)
+
+
+def masked(config: Config, *, defaults: bool = False) -> str:
+    """The configuration as YAML, with the values of request headers and other secrets as `<secret>`.
+
+    defaults: all that is in force, and not only what was said.
+    """
+    plain = _with_defaults(in_force(config)) if defaults else msgspec.to_builtins(config, enc_hook=_encoded)
     pods = plain.get("kubernetes", {}).get("targets", {})
     if pods.get("headers"):
         pods["headers"] = dict.fromkeys(pods["headers"], SECRET_MASK)

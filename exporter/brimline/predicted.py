@@ -42,15 +42,21 @@ def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> 
     """Print the fullest GPU's components with their share and source, the KV cache, and what was assumed."""
     rank = footprint.fullest
     where = f" on the fullest of {len(footprint.ranks)} pipeline stages" if len(footprint.ranks) > 1 else ""
-    console.print(_components(footprint, rank, f"Memory of one GPU{where}"))
+    on_gpu = bool(rank.components)
+    if on_gpu:
+        console.print(_components(footprint, rank, f"Memory of one GPU{where}"))
+    else:
+        console.print("No GPU memory is predicted: the server runs on the CPU.")
+    workers = footprint.tensor_parallel * len(footprint.ranks)
     for name, part in rank.host.items():
+        for_each = ", for each GPU" if on_gpu else ", for each worker" if workers > 1 else ""
         console.print(
-            _row("host memory", f"{_spread(part.low, part.expected, part.high)} of {name}, for each GPU")
+            _row("host memory", f"{_spread(part.low, part.expected, part.high)} of {name}{for_each}")
         )
     cache = footprint.kv_cache
     context = cache.max_model_len_tokens
     console.print(_row("parameters", units.format_count(footprint.parameters)))
-    console.print(_row("KV cache", _per_token(cache)))
+    console.print(_row("KV cache", _per_token(cache, " on each GPU" if on_gpu else "")))
     one = units.format_bytes(cache.full_request_bytes)
     console.print(_row("", f"{one} for one request of {units.format_count(context)} tokens"))
     if cache.num_blocks is not None:
@@ -71,14 +77,14 @@ def print_footprint(footprint: Footprint, console: Console, gpu: Gpu | None) -> 
         console.print(f"! {assumption}")
 
 
-def _per_token(cache: KvCacheFootprint) -> str:
+def _per_token(cache: KvCacheFootprint, where: str) -> str:
     """What a token costs; of windows, up to which length it does."""
     then = f"{units.format_count(cache.bytes_per_token)} B/token"
     if cache.window_bytes_per_token is None or cache.window_tokens is None:
-        return f"{then} on each GPU"
+        return f"{then}{where}"
     within = units.format_count(cache.window_bytes_per_token)
     window = units.format_count(cache.window_tokens)
-    return f"{within} B/token on each GPU up to the window of {window} tokens, {then} beyond"
+    return f"{within} B/token{where} up to the window of {window} tokens, {then} beyond"
 
 
 def _row(title: str, text: str) -> str:
@@ -118,6 +124,8 @@ def _short(source: str, model_source: str) -> str:
 
 def _verdict(footprint: Footprint, gpu: Gpu | None) -> list[str]:
     """Whether it fits, and where the engine has a rule of its own, whether it starts."""
+    if not footprint.fullest.components:
+        return []
     found = judged(footprint, gpu)
     if found.outcome == "unknown" or gpu is None:
         return ["Whether it fits is not known without --gpu."]
@@ -158,9 +166,14 @@ def print_steps(footprint: Footprint, console: Console) -> None:
 
 
 def _bare(footprint: Footprint) -> tuple[Step, ...]:
+    rank = footprint.fullest
+    parts = {
+        **in_order(rank.components),
+        **{f"{name} in host memory": part for name, part in rank.host.items()},
+    }
     return tuple(
         Step(name, "", _spread(part.low, part.expected, part.high), part.source)
-        for name, part in in_order(footprint.fullest.components).items()
+        for name, part in parts.items()
     )
 
 

@@ -412,7 +412,9 @@ class Footprint:
 
     @property
     def gpu_count(self) -> int:
-        """GPUs of the whole deployment."""
+        """GPUs of the whole deployment; 0 where it runs on the CPU."""
+        if not any(rank.components for rank in self.ranks):
+            return 0
         return self.gpus or self.tensor_parallel * len(self.ranks) * self.data_parallel
 
     @property

@@ -199,8 +199,12 @@ class Exporter:
             return web.Response(status=400, text=f"{refused}\n")
         return web.Response(text="Configuration reloaded.\n")
 
-    async def _config(self, _request: web.Request) -> web.Response:
-        return web.Response(text=masked(self.collector.config), content_type="text/yaml", charset="utf-8")
+    async def _config(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("defaults", "0")
+        if wanted not in ("0", "1"):
+            return web.Response(status=400, text="defaults is 0 or 1: /config?defaults=1\n")
+        shown = masked(self.collector.config, defaults=wanted == "1")
+        return web.Response(text=shown, content_type="text/yaml", charset="utf-8")
 
     async def _scrape_targets(self, _request: web.Request) -> web.Response:
         pages = self.collector.pages()

@@ -294,3 +294,14 @@ def test_predicting_imports_none_of_the_heavy_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", script, MODEL], capture_output=True, text=True, timeout=60)
 
     assert done.stderr.strip() == "[]"
+
+
+def test_a_server_on_the_cpu_is_told_without_a_gpus_table() -> None:
+    done = predict("--", "VLLM_CPU_KVCACHE_SPACE=4", "vllm", "serve", MODEL, "--max-model-len", "4096")
+
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert lines[0] == "No GPU memory is predicted: the server runs on the CPU."
+    assert "host memory       4.00 GiB of kv_cache" in lines
+    assert "--gpu" not in done.stdout
+    assert "each GPU" not in done.stdout

@@ -74,7 +74,16 @@ def test_a_running_exporter_shows_none_on_its_port_in_its_log_or_to_other_proces
             f"{name}-{kind}": {"url": url, **secrets[kind]} for name, url in urls.items() for kind in secrets
         }
         exporter = stack.enter_context(serving(tmp_path, targets, "--log-level", "debug"))
-        pages = ["/metrics", "/", "/config", "/plan", "/-/healthy", "/nothing", "/debug"]
+        pages = [
+            "/metrics",
+            "/",
+            "/config",
+            "/config?defaults=1",
+            "/plan",
+            "/-/healthy",
+            "/nothing",
+            "/debug",
+        ]
         shown = [exporter.ask(path).text for path in (*pages, *(f"/debug?target={name}" for name in targets))]
         shown.append(exporter.metrics(Accept="application/openmetrics-text").text)
         write_config(tmp_path, {**targets, "wrong": f"http://me:{USERINFO}@127.0.0.1:1"})

@@ -1,11 +1,13 @@
 """What `brimline check` says of GPUs; its tables and servers: tests/integration/test_commands.py."""
 
 import json
+from io import StringIO
 from types import MappingProxyType
 
 import pytest
+from rich.console import Console
 
-from brimline.check import as_json, problem_lines
+from brimline.check import as_json, print_snapshot, problem_lines
 from brimline.config import Config, Target
 from brimline.readings import DeviceReading, GpuReading, Problem, Snapshot, TargetSnapshot, Uuid
 
@@ -64,3 +66,21 @@ def test_all_is_well_only_where_there_is_a_target_and_no_pod_was_refused() -> No
     assert as_json(snapshot(up, gpu=GpuReading()), Config(), {})["well"] is True
     assert as_json(snapshot(gpu=GpuReading()), Config(), {})["well"] is False
     assert as_json(snapshot(up, gpu=GpuReading()), Config(), {}, problems=["pod x: no"])["well"] is False
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_gpu_stands_with_its_whole_uuid_and_its_problem(width: int) -> None:
+    uuid = "GPU-51ae0000-0000-4000-8000-000000000001"
+    lost = DeviceReading(uuid=Uuid(uuid), index="1", name="NVIDIA H100", problem="lost", detail="GPU is lost")
+    out = StringIO()
+
+    print_snapshot(
+        snapshot(gpu=GpuReading(up=True, devices=(READ, lost))), Console(file=out, width=width), {}
+    )
+
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(uuid in line for line in lines)
+    assert any("! lost: GPU is lost" in line for line in lines)
+    assert any("80.00 GiB" in line for line in lines)
+    assert any("reserved, memory API v2" in line for line in lines)

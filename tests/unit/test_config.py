@@ -21,6 +21,7 @@ from brimline.config import (
     PidSource,
     Target,
     Tls,
+    in_force,
     load,
     mask_command,
     masked,
@@ -816,6 +817,48 @@ def test_what_is_shown_reads_back_as_the_same_configuration() -> None:
     config = parse(text)
 
     assert parse(masked(config)) == config
+
+
+def test_what_is_in_force_is_shown_with_what_was_not_said() -> None:
+    shown = yaml.safe_load(
+        masked(
+            parse(
+                "scrape_timeout: 3s\nalerts: {BrimlineTargetSlow: {duration: 2s}}\ntargets:\n"
+                "- {name: a, url: 'http://a:1', experiment: x, variant: v, role: baseline}\n"
+                "- {name: b, url: 'https://b:1', timeout: 1s, tls: {ca_file: /ca}}\n"
+            ),
+            defaults=True,
+        )
+    )
+
+    first, second = shown["targets"]
+    assert shown["listen"] == "127.0.0.1:10778"
+    assert shown["gpu"] == {
+        "backend": "nvml", "devices": "all", "sample_interval": "1s", "reserve_other": 0, "processes": False,
+    }  # fmt: skip
+    assert (first["timeout"], first["histograms"], first["engine"]) == ("3s", "full", "auto")
+    assert (second["timeout"], second["histograms"], second["min_interval"]) == ("1s", "sums", "0s")
+    assert second["tls"] == {"ca_file": "/ca", "insecure_skip_verify": False}
+    assert shown["alerts"]["BrimlineTargetSlow"] == {"enabled": True, "duration": "2s", "for": "10m"}
+    assert shown["alerts"]["BrimlineKvCacheSaturated"]["usage"] == 0.95
+    assert "kubernetes" not in shown
+    assert "model" not in first
+
+
+@pytest.mark.parametrize("name", ["good-minimal", "good-full"])
+def test_what_is_in_force_reads_back_as_the_same(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    config = parse(text.replace('headers: {X-Team: inference, X-Shard: "5"}\n', "\n"))
+
+    assert masked(parse(masked(config, defaults=True)), defaults=True) == masked(config, defaults=True)
+    assert in_force(parse(masked(config, defaults=True))) == in_force(config)
+
+
+def test_no_planted_secret_is_shown_with_the_defaults() -> None:
+    shown = masked(parse(SECRETS), defaults=True)
+
+    assert "planted" not in shown
+    assert shown.count("<secret>") == 9
 
 
 def test_long_durations_are_shown_in_full() -> None:

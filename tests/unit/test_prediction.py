@@ -15,6 +15,7 @@ import pytest
 
 import brimline.demo
 from brimline import prediction
+from brimline.catalog import METRICS
 from brimline.collect import Collector
 from brimline.config import Config, GpuConfig, Target
 from brimline.errors import FootprintError
@@ -192,6 +193,35 @@ def test_without_a_gpu_the_model_is_predicted_and_the_pool_is_not() -> None:
     assert "kv_cache" not in footprint.fullest.components
     assert (footprint.fits, footprint.kv_cache.capacity_tokens) == (None, None)
     assert snapshot.memory.headroom_bytes == {}
+
+
+def test_a_server_on_the_cpu_has_no_gpu_and_says_what_lies_in_main_memory() -> None:
+    """Even where it is the only server beside a GPU, which would else be taken for its own."""
+    with FakeServer(FakeVllm(version="0.33.0+cpu", blocks=1025).routes()) as server:
+        [snapshot] = scraped(target_of(server, gpus=None), Gpus(70))
+
+    state, footprint = only(snapshot), footprint_of(snapshot)
+    assert (state.gpus, state.problems) == ((), ())
+    assert footprint.fullest.components == {}
+    assert round(footprint.fullest.host["weights"].expected / 1e9, 1) == 16.1
+    assert state.memory_notes == (
+        "it runs on the CPU, so that no GPU memory is predicted; in main memory: weights 14.99 GiB",
+    )
+    assert state.reading is not None
+    assert state.reading.ranks[0].kv_cache_capacity_bytes == 1025 * BLOCK_BYTES
+    assert snapshot.memory.headroom_bytes == {}
+    exposed = {family.name for family in METRICS if list(family.rows(snapshot))}
+    assert "predicted_host_memory_bytes" in exposed
+    assert not {name for name in exposed if name.startswith("predicted_memory")}
+
+
+def test_a_server_that_does_not_say_so_is_on_the_cpu_by_declaration() -> None:
+    more = 'vllm:cache_config_info{engine="0",kv_cache_memory_bytes="4294967296",num_gpu_blocks="2048"} 1.0'
+    with FakeServer(FakeVllm(more_lines=[more]).routes()) as server:
+        [snapshot] = scraped(target_of(server, gpus=None, launch={"device": "cpu"}), Gpus(70))
+
+    assert only(snapshot).gpus == ()
+    assert footprint_of(snapshot).fullest.components == {}
 
 
 def test_a_card_that_no_table_knows_is_taken_as_nvml_describes_it() -> None:

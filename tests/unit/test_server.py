@@ -562,3 +562,21 @@ def test_debug_shows_no_cookie_and_no_challenge_of_a_target() -> None:
                 assert not any(f"{name.lower()}:" in shown.lower() for name in secret)
 
     run(scenario)
+
+
+def test_the_configuration_is_shown_as_it_was_given_or_as_it_is_in_force() -> None:
+    async def scenario() -> None:
+        async with serving(Target(name="chat", url="http://127.0.0.1:9")) as port:
+            given, in_force = await port.get("/config"), await port.get("/config?defaults=1")
+            async with (
+                ClientSession() as session,
+                session.get(f"http://127.0.0.1:{port.number}/config?defaults=yes") as refused,
+            ):
+                assert refused.status == 400
+                assert await refused.text() == "defaults is 0 or 1: /config?defaults=1\n"
+
+        assert given == "gpu:\n  backend: none\ntargets:\n- name: chat\n  url: http://127.0.0.1:9\n"
+        assert "scrape_timeout: 5s\n" in in_force
+        assert "  timeout: 5s\n" in in_force
+
+    run(scenario)

@@ -440,6 +440,8 @@ def _continuous(metric: Metric, two: Pair) -> Measured:
     count = two.pairing.count
     if metric.query is not None and (problem := _no_ratio(values)):
         return Measured(metric=metric, baseline=whole[0], candidate=whole[1], notes=(problem,), unsaid=True)
+    if metric.query is not None:
+        notes += _all_of_it(values)
     unknown = np.full(count, np.nan)
     boot_error = _boot_error(two) if metric.moved_by_boots else 0.0
     adjusted = metric.kind in ("affine", "tail")
@@ -544,6 +546,18 @@ def _no_ratio(values: tuple[Floats, Floats]) -> str | None:
         f"0 or less in {none} of {len(either)} blocks, which makes no ratio, so that it is never decided: "
         "let the query give what stays above 0, such as the share of requests without errors"
     )
+
+
+def _all_of_it(values: tuple[Floats, Floats]) -> list[str]:
+    """A warning where a share is 1 in most blocks: its blocks do not show how it falls, if it ever does."""
+    whole = int(((values[0] == 1) & (values[1] == 1)).sum())
+    if 2 * whole <= len(values[0]):
+        return []
+    text = (
+        f"exactly 1 in both variants in {whole} of {len(values[0])} blocks: what comes seldom and in bursts "
+        "may not have come yet, and the interval does not know of it"
+    )
+    return [text]
 
 
 def _tails(

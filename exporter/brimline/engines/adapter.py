@@ -56,6 +56,10 @@ class Evidence:
     state: Any = None
 
 
+def _nothing_implied(_words: Sequence[str]) -> Mapping[str, str]:
+    return {}
+
+
 def _no_program(_words: Sequence[str]) -> bool:
     return False
 
@@ -104,13 +108,15 @@ class Adapter:
     wanted: sample names that `read` looks at.
     fit: the adapter for this very page, where an operator may choose how its names begin; None elsewhere.
     launch_program: whether a command line starts this engine.
+    launch_implies: settings that a command line has beside its flags, by environment variables or the image.
     launch_images: parts of the names of container images whose arguments are this engine's.
     launch_flags: short or other spellings of flags, to the engine's own long name with underscores.
     config_flags: flags that name a file of further settings. config_wins: it goes before the command line.
     flags: long names of the flags that decide its memory or speed; no others are ever shown.
     other_flags: flags that decide none of it, yet look like one that does misspelt.
     launch_switches: flags that take no value.
-    world_size: how many GPUs of one machine the server uses by its settings; None where they do not say.
+    world_size: how many GPUs of one machine the server uses by its settings; None where they do not say,
+    0 where it runs on the CPU.
     predictor: a key of brimline.footprint.predict.PREDICTORS; None where its memory is not predicted.
     states_launch: whether the live settings hold every launch setting, so that none need be declared.
     """
@@ -139,6 +145,7 @@ class Adapter:
     fit: Callable[[bytes], Adapter] | None = None
     endpoints: tuple[Endpoint, ...] = ()
     launch_program: Callable[[Sequence[str]], bool] = _no_program
+    launch_implies: Callable[[Sequence[str]], Mapping[str, str]] = _nothing_implied
     launch_images: tuple[str, ...] = ()
     launch_flags: Mapping[str, str] = field(default_factory=dict)
     config_flags: frozenset[str] = frozenset()

@@ -111,7 +111,7 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
     `--no-x` becomes x=false, a flag without value x=true; the model may be positional. Of several, the last
     one wins.
     """
-    settings: dict[str, str] = {}
+    settings = dict(adapter.launch_implies(words))
     index = _first_argument(words, adapter)
     last: str | None = None
     while index < len(words):

@@ -293,6 +293,33 @@ def _settings(page: Page, base: Mapping[str, Any]) -> dict[str, str]:
     return settings
 
 
+def _on_cpu(page: Page, version: str | None) -> dict[str, str]:
+    """The device of a server that is surely on the CPU; nothing elsewhere, where the page does not tell.
+
+    Builds of vLLM's index for CPUs have versions such as 0.32.0+cpu. The label was there from 0.9.2 to
+    0.20.2, and `None` on GPUs.
+    """
+    of_cpu = version is not None and "cpu" in version.partition("+")[2].split(".")
+    stated = any(
+        row.labels.get("cpu_kvcache_space_bytes", "None") not in ("None", "") for row in page.get(CONFIG_INFO)
+    )
+    return {"device": "cpu"} if of_cpu or stated else {}
+
+
+def _implied(words: Sequence[str]) -> dict[str, str]:
+    """What stands beside the flags: an image for the CPU, and the pool of a server on it, in whole GiB."""
+    settings: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "VLLM_CPU_KVCACHE_SPACE" and value.isascii() and value.isdigit() and len(value) < 7:
+            settings["device"] = "cpu"
+            if int(value):
+                settings["kv_cache_memory_bytes"] = str(int(value) << 30)
+        elif "vllm-cpu" in word and not word.startswith(("/", ".", "~", "-")):
+            settings["device"] = "cpu"
+    return settings
+
+
 def _is_v0(page: Page, version: tuple[int, ...] | None) -> bool:
     """True for engine V0, which lived beside V1 until 0.10 and whose rows carry no `engine`."""
     labelled = any("engine" in sample.labels for samples in page.samples.values() for sample in samples)
@@ -338,7 +365,7 @@ def read(evidence: Evidence) -> EngineReading:
         engine="vllm",
         engine_version=version_text,
         ranks=tuple(ranks),
-        settings=_settings(page, base),
+        settings={**_settings(page, base), **_on_cpu(page, version_text)},
         served_root=base["root"] if isinstance(base.get("root"), str) else None,
         start_time=starts[0] if starts else None,
         sleeping=is_asleep,
@@ -361,9 +388,11 @@ def _is_program(words: Sequence[str]) -> bool:
 def _world_size(settings: Mapping[str, str]) -> int | None:
     """GPUs of all ranks on this machine: tensor × pipeline × data × prefill-context parallel.
 
-    None where they are spread over machines, as Ray may do it too. A server that is one data-parallel rank of
-    many (data_parallel_rank) has that rank's alone.
+    0 on the CPU. None where they are spread over machines, as Ray may do it too. A server that is one
+    data-parallel rank of many (data_parallel_rank) has that rank's alone.
     """
+    if settings.get("device") == "cpu":
+        return 0
     if settings.get("nnodes", "1") != "1" or settings.get("distributed_executor_backend") == "ray":
         return None
     sizes = [settings.get(f"{kind}_parallel_size", "1") for kind in ("tensor", "pipeline", "prefill_context")]
@@ -384,6 +413,7 @@ FLAGS = frozenset(
         "data_parallel_size",
         "data_parallel_size_local",
         "decode_context_parallel_size",
+        "device",
         "disable_hybrid_kv_cache_manager",
         "disable_log_stats",
         "distributed_executor_backend",
@@ -452,6 +482,7 @@ ADAPTER = Adapter(
     endpoints=(Endpoint("/version"), Endpoint("/v1/models")),
     read=read,
     launch_program=_is_program,
+    launch_implies=_implied,
     launch_images=("vllm-openai", "vllm-cpu"),
     config_flags=frozenset({"config"}),  # 0.33, utils/argparse_utils.py _pull_args_from_config
     launch_flags={

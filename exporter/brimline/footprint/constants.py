@@ -275,7 +275,7 @@ def batch_defaults(memory_bytes: int, gpu_name: str, *, offline: bool = False) -
     """Defaults of max_num_seqs and max_num_batched_tokens on a GPU; offline: the LLM class, not the server.
 
     vLLM 0.32, engine/arg_utils.py get_batch_defaults. An A100 keeps the small batch, whatever its memory.
-    Without chunked prefill, and on CPUs and TPUs, other numbers hold.
+    Without chunked prefill, and on CPUs (cpu_batch_defaults) and TPUs, other numbers hold.
     """
     source = "vLLM 0.32, engine/arg_utils.py get_batch_defaults"
     if memory_bytes >= 160 * GIB:
@@ -284,3 +284,12 @@ def batch_defaults(memory_bytes: int, gpu_name: str, *, offline: bool = False) -
         tokens = 16384 if offline else 8192
         return BatchDefaults(max_num_seqs=1024, max_num_batched_tokens=tokens, source=source)
     return BatchDefaults(max_num_seqs=256, max_num_batched_tokens=8192 if offline else 2048, source=source)
+
+
+def cpu_batch_defaults(world_size: int) -> BatchDefaults:
+    """The same on a CPU, by its workers (vLLM 0.32, engine/arg_utils.py get_batch_defaults)."""
+    return BatchDefaults(
+        max_num_seqs=128 * world_size,
+        max_num_batched_tokens=2048 * world_size,
+        source="vLLM 0.32, engine/arg_utils.py get_batch_defaults",
+    )

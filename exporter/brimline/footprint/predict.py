@@ -193,6 +193,8 @@ def predict(
 def _of_many_gpus(footprint: Footprint) -> tuple[str, ...]:
     """Of how many GPUs, and of how many replicas, the figures are one."""
     gpus, replicas, stages = footprint.gpu_count, footprint.data_parallel, len(footprint.ranks)
+    if not gpus:
+        return (f"All figures are of one of {replicas} data-parallel ranks.",) if replicas > 1 else ()
     if replicas > 1:
         return (f"All figures are of one of {replicas} data-parallel ranks; {gpus} GPUs in all.",)
     if gpus > 1:

@@ -15,7 +15,13 @@ from brimline.footprint.activations import (
     encoder_cache_bytes,
     encoder_forward_bytes,
 )
-from brimline.footprint.architecture import Architecture, Attention, Experts, kept_with_architecture
+from brimline.footprint.architecture import (
+    Architecture,
+    Attention,
+    Experts,
+    has_latents,
+    kept_with_architecture,
+)
 from brimline.footprint.calibrated import (
     measured_gpu,
     measured_parts,
@@ -87,6 +93,8 @@ _UNPUBLISHED = (IN_BUDGET, OUTSIDE, UNPROFILED)
 # Tokens of the largest image where the model's files do not say: Qwen2-VL's limit of 16384 patches of 28×28
 # pixels (its preprocessor_config.json, max_pixels 12,845,056).
 _LARGEST_IMAGE_TOKENS = 16384
+# MLA's kernels for a CPU without AMX take no other.
+_CPU_BLOCK, _CPU_LATENT_BLOCK = 128, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +148,7 @@ def vllm_kv_cache(
             version=parse_version(version) if version else NEWEST_VERSION,
             dtype=launch.dtype or "auto",
             kv_cache_dtype=launch.kv_cache_dtype or "auto",
-            block_size=launch.block_size,
+            block_size=launch.block_size or (_cpu_block(architecture) if launch.on_cpu else None),
             tensor_parallel=launch.tensor_parallel_size,
             pipeline_parallel=launch.pipeline_parallel_size,
             decode_context_parallel=launch.decode_context_parallel_size,
@@ -158,6 +166,14 @@ def vllm_kv_cache(
             num_gpu_blocks_override=launch.num_gpu_blocks_override,
         ),
     )
+
+
+def _cpu_block(architecture: Architecture) -> int:
+    """Tokens of a block on a CPU, where no flag says.
+
+    vLLM 0.32, platforms/cpu.py check_and_update_config.
+    """
+    return _CPU_LATENT_BLOCK if has_latents(architecture) else _CPU_BLOCK
 
 
 def _budget(gpu: Gpu, launch: VllmLaunch, version: str | None) -> Estimate:
@@ -186,6 +202,9 @@ def predict_vllm(
     """
     launch = vllm_launch(settings)
     assumptions = [*architecture.assumptions]
+    if launch.on_cpu:
+        assumptions += _said_of_cpu(gpu, has_latents(architecture) and launch.block_size is None)
+        gpu = None
     if gpu is not None and gpu.assumption:
         assumptions.append(gpu.assumption)
     architecture, stored = as_if_quantized(architecture, stored, launch.quantization, assumptions)
@@ -269,7 +288,9 @@ def predict_vllm(
             f"--max-model-len is left to vLLM: {longest} tokens are what the pool should hold."
         )
     ranks = [_rank(stage, cache, blocks, budget, version) for stage in stages]
-    fit = _fit(ranks, stages, cache, blocks, server, assumptions)
+    if launch.on_cpu:
+        ranks = [_in_main_memory(rank, stage) for rank, stage in zip(ranks, stages, strict=True)]
+    fit = _Fit() if launch.on_cpu else _fit(ranks, stages, cache, blocks, server, assumptions)
     ceiling = _ceiling(server, stages, cache)
     return Footprint(
         engine="vllm",
@@ -292,7 +313,9 @@ def predict_vllm(
         calibrated=calibration is not None and calibration.is_whole(graphs=not launch.enforce_eager),
         assumptions=tuple(dict.fromkeys(assumptions)),
         model_source=architecture.source or architecture.model_type,
-        explain=lambda: _explained(server, stages, cache, blocks, budget, ranks, ceiling),
+        explain=None
+        if launch.on_cpu
+        else lambda: _explained(server, stages, cache, blocks, budget, ranks, ceiling),
     )
 
 
@@ -671,6 +694,36 @@ def _rank(
     return RankFootprint(
         pipeline_stage=stage.weights.pipeline_stage, components=published, total=whole, host=stage.host
     )
+
+
+# Of a GPU's components those that a CPU has, too. Its activations, libraries and what its kernels pack anew
+# nobody has published.
+_ON_CPU = ("kv_cache", "lora", "draft_model", "encoder_cache")
+
+
+def _in_main_memory(rank: RankFootprint, stage: VllmStage) -> RankFootprint:
+    """A worker on the CPU: what would lie on its GPU, as far as it is known, lies in main memory."""
+    parts = {"weights": stage.weights.total}
+    parts |= {name: rank.components[name] for name in _ON_CPU if name in rank.components}
+    if "lora" in rank.host and "lora" in parts:
+        both = [parts["lora"], rank.host["lora"]]
+        parts["lora"] = total(both, "; ".join(part.source for part in both))
+    return replace(rank, components={}, total=exact(0, "nothing on a GPU"), host=parts)
+
+
+def _said_of_cpu(gpu: Gpu | None, block_is_assumed: bool) -> list[str]:
+    text = (
+        "The server runs on the CPU: no GPU memory is predicted. Its weights and KV cache lie in main "
+        "memory; what activations, libraries and repacked weights take there beside them is not predicted."
+    )
+    said = [text]
+    if gpu is not None:
+        said.append(f"{gpu.name} is left out.")
+    if block_is_assumed:
+        said.append(
+            f"A block of {_CPU_LATENT_BLOCK} tokens is assumed; with AMX it has {_CPU_BLOCK} (--block-size)."
+        )
+    return said
 
 
 def _within_budget(whole: Estimate, stage: VllmStage, budget: Estimate, version: str | None) -> Estimate:

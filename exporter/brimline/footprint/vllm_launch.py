@@ -8,7 +8,7 @@ from typing import Literal
 from brimline.errors import FootprintError, SettingError
 from brimline.footprint import settings as read
 from brimline.footprint.architecture import Architecture, Attention
-from brimline.footprint.constants import GIB, batch_defaults, parse_version
+from brimline.footprint.constants import GIB, batch_defaults, cpu_batch_defaults, parse_version
 from brimline.footprint.drafts import SpeculativeConfig, read_speculative_config
 from brimline.footprint.gpus import Gpu
 from brimline.footprint.lora import RANKS, LoraSettings
@@ -26,7 +26,7 @@ class VllmLaunch:
 
     auto_fit: --max-model-len -1, the longest context that the pool holds. unwanted: kinds of input of which
     --limit-mm-per-prompt leaves none, or all of them with --language-model-only. enforce_eager: no CUDA
-    graphs are captured, by that flag or by --compilation-config.
+    graphs are captured, by that flag or by --compilation-config. on_cpu: it runs on no GPU.
     """
 
     dtype: str | None = None
@@ -75,6 +75,7 @@ class VllmLaunch:
     profiles_images: bool = True
     encoder_sharding: Literal["weights", "data"] = "weights"
     config_format: str | None = None
+    on_cpu: bool = False
 
     @property
     def captures_graphs(self) -> bool:
@@ -134,6 +135,7 @@ def vllm_launch(settings: Settings) -> VllmLaunch:
     _check_offloading(settings)
     _check_adapters(settings)
     return VllmLaunch(
+        on_cpu=settings.get("device") == "cpu",
         dtype=read.text(settings, "dtype"),
         quantization=read.text(settings, "quantization"),
         kv_cache_dtype=read.text(settings, "kv_cache_dtype"),
@@ -269,7 +271,9 @@ def batch_of(launch: VllmLaunch, gpu: Gpu | None, context: int, assumptions: lis
     """
     memory = gpu.memory_bytes if gpu is not None else 80 * GIB
     defaults = batch_defaults(memory, gpu.name if gpu is not None else "")
-    if gpu is None and None in (launch.max_num_seqs, launch.max_num_batched_tokens):
+    if launch.on_cpu:
+        defaults = cpu_batch_defaults(launch.tensor_parallel_size * launch.pipeline_parallel_size)
+    elif gpu is None and None in (launch.max_num_seqs, launch.max_num_batched_tokens):
         assumptions.append("No GPU is named: the batch defaults are those of a GPU with 70 GiB or more.")
     twice = 2 if launch.doubles_batch else 1
     sequences = launch.max_num_seqs or defaults.max_num_seqs * twice

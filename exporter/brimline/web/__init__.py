@@ -73,8 +73,9 @@ def _template() -> jinja2.Template:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Predicted beside observed for one target."""
+    """Predicted beside observed for one target. on_gpu: False for a server on the CPU."""
 
+    on_gpu: bool
     lines: list[Comparison]
     headroom_bytes: int | None
     is_calibrated: bool
@@ -85,6 +86,7 @@ def _beside(target: TargetSnapshot, snapshot: Snapshot) -> Beside | None:
     if target.footprint is None:
         return None
     return Beside(
+        bool(target.footprint.fullest.components),
         comparisons(target, snapshot),
         snapshot.memory.headroom_bytes.get(target.name),
         target.footprint.calibrated,

@@ -445,3 +445,26 @@ def test_servers_that_differ_count_as_dispersion() -> None:
 
     assert rates.degrees == 2
     assert rates.dispersion > 10
+
+
+@pytest.mark.parametrize(("burst", "least", "most"), [(1, 0.04, 0.1), (100, 0.5, 0.9)])
+def test_why_no_differences_are_offered_errors_in_bursts_would_pass_them(
+    burst: int, least: float, most: float
+) -> None:
+    """A candidate that is worse by 0.2 % errors, just the margin, over eight blocks of 900 requests."""
+    random, margin, runs, requests = np.random.default_rng(7), 0.002, 1000, 900
+
+    errors = random.poisson(margin * requests / burst, (runs, 8)) * burst / requests
+
+    passed = [verdict_of(of_blocks(differences), margin) in ("pass", "better") for differences in errors]
+    assert least < np.mean(passed) < most
+
+
+def test_a_ratio_of_shares_has_the_same_fault() -> None:
+    random = np.random.default_rng(7)
+    errors = random.poisson(0.002 * 900 / 100, (1000, 8)) * 100 / 900
+    harm = -np.log1p(-np.minimum(errors, 0.99))
+
+    passed = [verdict_of(of_blocks(differences), 0.002) in ("pass", "better") for differences in harm]
+
+    assert np.mean(passed) > 0.5

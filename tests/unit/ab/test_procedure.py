@@ -588,6 +588,31 @@ def test_a_metric_of_ones_own_is_compared_by_its_blocks() -> None:
     assert good.delta_ratio == pytest.approx(0.7 / 0.9 - 1)
 
 
+@pytest.mark.parametrize(
+    ("boot_deviation", "whole_blocks", "verdict", "warned"),
+    [("0", 15, "pass", True), ("0.01", 15, "inconclusive", True), ("0", 8, "pass", False)],
+)
+def test_a_share_that_is_1_in_most_blocks_warns_of_what_has_not_come_yet(
+    boot_deviation: str, whole_blocks: int, verdict: str, warned: bool
+) -> None:
+    planned = experiment(
+        more="metrics:\n- {name: good, query: q, direction: more_is_better, gate: true, margin: 0.001}\n"
+        f"boot_deviation: {boot_deviation}\n"
+    )
+    ends = np.array(planned.block_edges[1:])
+    share = np.where(np.arange(len(ends)) < whole_blocks, 1.0, 0.9999)
+    observations = observed(planned)
+    arms = {
+        name: replace(arm, own_metrics={"good": Series(ends, share)})
+        for name, arm in observations.arms.items()
+    }
+
+    good = row(judge(planned, replace(observations, arms=arms)), "good")
+
+    assert good.verdict == verdict
+    assert any(note.startswith("exactly 1 in both variants in 15 of 16") for note in good.notes) == warned
+
+
 def test_an_own_metric_without_an_answer_stays_a_gate() -> None:
     planned = experiment(more="metrics:\n- {name: cost, query: 'sum(cost)', gate: true}\n")
 

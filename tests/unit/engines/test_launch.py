@@ -272,6 +272,8 @@ def test_the_model_stands_behind_trtllm_serve(program: str) -> None:
     [
         ("vllm serve m", 1),
         ("vllm serve m -tp 2", 2),
+        ("vllm serve m -tp 2 --device cpu", 0),
+        ("VLLM_CPU_KVCACHE_SPACE=40 vllm serve m -tp 2", 0),
         ("vllm serve m -tp 2 -pp 3 -dp 4", 24),
         ("vllm serve m -tp 2 -pcp 2", 4),
         ("vllm serve m -tp two", None),
@@ -436,3 +438,23 @@ def test_the_model_may_stand_behind_the_flags() -> None:
 
 def test_minus_one_is_the_engines_own_choice() -> None:
     assert mismatches({"parallel": "-1"}, {"parallel": "4"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("VLLM_CPU_KVCACHE_SPACE=40 vllm serve m", {"kv_cache_memory_bytes": str(40 << 30)}),
+        ("docker run -e VLLM_CPU_KVCACHE_SPACE=1 vllm-cpu m", {"kv_cache_memory_bytes": str(1 << 30)}),
+        ("VLLM_CPU_KVCACHE_SPACE=0 vllm serve m", {}),
+        ("docker run --rm public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.19.0 --model m", {}),
+    ],
+)
+def test_a_vllm_server_on_the_cpu_is_known_by_its_image_or_its_pool(
+    command: str, settings: dict[str, str]
+) -> None:
+    assert parse_launch(split_command(command), VLLM) == {"device": "cpu", "model": "m", **settings}
+
+
+@pytest.mark.parametrize("command", ["vllm serve /models/vllm-cpu", "docker run vllm/vllm-openai --model m"])
+def test_another_vllm_server_is_not_taken_for_one_on_the_cpu(command: str) -> None:
+    assert "device" not in parse_launch(split_command(command), VLLM)

@@ -641,3 +641,21 @@ def test_a_build_from_a_checkout_names_no_release_to_expect_things_of() -> None:
 
     assert reading.engine_version == "0.1.dev9876+g0123abc"
     assert reading.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "labels", "device"),
+    [
+        ("0.32.0+cpu", "", "cpu"),
+        ("0.20.1", ',cpu_kvcache_space_bytes="4294967296"', "cpu"),
+        ("0.20.1", ',cpu_kvcache_space_bytes="None"', None),
+        ("0.32.0+cu129", "", None),
+        ("0.32.0", "", None),
+    ],
+)
+def test_a_server_on_the_cpu_is_known_by_its_build_or_its_pool(
+    version: str, labels: str, device: str | None
+) -> None:
+    page = v1_page() + f'vllm:cache_config_info{{engine="0",num_gpu_blocks="9"{labels}}} 1.0\n'
+
+    assert read(page, version=version).settings.get("device") == device

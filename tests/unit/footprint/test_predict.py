@@ -689,3 +689,23 @@ def test_n_grams_have_no_keys_and_values_to_leave_out() -> None:
     said = predict("vllm", read_model(LLAMA_8B), {"speculative_config": config}).assumptions
 
     assert not any("drafter" in text for text in said)
+
+
+def test_a_server_on_the_cpu_has_weights_and_cache_in_main_memory_and_nothing_on_a_gpu() -> None:
+    """vLLM 0.32 on a CPU: blocks of 128 tokens, as its platform sets them; 131072 B/token."""
+    footprint = of_vllm(read_model(LLAMA_8B), device="cpu", kv_cache_memory_bytes=4 * GIB, max_model_len=4096)
+
+    rank = footprint.fullest
+    assert rank.components == {}
+    assert rank.total.high == 0
+    assert set(rank.host) == {"weights", "kv_cache"}
+    assert abs(rank.host["weights"].expected - 14.99 * GIB) < 0.01 * 14.99 * GIB
+    assert rank.host["kv_cache"].expected == 4 * GIB
+    assert footprint.kv_cache.num_blocks is not None
+    assert footprint.kv_cache.num_blocks.expected == 4 * GIB // (128 * 131072)
+    assert (footprint.fits, footprint.headroom_bytes, footprint.gpu_count) == (None, None, 0)
+    assert decode_ceilings(footprint) == []
+    assert "no GPU memory is predicted" in footprint.assumptions[0]
+    assert "H100 SXM is left out." in footprint.assumptions
+    assert footprint.max_running_requests == 128  # vLLM 0.32, get_batch_defaults on a CPU
+    assert not any("batch defaults" in assumption for assumption in footprint.assumptions)
