@@ -1,4 +1,5 @@
-# Everything sets itself up: `make demo`, `make test`, `make test-long`, `make check`, `make test-engines`, `make bench`.
+# Everything sets itself up: `make demo`, `make test`, `make test-long`, `make fuzz`, `make check`, `make test-engines`,
+# `make bench`.
 PYTHON := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some containers forbid it, and then each of the hundreds of processes that tests start compiles all modules.
@@ -7,11 +8,15 @@ export PYTHONDONTWRITEBYTECODE :=
 # Whole files in as many processes, those that take longest first. Many tests wait more than they compute.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-long check test-engines bench bench-performance format clean
+# Of random pages, in `make fuzz`; `make test` reads them for a few seconds.
+FUZZ_SECONDS := 60
+
+.PHONY: help demo test test-long fuzz check test-engines bench bench-performance format clean
 help:
 	@echo "make demo          watch two simulated servers, without a GPU"
 	@echo "make test          the fast tests"
-	@echo "make test-long     what takes longer: thousands of scrapes, a thousand servers, the image's steps"
+	@echo "make test-long     what takes minutes: thousands of scrapes, a thousand servers, the image's steps"
+	@echo "make fuzz          a minute of random pages; FUZZ_SECONDS=600 for ten"
 	@echo "make check         style, types and layers"
 	@echo "make test-engines  tests against real vLLM and llama.cpp servers (installs about 4 GB once)"
 	@echo "make bench         measurements"
@@ -28,7 +33,11 @@ test:
 test-long:
 	@tools/setup.sh dev
 	@bin=$$(tools/prometheus.sh) && deploy=$$(tools/deployment.sh) && \
-		PATH="$$bin:$$deploy:$$PATH" $(PYTHON) -m pytest -m long tests/integration
+		PATH="$$bin:$$deploy:$$PATH" $(PYTHON) -m pytest -m long tests/integration tests/unit
+
+fuzz:
+	@tools/setup.sh dev
+	$(PYTHON) -m pytest --fuzz-seconds $(FUZZ_SECONDS) tests/unit/exposition_text/test_fuzz.py
 
 check:
 	@tools/setup.sh dev

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal, special
+from scipy import special
 
 from brimline.ab.experiment import Experiment
 from brimline.ab.observations import ArmObservations, Boot, Gpu, Observations, ReplicaObservations
@@ -66,6 +66,8 @@ def autoregressive(
     heavy: bool = False,
 ) -> Floats:
     """Noise whose neighbours are correlated; heavy: from Student's t with 3 degrees."""
+    from scipy import signal  # a second of importing, which those that only collect tests do not need
+
     shocks = random.standard_t(3, shape) / np.sqrt(3) if heavy else random.standard_normal(shape)
     shocks[..., 1:] *= np.sqrt(1 - lasting**2)
     return np.asarray(deviation * signal.lfilter([1.0], [1.0, -lasting], shocks, axis=-1))

@@ -117,11 +117,11 @@ def _running(profile: Path, width: int, height: int) -> Iterator[int]:
         return int(lines[0]) if len(lines) > 1 else None
 
     try:
-        yield eventually(port, within=60)
+        yield eventually(port)
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import gc
-import os
 
 import pytest
+from hypothesis import settings
+
+# The same examples in each run, so that a test fails where something has changed, and not by chance;
+# `pytest --hypothesis-profile default` draws others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,8 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds",
         type=float,
-        default=float(os.environ.get("BRIMLINE_FUZZ_SECONDS", "10")),
-        help="how long random pages are read, all tests of them together; $BRIMLINE_FUZZ_SECONDS, or 10",
+        default=3.0,
+        help="how long random pages are read, all tests of them together; 3, and 60 in `make fuzz`",
     )
 
 

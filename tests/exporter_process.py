@@ -55,13 +55,13 @@ def running_exporter(
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environ or {})})
     exporter = Exporter(port, process, log_file)
     try:
-        eventually(lambda: process.poll() is not None or is_up(f"{exporter.url}/-/ready"), within=20)
+        eventually(lambda: process.poll() is not None or is_up(f"{exporter.url}/-/ready"))
         assert process.poll() is None, exporter.log
         yield exporter
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

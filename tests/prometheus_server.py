@@ -26,7 +26,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def get_text(url: str, headers: dict[str, str] | None = None, timeout: float = 20.0) -> str:
+def get_text(url: str, headers: dict[str, str] | None = None, timeout: float = 60.0) -> str:
     """Body of a GET."""
     request = urllib.request.Request(url, headers=headers or {})
     with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -143,8 +143,8 @@ def running_prometheus(
         )
     try:
         prometheus = Prometheus(f"http://127.0.0.1:{port}")
-        eventually(lambda: is_up(f"{prometheus.url}/-/ready"), within=30)
+        eventually(lambda: is_up(f"{prometheus.url}/-/ready"))
         yield prometheus
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

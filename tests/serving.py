@@ -80,7 +80,7 @@ class Serving:
                 env={**os.environ, **(environ or {})},
             )
         try:
-            match = eventually(self._listening, within=60)
+            match = eventually(self._listening)
         except AssertionError:
             self.process.kill()
             self.process.wait()
@@ -126,7 +126,7 @@ class Serving:
     def __exit__(self, *exception: object) -> None:
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -35,8 +35,8 @@ def simulated_vllm(
         command += ["--rate", str(requests_per_second)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"), within=20)
+        eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"))
         yield SimulatedServer(port, process.pid)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

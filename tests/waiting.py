@@ -9,8 +9,11 @@ from typing import Literal, TypeVar
 T = TypeVar("T")
 
 
-def eventually(check: Callable[[], T | Literal[False] | None], *, within: float = 10.0) -> T:
-    """The first truthy result of `check`; AssertionError with the last one after `within` seconds."""
+def eventually(check: Callable[[], T | Literal[False] | None], *, within: float = 60.0) -> T:
+    """The first truthy result of `check`; AssertionError with the last one after `within` seconds.
+
+    As long as it is, the deadline costs nothing where the condition comes, and a busy machine needs it.
+    """
     deadline = time.monotonic() + within
     while True:
         result = check()

@@ -162,7 +162,7 @@ def under_load(
             grown = "increase(brimline_time_to_first_token_seconds_count[4s]) > 0"
             return len(prometheus.query(grown)) == len(servers)
 
-        eventually(both_count, within=60)
+        eventually(both_count)
         start = float(math.ceil(time.time()))
         # The last block ends with a sample after it.
         time.sleep(max(start + seconds + 2 - time.time(), 0))
@@ -176,7 +176,7 @@ def until_counted(prometheus: Prometheus, answered: tuple[int, ...]) -> None:
         family = "brimline_time_to_first_token_seconds_count"
         return [prometheus.value(f'{family}{{target="{variant}"}}') for variant in (BASELINE, CANDIDATE)]
 
-    eventually(lambda: counts() == list(answered), within=20)
+    eventually(lambda: counts() == list(answered))
 
 
 def summary(report: dict[str, Any]) -> str:

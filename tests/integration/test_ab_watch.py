@@ -95,7 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             )
         )
         generated = 'rate(brimline_request_e2e_latency_seconds_count{target="long-context"}[4s]) > 0'
-        eventually(lambda: prometheus.query(generated), within=40)
+        eventually(lambda: prometheus.query(generated))
         made = brimline("ab", "init", "--prometheus", prometheus.url, "-o", folder / "experiment.yaml")
         assert made.returncode == 0, made.stderr
         (folder / "as-written.yaml").write_text((folder / "experiment.yaml").read_text())
@@ -117,11 +117,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 stderr=log,
             )
         try:
-            eventually(lambda: is_up(f"http://127.0.0.1:{watch_port}/-/ready"), within=20)
+            eventually(lambda: is_up(f"http://127.0.0.1:{watch_port}/-/ready"))
             yield World(folder, prometheus, watch_port, watch, ended)
         finally:
             watch.terminate()
-            watch.wait(10)
+            watch.wait(60)
 
 
 def judged(world: World, blocks: int) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def judged(world: World, blocks: int) -> dict[str, Any]:
         document = world.verdict()
         return document if (document.get("blocks") or 0) >= blocks else None
 
-    return eventually(enough, within=60)
+    return eventually(enough)
 
 
 def test_an_experiment_file_is_written_from_what_runs(world: World) -> None:
@@ -176,7 +176,7 @@ def test_prometheus_scrapes_the_verdict(world: World) -> None:
         )
 
     # One of all words holds.
-    assert eventually(scraped, within=10) == 1
+    assert eventually(scraped) == 1
     assert world.prometheus.value(f"{verdicts.UP}") == 1
 
 
@@ -195,7 +195,7 @@ def test_tiles_and_table_of_the_board_are_filled(world: World) -> None:
         }
         return found if all(answer.series for each in found.values() for answer in each) else None
 
-    found = eventually(shown, within=20)
+    found = eventually(shown)
     [sample] = found["Sample size"]
     assert sample.series[0].points[-1][1] >= 3  # what was scraped may be of the block before
     [age] = found["Judged"]
@@ -260,7 +260,7 @@ def test_the_watch_outlives_prometheus_and_says_how_old_its_verdict_is(world: Wo
     before = judged(world, 4)["verdict"]
     world.end_prometheus.close()
 
-    failed = eventually(lambda: (document := world.verdict())["problem"] and document, within=30)
+    failed = eventually(lambda: (document := world.verdict())["problem"] and document)
 
     assert failed["verdict"] in verdicts.WORDS
     assert before in verdicts.WORDS

@@ -84,8 +84,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with watched_fleet(tmp_path_factory.mktemp("fleet")) as running:
         # The restarted server has ended requests again, and the rules have seen it.
         ended = f'rate(brimline_request_e2e_latency_seconds_count{{target="{BASELINE}"}}[4s]) > 0'
-        eventually(lambda: running.query(ended), within=60)
-        eventually(lambda: running.query(f'target:memory_headroom:bytes{{target="{BASELINE}"}}'), within=20)
+        eventually(lambda: running.query(ended))
+        eventually(lambda: running.query(f'target:memory_headroom:bytes{{target="{BASELINE}"}}'))
         time.sleep(2)
         prometheus = Prometheus(running.url)
         window = Window(time.time(), Times(range_seconds=60, step_seconds=2, scrape_interval_seconds=1))

@@ -61,8 +61,8 @@ def test_an_exporter_is_healthy_however_its_port_is_protected(web: str, tmp_path
         ) as process,
     ):
         try:
-            eventually(lambda: "listening=" in log.read_text(), within=30)
-            found = eventually(lambda: healthy(port), within=30)
+            eventually(lambda: "listening=" in log.read_text())
+            found = eventually(lambda: healthy(port))
         finally:
             process.terminate()
 

@@ -68,7 +68,7 @@ def gpus(metrics: Mapping[str, float]) -> set[str]:
 
 def test_a_sidecar_without_access_tells_its_server_and_no_gpu(port: int, tmp_path: Path) -> None:
     with exporter(tmp_path, "sidecar", {":8000": f":{port}"}, {}) as running:
-        metrics = eventually(lambda: _of_target(running, "chat"), within=30)
+        metrics = eventually(lambda: _of_target(running, "chat"))
 
     assert gpus(metrics) == set()
     assert not [name for name in metrics if name.startswith(("nvml_up", "gpu_problem"))]
@@ -81,7 +81,7 @@ def test_a_sidecar_with_nvml_tells_its_server_s_gpu_alone(
     replaced = {":8000": f":{port}", "/run/gpus": str(tmp_path)}
 
     with exporter(tmp_path, "sidecar-nvml", replaced, library) as running:
-        metrics = eventually(lambda: _of_target(running, "chat", gpu_count=1), within=30)
+        metrics = eventually(lambda: _of_target(running, "chat", gpu_count=1))
 
     assert gpus(metrics) == {"GPU-fake-1"}
     assert metrics['target_gpu_info{gpu="GPU-fake-1",rank="0",target="chat"}'] == 1
@@ -102,7 +102,7 @@ def test_the_node_s_exporter_tells_all_gpus_and_the_pods_that_say_so(
     kubeconfig = {"kubernetes: {": f"kubernetes: {{kubeconfig: {api.kubeconfig(tmp_path)}, "}
 
     with exporter(tmp_path, "daemonset", kubeconfig, {**library, "NODE_NAME": "gpu-7"}) as running:
-        metrics = eventually(lambda: _of_target(running, "inference/chat-0", gpu_count=2), within=30)
+        metrics = eventually(lambda: _of_target(running, "inference/chat-0", gpu_count=2))
     asked = {path for path, _, _ in api.requests}
     api.close()
 

@@ -66,7 +66,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Got | str]:
             server.routes |= {"/version": json_answer({"version": "1"})}
         for kind in ("html", "newlines"):
             pages[f"debug {kind}"] = exporter.ask(f"/debug?target={kind}")
-        exporter.terminate(within=30)
+        exporter.terminate(within=60)
         pages["log"] = exporter.log
     for server in servers.values():
         server.close()

@@ -46,22 +46,22 @@ def test_pods_are_scraped_as_they_come_and_kept_while_the_api_server_is_away(tmp
             assert page['discovery_up{source="kubernetes"}'] == 1
             assert page["config_last_reload_successful"] == 1
 
-            eventually(lambda: api.watching == 1, within=60)
+            eventually(lambda: api.watching == 1)
             api.put(of(vllm, "chat-1"), of(vllm, "chat-2"))
-            eventually(lambda: len(up(exporter)) == 3, within=60)
+            eventually(lambda: len(up(exporter)) == 3)
             api.remove("chat-0")
-            eventually(lambda: set(up(exporter)) == {"llm/chat-1", "llm/chat-2"}, within=60)
+            eventually(lambda: set(up(exporter)) == {"llm/chat-1", "llm/chat-2"})
             assert not [name for name in exporter.metrics() if "llm/chat-0" in name]
 
             api.put(of(vllm, "chat-2", engin="vllm"))
-            eventually(lambda: exporter.metrics()['discovery_up{source="kubernetes"}'] == 0, within=60)
+            eventually(lambda: exporter.metrics()['discovery_up{source="kubernetes"}'] == 0)
             # Whoever may annotate a pod must not make the configuration look refused.
             assert exporter.metrics()["config_last_reload_successful"] == 1
-            eventually(lambda: up(exporter) == {"llm/chat-1": 1}, within=60)
+            eventually(lambda: up(exporter) == {"llm/chat-1": 1})
             assert "pod llm/chat-2: annotation brimline.io/engin: unknown" in exporter.log
 
             api.close()
-            eventually(lambda: "the API server cannot be reached" in exporter.log, within=60)
+            eventually(lambda: "the API server cannot be reached" in exporter.log)
             page = exporter.metrics()
             assert up(exporter) == {"llm/chat-1": 1}
             assert page['discovery_up{source="kubernetes"}'] == 0

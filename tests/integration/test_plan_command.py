@@ -196,7 +196,7 @@ def test_a_thousand_combinations_take_seconds() -> None:
         "--sweep", "quantization=auto,fp8,awq,gptq,nvfp4",
     )  # fmt: skip
 
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 50
     assert len(done.stdout.splitlines()) == 1001
 
 

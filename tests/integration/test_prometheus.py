@@ -47,7 +47,7 @@ def exporters(server_port: int, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def prometheus(exporters: list[Exporter], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     ports = [exporter.port for exporter in exporters]
     with running_prometheus(tmp_path_factory.mktemp("prometheus"), ports) as running:
-        eventually(lambda: len(running.query('brimline_target_up{target="chat"} == 1')) == 2, within=20)
+        eventually(lambda: len(running.query('brimline_target_up{target="chat"} == 1')) == 2)
         yield running
 
 
@@ -89,7 +89,6 @@ def test_a_dead_target_has_health_but_no_values(prometheus: Prometheus) -> None:
 def test_tokens_per_second_can_be_computed(prometheus: Prometheus) -> None:
     rate = eventually(
         lambda: prometheus.value('max(rate(brimline_generation_tokens_total{target="chat"}[10s])) > 0'),
-        within=40,
     )
 
     assert 0 < rate < 50_000
@@ -98,6 +97,6 @@ def test_tokens_per_second_can_be_computed(prometheus: Prometheus) -> None:
 def test_histogram_buckets_are_quantiles_for_prometheus(prometheus: Prometheus) -> None:
     buckets = "sum by (instance, le) (brimline_request_prompt_tokens_bucket)"
 
-    found = eventually(lambda: prometheus.value(f"max(histogram_quantile(0.5, {buckets})) > 0"), within=40)
+    found = eventually(lambda: prometheus.value(f"max(histogram_quantile(0.5, {buckets})) > 0"))
 
     assert 1 <= found <= 32768

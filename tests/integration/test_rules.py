@@ -352,7 +352,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                     and text.count("brimline_memory_headroom_bytes{") == 2
                     and text
                 ),
-                within=20,
             )
 
 

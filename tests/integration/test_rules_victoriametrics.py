@@ -88,7 +88,7 @@ class VictoriaMetrics:
 
     def _write(self, lines: list[str]) -> None:
         body = "\n".join(lines).encode()
-        urllib.request.urlopen(f"{self.url}/api/v1/import/prometheus", body, timeout=20).close()
+        urllib.request.urlopen(f"{self.url}/api/v1/import/prometheus", body, timeout=60).close()
         get_text(f"{self.url}/internal/force_flush")
 
     def query(self, expr: str, minute: int) -> list[tuple[dict[str, str], float]]:
@@ -125,7 +125,7 @@ def victoria(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VictoriaMetri
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         running = VictoriaMetrics(f"http://127.0.0.1:{port}", int(time.time()) // 60 * 60 - 3600)
-        eventually(lambda: is_up(f"{running.url}/health"), within=30)
+        eventually(lambda: is_up(f"{running.url}/health"))
         running.load(healthy(LAST))
         alone = sidecar().relabelled(job="sidecars", instance="10.0.0.9:10778", pod="chat-7")
         running.load(alone.beside(dcgm(USED, "GPU-cccc", namespace="chat", pod="chat-7")))
@@ -136,7 +136,7 @@ def victoria(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VictoriaMetri
         yield running
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.mark.parametrize("target", ["chat-a", "chat-b"])

@@ -81,7 +81,7 @@ def prometheus(dcgm_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 rules=rules,
             ) as running,
         ):
-            eventually(lambda: running.query("target:memory_headroom:bytes"), within=30)
+            eventually(lambda: running.query("target:memory_headroom:bytes"))
             yield running
 
 

@@ -77,11 +77,9 @@ def test_prometheus_scrapes_the_servers_own_pages_by_the_list(exporter: Exporter
     }
     with running_prometheus(tmp_path, [exporter.port], jobs=[found]) as prometheus:
         up = 'up{job="engines",target="chat"} == 1'
-        eventually(lambda: prometheus.value(up), within=60)
+        eventually(lambda: prometheus.value(up))
         [(labels, _)] = prometheus.query('up{job="engines",target="chat"}')
-        eventually(
-            lambda: prometheus.query('vllm:num_requests_running{job="engines",target="chat"}'), within=60
-        )
+        eventually(lambda: prometheus.query('vllm:num_requests_running{job="engines",target="chat"}'))
         [(series, _)] = prometheus.query('vllm:num_requests_running{job="engines",target="chat"}')
 
     assert labels.items() >= {"experiment": "ctx", "variant": "short", "role": "baseline"}.items()

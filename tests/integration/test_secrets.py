@@ -89,11 +89,11 @@ def test_a_running_exporter_shows_none_on_its_port_in_its_log_or_to_other_proces
         write_config(tmp_path, {**targets, "wrong": f"http://me:{USERINFO}@127.0.0.1:1"})
         shown.append(exporter.reload().text)
         exporter.process.send_signal(signal.SIGHUP)
-        eventually(lambda: exporter.log.count("reload=refused") == 2, within=30)
+        eventually(lambda: exporter.log.count("reload=refused") == 2)
         shown += [exporter.metrics().text, exporter.ask("/").text]
         for name in ("cmdline", "environ"):
             shown.append(Path(f"/proc/{exporter.process.pid}/{name}").read_text(errors="replace"))
-        exporter.terminate(within=30)
+        exporter.terminate(within=60)
         shown.append(exporter.log)
         sent = str([request.headers for request in vllm.requests])
 
@@ -192,12 +192,12 @@ def test_a_running_watch_shows_none_on_its_port_or_in_its_log(
             )
         )
         asked = [f"/api/v1/ab/{file.stem}" for file in files]
-        eventually(lambda: all(json.loads(watch.ask(path).body).get("problem") for path in asked), within=60)
+        eventually(lambda: all(json.loads(watch.ask(path).body).get("problem") for path in asked))
         shown = [watch.ask(path).text for path in ("/metrics", "/api/v1/ab", "/-/ready", "/nothing")]
         shown += [watch.ask(path).text for path in asked]
         for name in ("cmdline", "environ"):
             shown.append(Path(f"/proc/{watch.process.pid}/{name}").read_text(errors="replace"))
-        watch.terminate(within=30)
+        watch.terminate(within=60)
         shown.append(watch.log)
         sent = str([request.headers for server in servers for request in server.requests])
 

@@ -152,7 +152,7 @@ def test_other_methods_and_paths_are_refused(exporter: Serving, method: str, pat
 def test_a_header_that_is_no_text_is_no_defect_of_ours(
     exporter: Serving, path: bytes, header: bytes, status: bytes
 ) -> None:
-    with socket.create_connection(("127.0.0.1", exporter.port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=60) as client:
         client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
         first = client.recv(65536)
 
@@ -162,7 +162,7 @@ def test_a_header_that_is_no_text_is_no_defect_of_ours(
 
 
 def test_a_request_without_a_path_is_no_defect_of_ours(exporter: Serving) -> None:
-    with socket.create_connection(("127.0.0.1", exporter.port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=60) as client:
         client.sendall(b"CONNECT  HTTP/1.1\r\n\r\n")
         first = client.recv(65536)
 
@@ -200,7 +200,7 @@ def test_the_scrape_timeout_is_kept_with_a_server_that_hangs(tmp_path: Path) -> 
         page = exporter.metrics(X_Prometheus_Scrape_Timeout_Seconds="1")
         lasted = time.monotonic() - begun
 
-    assert 0.45 < lasted < 10  # the target's own timeout is 30 s
+    assert 0.45 < lasted < 20  # the target's own timeout is 30 s
     assert page.values("brimline_target_up") == {"hanging": 0}
     assert page.problems() == {"hanging": "timeout"}
 
@@ -277,15 +277,19 @@ def test_nothing_heavy_is_loaded_for_scrapes(tmp_path: Path, vllm: FakeServer) -
     assert looking & HEAVY == {"jinja2"}  # the status page's templates, only now
 
 
+# Two seconds, and the rest for a busy machine: servers that hang are waited for longer than this.
+ENDS_WITHIN = 8.0
+
+
 def test_sigterm_ends_the_process(tmp_path: Path, vllm: FakeServer) -> None:
     with serving(tmp_path, {"chat": vllm.url}) as exporter:
         exporter.metrics()
         begun = time.monotonic()
-        status = exporter.terminate(within=10)
+        status = exporter.terminate(within=60)
         lasted = time.monotonic() - begun
 
     assert status == 0
-    assert lasted < 2
+    assert lasted < ENDS_WITHIN
     assert "Traceback" not in exporter.log
 
 
@@ -300,11 +304,11 @@ def test_sigterm_answers_the_scrape_in_flight(tmp_path: Path, vllm: FakeServer) 
         begun = time.monotonic()
         exporter.process.send_signal(signal.SIGTERM)
         page = take(scrape)
-        status = exporter.process.wait(10)
+        status = exporter.process.wait(60)
         lasted = time.monotonic() - begun
 
     assert (page.status, status) == (200, 0)
-    assert lasted < 4  # two seconds, and the time to notice on a loaded machine
+    assert lasted < ENDS_WITHIN
     assert page.values("brimline_target_up") == {"hanging": 0, "chat": 1}
     assert "Traceback" not in exporter.log
     assert "Unclosed" not in exporter.log
@@ -316,11 +320,11 @@ def test_sigterm_ends_the_process_while_it_looks_for_servers(tmp_path: Path) -> 
         with Serving(tmp_path, *arguments) as exporter:
             eventually(lambda: hanging.requests)
             begun = time.monotonic()
-            status = exporter.terminate(within=10)
+            status = exporter.terminate(within=60)
             lasted = time.monotonic() - begun
 
     assert status == 0
-    assert lasted < 4
+    assert lasted < ENDS_WITHIN
     assert "Traceback" not in exporter.log
 
 
@@ -338,7 +342,7 @@ def test_sigterm_with_a_gpu_that_hangs_and_fifty_scrapes_in_flight_answers_all_a
         serving(tmp_path, {"hanging": hanging.url}, gpu=gpu, environ=environ) as exporter,
     ):
         header = {"X-Prometheus-Scrape-Timeout-Seconds": "2"}
-        eventually(lambda: b'reason="hang"' in exporter.metrics(**header).body, within=30)
+        eventually(lambda: b'reason="hang"' in exporter.metrics(**header).body)
         scrapes = [stack.enter_context(contextlib.closing(exporter.connection())) for _ in range(50)]
         for scrape in scrapes:
             scrape.request("GET", "/metrics")
@@ -346,11 +350,11 @@ def test_sigterm_with_a_gpu_that_hangs_and_fifty_scrapes_in_flight_answers_all_a
         begun = time.monotonic()
         exporter.process.send_signal(signal.SIGTERM)
         pages = [take(scrape) for scrape in scrapes]
-        status = exporter.process.wait(10)
+        status = exporter.process.wait(60)
         lasted = time.monotonic() - begun
 
     assert status == 0
-    assert lasted < 4  # two seconds, and the time to notice on a loaded machine
+    assert lasted < ENDS_WITHIN
     assert [page.status for page in pages] == [200] * 50
     assert {page.values("brimline_target_up")["hanging"] for page in pages} == {0}
     assert all(b'brimline_gpu_memory_used_bytes{gpu="GPU-fake-1"}' in page.body for page in pages)
@@ -440,10 +444,10 @@ def test_sighup_reloads_too(tmp_path: Path, vllm: FakeServer) -> None:
     with serving(tmp_path, {"old": vllm.url}) as exporter:
         path = write_config(tmp_path, {"new": vllm.url})
         exporter.process.send_signal(signal.SIGHUP)
-        eventually(lambda: exporter.metrics().values("brimline_target_up") == {"new": 1}, within=30)
+        eventually(lambda: exporter.metrics().values("brimline_target_up") == {"new": 1})
         path.write_text("targets: 7\n")
         exporter.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "reload=refused" in exporter.log, within=30)
+        eventually(lambda: "reload=refused" in exporter.log)
         refused = exporter.metrics()
 
     assert refused.values("brimline_config_last_reload_successful") == {"": 0}
@@ -478,7 +482,7 @@ def test_under_two_hundred_reloads_a_scrape_sees_all_of_the_old_or_all_of_the_ne
                     assert exporter.reload().status == 200
         finally:
             count = len(seen)
-            eventually(lambda: len(seen) > count + 4, within=60)
+            eventually(lambda: len(seen) > count + 4)
             done.set()
             for thread in scraping:
                 thread.join()
@@ -538,7 +542,7 @@ def test_no_secret_is_ever_shown(tmp_path: Path, vllm: FakeServer) -> None:
         (tmp_path / "token").write_text(f"{token}\n{token}\n")
         shown.append(exporter.metrics().text)
         shown.append(exporter.ask("/debug?target=good").text)
-        exporter.terminate(within=10)
+        exporter.terminate(within=60)
         shown.append(exporter.log)
 
     sent = {secret for request in vllm.requests for secret in secrets if secret in str(request.headers)}
@@ -576,12 +580,12 @@ def test_servers_are_found_when_they_start_and_others_are_left_alone(tmp_path: P
             ",".join(map(str, [*ports, port, late.port])),
         )
         exporter = stack.enter_context(Serving(tmp_path, *arguments, program=("-c", QUICK)))
-        eventually(lambda: "no inference server answers" in exporter.log, within=60)
+        eventually(lambda: "no inference server answers" in exporter.log)
         before = exporter.metrics()
 
         stack.enter_context(FakeServer(FakeVllm(generation_tokens=9).routes(), port=late.port))
         begun = time.monotonic()
-        page = eventually(lambda: _with_targets(exporter.metrics()), within=60)
+        page = eventually(lambda: _with_targets(exporter.metrics()))
         lasted = time.monotonic() - begun
 
     name = f"127.0.0.1:{late.port}"
@@ -589,7 +593,7 @@ def test_servers_are_found_when_they_start_and_others_are_left_alone(tmp_path: P
     assert page.values("brimline_target_up") == {name: 1}
     assert page.values("brimline_generation_tokens_total") == {name: 9}
     # One interval, and one timeout for all that hang together; and a loaded machine.
-    assert lasted < QUICK_INTERVAL + QUICK_TIMEOUT + 10
+    assert lasted < QUICK_INTERVAL + QUICK_TIMEOUT + 30
     assert discovery.INTERVAL + discovery.READ_TIMEOUT <= 15  # of the command as it is
     assert str(late.port) in exporter.log
 
@@ -604,7 +608,7 @@ def test_a_server_that_was_found_stays_a_target_when_it_ends(tmp_path: Path) -> 
         arguments = ("--listen", "127.0.0.1:0", "--discover-ports", str(server.port))
         exporter = Serving(tmp_path, *arguments)
         with exporter:
-            eventually(lambda: _with_targets(exporter.metrics()), within=60)
+            eventually(lambda: _with_targets(exporter.metrics()))
             server.close()
             page = exporter.metrics()
 
@@ -624,7 +628,7 @@ def test_hostile_connections_cost_the_next_scrape_nothing(exporter: Serving) -> 
     ]
     with contextlib.ExitStack() as stack:
         for opening in openings * 10:
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", exporter.port), timeout=30))
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", exporter.port), timeout=60))
             with contextlib.suppress(OSError):
                 client.sendall(opening)
         page = exporter.metrics()
@@ -648,7 +652,7 @@ def test_three_hundred_half_sent_requests_cost_the_next_scrape_nothing(
             first = exporter.metrics()
             took = []
             for number in range(300):
-                client = stack.enter_context(socket.create_connection(address, timeout=30))
+                client = stack.enter_context(socket.create_connection(address, timeout=60))
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n"[: number % 34])
                 if number % 50 == 49:
                     begun = time.monotonic()

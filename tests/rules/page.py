@@ -59,26 +59,28 @@ class Page:
 
     def _course(self, course: Course, before: tuple[Value, ...]) -> tuple[Value, ...]:
         part = course if isinstance(course, During) else During(course, 0, None)
-        end = self.minutes if part.until is None else part.until
+        end = self.minutes if part.until is None else min(part.until, self.minutes)
         value = part.value
-        return tuple(
-            (value(minute) if callable(value) else value) if part.since <= minute < end else before[minute]
-            for minute in range(self.minutes)
-        )
+        minutes = range(part.since, end)
+        new = tuple(map(value, minutes)) if callable(value) else (value,) * len(minutes)
+        return (*before[: part.since], *new, *before[part.since + len(new) :])
 
     def matching(self, name: str, labels: Mapping[str, str]) -> list[Key]:
         """Keys of the series of that name that carry all of the labels."""
-        wanted = set(labels.items())
-        return [key for key in self.series if key[0] == full_name(name) and wanted <= set(key[1])]
+        full, wanted = full_name(name), set(labels.items())
+        return [key for key in self.series if key[0] == full and wanted <= set(key[1])]
 
     def changed(self, name: str, course: Course, /, **labels: str) -> Page:
         """With another course of those series; KeyError where there is none."""
         keys = self.matching(name, labels)
         if not keys:
             raise KeyError(f"no series {full_name(name)} with {labels}")
-        new = {key: self._course(course, self.series[key]) for key in keys}
-        both = {**self.series, **new}
-        return replace(self, series={key: row for key, row in both.items() if set(row) != {None}})
+        series = dict(self.series)
+        for key in keys:
+            series[key] = self._course(course, series[key])
+            if all(value is None for value in series[key]):
+                del series[key]
+        return replace(self, series=series)
 
     def without(self, name: str, /, **labels: str) -> Page:
         """Without those series."""

@@ -358,7 +358,7 @@ def test_the_wrapped_command_writes_the_file_and_becomes_the_server(
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        said = process.communicate(timeout=20)[0]
+        said = process.communicate(timeout=60)[0]
 
     assert (tmp_path / "gpus.txt").read_text() == f"{line}\n"
     # The same process: a signal to the container reaches the server.

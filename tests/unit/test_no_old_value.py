@@ -161,11 +161,7 @@ def check_page(page: bytes, now: float, made: dict[str, dict[int, float]], oldes
         assert age == 0 or age < oldest[name]
 
 
-@settings(max_examples=35, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(schedule=st.lists(steps, min_size=3, max_size=8))
-def test_no_value_is_older_than_its_round_or_its_min_interval(
-    servers: Sequence[FakeServer], schedule: list[Step]
-) -> None:
+def check_values(servers: Sequence[FakeServer], schedule: list[Step]) -> None:
     clock = Clock()
     fleet = {name: NumberedVllm(clock) for name in ("a", "b", "slow")}
     made = {name: vllm.made for name, vllm in fleet.items()}
@@ -188,6 +184,26 @@ def test_no_value_is_older_than_its_round_or_its_min_interval(
         await collector.close()
 
     asyncio.run(scenario())
+
+
+schedules = st.lists(steps, min_size=3, max_size=8)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schedule=schedules)
+def test_no_value_is_older_than_its_round_or_its_min_interval(
+    servers: Sequence[FakeServer], schedule: list[Step]
+) -> None:
+    check_values(servers, schedule)
+
+
+@pytest.mark.long
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schedule=schedules)
+def test_no_value_is_older_than_that_in_many_schedules(
+    servers: Sequence[FakeServer], schedule: list[Step]
+) -> None:
+    check_values(servers, schedule)
 
 
 # --- GPUs
@@ -252,11 +268,7 @@ def nvml_keys(moment: Moment, number: int) -> dict[str, int | str]:
     return keys
 
 
-@settings(max_examples=300, deadline=None)
-@given(schedule=st.lists(moments, min_size=8, max_size=30), rising=st.booleans())
-def test_no_value_of_a_gpu_is_older_than_two_intervals_and_no_peak_than_its_window(
-    nvml_state: State, schedule: list[Moment], rising: bool
-) -> None:
+def check_gpu_values(nvml_state: State, schedule: list[Moment], rising: bool) -> None:
     clock = Clock()
     sampler = SteppedSampler(INTERVAL, PEAK_WINDOW, clock=clock, recount_interval=3.0)
     made: dict[int, float] = {}
@@ -281,6 +293,26 @@ def test_no_value_of_a_gpu_is_older_than_two_intervals_and_no_peak_than_its_wind
                 assert clock.now - peak <= PEAK_WINDOW
                 assert device.used_peak_bytes >= device.used_bytes
     sampler.close()
+
+
+gpu_schedules = st.lists(moments, min_size=8, max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedule=gpu_schedules, rising=st.booleans())
+def test_no_value_of_a_gpu_is_older_than_two_intervals_and_no_peak_than_its_window(
+    nvml_state: State, schedule: list[Moment], rising: bool
+) -> None:
+    check_gpu_values(nvml_state, schedule, rising)
+
+
+@pytest.mark.long
+@settings(max_examples=1000, deadline=None)
+@given(schedule=gpu_schedules, rising=st.booleans())
+def test_no_value_of_a_gpu_is_older_than_that_in_many_schedules(
+    nvml_state: State, schedule: list[Moment], rising: bool
+) -> None:
+    check_gpu_values(nvml_state, schedule, rising)
 
 
 def test_a_peak_leaves_its_window_while_the_sample_that_had_it_is_still_shown(nvml_state: State) -> None:

@@ -237,7 +237,7 @@ class Watching:
         return [each.name for each in self.watch.targets()]
 
     def sees(self, *names: str) -> None:
-        eventually(lambda: self.names() == list(names), within=60)
+        eventually(lambda: self.names() == list(names))
 
 
 @contextmanager
@@ -276,11 +276,11 @@ def test_pods_of_the_node_come_change_and_go(server: FakeApiServer, tmp_path: Pa
     )
     with watching(server, tmp_path) as running:
         running.sees("llm/a", "other/b")
-        eventually(lambda: server.watching == 1, within=60)
+        eventually(lambda: server.watching == 1)
         server.put(pod("d", ports=HTTP))
         running.sees("llm/a", "llm/d", "other/b")
         server.put(pod("d", "10.9.9.9", ports=HTTP))
-        eventually(lambda: running.watch.targets()[1].url == "http://10.9.9.9:8000", within=60)
+        eventually(lambda: running.watch.targets()[1].url == "http://10.9.9.9:8000")
         server.remove("a")
         running.sees("llm/d", "other/b")
         server.put(pod("d", ports=HTTP, annotations={"brimline.io/scrape": "false"}))
@@ -320,10 +320,10 @@ def test_a_watch_that_ends_goes_on_where_it_was(server: FakeApiServer, tmp_path:
     server.put(pod("a", ports=HTTP))
     with watching(server, tmp_path) as running:
         running.sees("llm/a")
-        eventually(lambda: server.watching == 1, within=60)
+        eventually(lambda: server.watching == 1)
         server.send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "500"}}})
         server.end_watches()
-        eventually(lambda: server.requests[-1][1].get("resourceVersion") == "500", within=60)
+        eventually(lambda: server.requests[-1][1].get("resourceVersion") == "500")
 
     assert len(server.lists()) == 1
 
@@ -332,7 +332,7 @@ def test_what_is_forgotten_is_listed_anew_and_is_no_fault(server: FakeApiServer,
     server.put(pod("a", ports=HTTP), pod("b", ports=HTTP))
     with watching(server, tmp_path) as running:
         running.sees("llm/a", "llm/b")
-        eventually(lambda: server.watching == 1, within=60)
+        eventually(lambda: server.watching == 1)
         del server.pods["llm", "b"]  # while nobody was told
         server.forget()
         server.end_watches()
@@ -363,20 +363,20 @@ def test_pods_known_last_stay_while_the_api_server_refuses(
     server.put(pod("a", ports=HTTP))
     with watching(server, tmp_path) as running:
         running.sees("llm/a")
-        eventually(lambda: server.watching == 1, within=60)
+        eventually(lambda: server.watching == 1)
         server.status = status
         running.clock[0] = 2000.0
         server.end_watches()
-        eventually(lambda: not running.watch.reading().up, within=60)
+        eventually(lambda: not running.watch.reading().up)
         reading = running.watch.reading()
         assert running.names() == ["llm/a"]
         assert reading.problem == f"kubernetes *: {said}"
         assert reading.targets == 1
         assert reading.success_time == 2000.0  # the watch before ended well then
-        eventually(lambda: running.watch.reading().errors >= 2, within=60)
+        eventually(lambda: running.watch.reading().errors >= 2)
         running.clock[0] = 3000.0
         server.status = 200
-        eventually(lambda: running.watch.reading().up, within=60)
+        eventually(lambda: running.watch.reading().up)
         assert running.watch.reading().success_time == 3000.0
         assert running.names() == ["llm/a"]
 
@@ -387,7 +387,7 @@ def test_pods_known_last_stay_while_the_api_server_is_away(tmp_path: Path) -> No
         with watching(server, tmp_path) as running:
             running.sees("llm/a")
             server.close()
-            eventually(lambda: not running.watch.reading().up, within=60)
+            eventually(lambda: not running.watch.reading().up)
             assert running.names() == ["llm/a"]
             assert "the API server cannot be reached" in (running.watch.reading().problem or "")
 
@@ -405,7 +405,7 @@ def test_pods_of_an_old_list_are_asked_without_credentials(
         with watching(server, tmp_path, **how) as running:
             running.sees("llm/a")
             server.close()
-            eventually(lambda: not running.watch.reading().up, within=60)
+            eventually(lambda: not running.watch.reading().up)
             now[0] += 300.0
             [kept] = running.watch.targets()
             assert (kept.bearer_token_file, kept.headers, kept.tls) == ("token", {"X-Key": "k"}, tls)
@@ -413,7 +413,7 @@ def test_pods_of_an_old_list_are_asked_without_credentials(
             [old] = running.watch.targets()
             assert old == Target(name="llm/a", url=kept.url, tls=Tls(ca_file="ca.pem"))
             before = running.changes
-            eventually(lambda: running.changes > before + 1, within=60)
+            eventually(lambda: running.changes > before + 1)
 
     said = [record.getMessage() for record in caplog.records if "state=old" in record.getMessage()]
     assert len(said) == 1
@@ -429,7 +429,7 @@ def test_a_pod_with_a_mistake_is_left_out_alone(server: FakeApiServer, tmp_path:
         assert not reading.up
         assert reading.problem == running.watch.annotation_problem()
         assert (reading.problem or "").startswith("pod llm/bad: annotation brimline.io/engin: unknown;")
-        eventually(lambda: server.watching == 1, within=60)
+        eventually(lambda: server.watching == 1)
         server.put(pod("bad", ports=HTTP))
         running.sees("llm/a", "llm/bad")
         assert running.watch.reading().up
@@ -453,17 +453,17 @@ def test_inside_a_cluster_the_service_account_is_used_and_its_token_renewed(
         server.put(pod("a", ports=HTTP))
         with watching(server, tmp_path, kubeconfig=None) as running:
             running.sees("llm/a")
-            eventually(lambda: server.watching == 1, within=60)
+            eventually(lambda: server.watching == 1)
             server.token = "another"
             server.end_watches()
-            eventually(lambda: not running.watch.reading().up, within=60)
+            eventually(lambda: not running.watch.reading().up)
             (tmp_path / "token").write_text("another")
-            eventually(lambda: running.watch.reading().up, within=60)
+            eventually(lambda: running.watch.reading().up)
 
 
 def test_without_an_account_it_is_said_what_to_give(tmp_path: Path) -> None:
     with FakeApiServer() as server, watching(server, tmp_path, kubeconfig=str(tmp_path / "none")) as running:
-        eventually(lambda: running.watch.is_known, within=60)
+        eventually(lambda: running.watch.is_known)
         reading = running.watch.reading()
 
     assert not reading.up
@@ -484,7 +484,7 @@ def test_what_is_no_api_server_is_told(tmp_path: Path) -> None:
 
     watch = PodWatch(NODE, {}, node="gpu-7", open_api=lambda _config: html, first_retry_seconds=0.05)
     watch.start(lambda: None)
-    eventually(lambda: watch.is_known, within=60)
+    eventually(lambda: watch.is_known)
     watch.stop()
 
     assert watch.reading().problem == (

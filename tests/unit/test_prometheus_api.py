@@ -89,7 +89,7 @@ def asked(
         async def no_wait(seconds: float) -> None:
             waits.append(seconds)
 
-        async with open_session() as session, asyncio.timeout(30):
+        async with open_session() as session, asyncio.timeout(60):
             return await question(PrometheusApi(session, Connection(url=url, **settings), sleep=no_wait))
 
     waits: list[float] = []

@@ -22,7 +22,7 @@ from brimline.server import Exporter, scrape_budget, serve
 from brimline.strict_yaml import Seconds
 from fake_servers import FakeServer, FakeVllm, answer, json_answer, when
 
-PATIENCE = 30.0  # far above what a loaded machine needs
+PATIENCE = 60.0  # far above what a loaded machine needs
 HEALTHY = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -381,7 +381,7 @@ def asked(watch: Watch, *paths: str) -> list[tuple[int, str]]:
 
 def run(scenario: Callable[[], Coroutine[Any, Any, list[tuple[int, str]]]]) -> list[tuple[int, str]]:
     async def limited() -> list[tuple[int, str]]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await scenario()
 
     return asyncio.run(limited())

@@ -33,7 +33,7 @@ class Served:
     started: float
 
     def body(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             content: bytes = answer.read()
         return content
 
@@ -76,7 +76,7 @@ def _server(request: pytest.FixtureRequest) -> Iterator[Served]:
         yield served
     finally:
         process.terminate()
-        process.wait(timeout=5)
+        process.wait(60)
 
 
 def test_the_adapter_reads_all_that_vllm_033_gives(server: Served) -> None:

@@ -79,7 +79,7 @@ def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path, name: st
 
     with pytest.raises(FootprintError, match="is not a regular file"):
         read_architecture(tmp_path / name)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
 
 
 def modelopt(folder: Path, algorithm: str = "FP8") -> Path:

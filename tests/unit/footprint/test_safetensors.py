@@ -152,7 +152,7 @@ def test_a_pipe_does_not_hang_the_reader(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(FootprintError, match="not a regular file"):
         read_safetensors(tmp_path / "model.safetensors")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 30
 
 
 @given(st.binary(max_size=200))

@@ -434,7 +434,7 @@ def test_close_shuts_the_library_down_and_takes_no_time(sample: Sample, state: S
     sampler.close()
     took = time.monotonic() - started
 
-    assert took < 0.5
+    assert took < 5  # nothing is waited for
     eventually(lambda: state.calls()["nvmlShutdown"] == state.calls()["nvmlInitWithFlags"] == 1)
 
 
@@ -442,13 +442,13 @@ def test_close_leaves_the_library_alone_while_a_call_hangs(sample: Sample, state
     sampler = sample()
     all_read(sampler)
 
-    with state.during({"hang.nvmlDeviceGetMemoryInfo.0": 30}):
+    with state.during({"hang.nvmlDeviceGetMemoryInfo.0": 600}):
         once(sampler, "0", lambda gpu: gpu.problem == "hang")
         started = time.monotonic()
         sampler.close()
         took = time.monotonic() - started
 
-    assert took < 0.5
+    assert took < 5  # nothing is waited for
     assert state.calls()["nvmlShutdown"] == 0
 
 
