@@ -28,6 +28,7 @@ from brimline.readings import Histogram, Snapshot
 logger = logging.getLogger(__name__)
 
 _NUMBER = (float, int)
+_DISTRIBUTION = (Histogram, Sums)
 _go_float: Callable[[float], str] = floatToGoString
 # Label values that are remembered while a page is written; most stand in dozens of its lines.
 _MAX_REMEMBERED = 50_000
@@ -36,7 +37,7 @@ _PIECE_CHARACTERS = 256 << 10
 
 # Of a family, what is kept for the next page. That of a thousand targets would be 20 MB.
 _MAX_KEPT_CHARACTERS = 16 << 10
-_MAX_KEPT_SERIES = 64
+_MAX_KEPT_ROWS = 64
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -70,8 +71,13 @@ def _number(value: float) -> str:
     if value == 1:
         return "1.0"
     text = repr(value)
-    # As Python writes it, unless Go would use an exponent, or it is no plain number.
-    return text if 0 < text.find(".") <= 6 else _go_float(value)
+    point = text.find(".")
+    if 0 < point <= 6:
+        return text
+    if point > 6 and value > 0:  # Go writes an exponent sooner than Python
+        digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}"
+        return f"{digits.rstrip('0.')}e+{point - 1:02d}"
+    return _go_float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,6 @@ class _Writer:
         self._is_histogram = family.kind == "histogram"
         self._name = family.full_name
         self._layout = _layout(family.labels)
-        self._start = self._name + self._layout.labels
         # A page where no target asked for buckets carries sums and counts alone, and calls the family a
         # summary, which may have those.
         kinds = ("summary" if self._is_histogram else family.kind, family.kind)
@@ -147,7 +152,7 @@ class _Writer:
         self._source: object = None
         self._kept: tuple[list[Row], bool] | None = None
         self._kept_lines = ""
-        self._series: dict[Labels, str] = {}  # as they are written, by their label values
+        self._labels: dict[Labels, str] = {}  # as they are written, by their values
 
     def lines(self, snapshot: Snapshot, escaped: _Escaped, *, with_buckets: bool) -> str:
         """The lines of the family's rows; empty where it has none."""
@@ -161,6 +166,8 @@ class _Writer:
         if self._kept == written_of:
             self._source = source
             return self._kept_lines
+        if len(self._labels) >= _MAX_KEPT_ROWS:
+            self._labels = {}  # else what is gone would keep the place of what has come
         if not rows:
             text = ""
         elif self._is_histogram:
@@ -173,44 +180,46 @@ class _Writer:
             self._source, self._kept, self._kept_lines = None, None, ""
         return text
 
+    def _labels_of(self, row: Labels, escaped: _Escaped) -> str:
+        """A row's labels as they are written, which is remembered for so many rows."""
+        written = self._layout.labels % self._texts(row, escaped)
+        if len(self._labels) < _MAX_KEPT_ROWS:
+            self._labels[row] = written
+        return written
+
+    def _texts(self, row: Labels, escaped: _Escaped) -> tuple[str, ...]:
+        """Label values as they are written, in the order of their names."""
+        if len(row) != len(self.family.labels):
+            raise ValueError(f"{len(row)} labels instead of {len(self.family.labels)}")
+        return tuple([escaped[each] for each in self._layout.values(row)])
+
     def _numbers(self, rows: list[Row], escaped: _Escaped) -> list[str]:
         """Lines of numbers. Of rows with equal labels the first is taken; NaN is never exposed."""
-        values, start, count = self._layout.values, self._start, len(self.family.labels)
-        if len(self._series) + len(rows) > _MAX_KEPT_SERIES:
-            self._series = {}
-        known = self._series if len(rows) <= _MAX_KEPT_SERIES else None
+        known = self._labels
         written: dict[str, str] = {}
-        for labels, value in rows:
+        for row, value in rows:
             if not isinstance(value, _NUMBER) or value != value:
                 continue
-            series = None if known is None else known.get(labels)
-            if series is None:
-                if len(labels) != count:
-                    raise ValueError(f"{len(labels)} labels instead of {count}")
-                series = start % tuple([escaped[each] for each in values(labels)])
-                if known is not None:
-                    known[labels] = series
-            written.setdefault(series, _number(value))
-        return [f"{line} {value}\n" for line, value in written.items()]
+            written.setdefault(known.get(row) or self._labels_of(row, escaped), _number(value))
+        name = self._name
+        return [f"{name}{each} {value}\n" for each, value in written.items()]
 
     def _histograms(self, rows: list[Row], escaped: _Escaped, *, with_buckets: bool) -> list[str]:
         """Lines of sums, or of whole histograms, which need at least their infinite bucket."""
-        name, layout, width = self._name, self._layout, len(self.family.labels)
+        name, layout, known = self._name, self._layout, self._labels
         lines: list[str] = []
         seen: set[str] = set()
         for row, value in rows:
-            if not isinstance(value, Histogram | Sums) or not is_exposable(value):
+            if not isinstance(value, _DISTRIBUTION) or not is_exposable(value):
                 continue
-            if len(row) != width:
-                raise ValueError(f"{len(row)} labels instead of {width}")
-            texts = tuple([escaped[each] for each in layout.values(row)])
-            labels = layout.labels % texts
+            labels = known.get(row) or self._labels_of(row, escaped)
             if labels in seen:
                 continue
             seen.add(labels)
             count = _number(value.count)
             buckets = value.buckets if isinstance(value, Histogram) else ()
             if buckets or (with_buckets and isinstance(value, Sums)):
+                texts = self._texts(row, escaped)
                 before = f"{name}_bucket{layout.before_bound % texts[: layout.split]}"
                 behind = f"{layout.behind_bound % texts[layout.split :]} "
                 lines += [f"{before}{_bound(bound)}{behind}{_number(number)}\n" for bound, number in buckets]
