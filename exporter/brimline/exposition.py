@@ -8,6 +8,7 @@ families are, and is the oracle of the tests: the page is the same to the byte.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import os
@@ -35,8 +36,7 @@ _MAX_REMEMBERED = 50_000
 
 _PIECE_CHARACTERS = 256 << 10
 
-# Of a family, what is kept for the next page. That of a thousand targets would be 20 MB.
-_MAX_KEPT_CHARACTERS = 16 << 10
+# Rows of a family whose lines are kept until the next page. Those of a thousand targets would be 20 MB.
 _MAX_KEPT_ROWS = 64
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -157,28 +157,28 @@ class _Writer:
     def lines(self, snapshot: Snapshot, escaped: _Escaped, *, with_buckets: bool) -> str:
         """The lines of the family's rows; empty where it has none."""
         source = None
-        if self._source_of is not None:
+        if self._source_of is not None and self._kept is not None:
             source = self._source_of(snapshot)
-            if self._kept is not None and self._source == source:
+            if self._source == source:
                 return self._kept_lines
-        rows = list(self._rows_of(snapshot))
-        written_of = rows, with_buckets
-        if self._kept == written_of:
-            self._source = source
-            return self._kept_lines
         if len(self._labels) >= _MAX_KEPT_ROWS:
             self._labels = {}  # else what is gone would keep the place of what has come
-        if not rows:
-            text = ""
-        elif self._is_histogram:
-            text = "".join(self._histograms(rows, escaped, with_buckets=with_buckets))
-        else:
-            text = "".join(self._numbers(rows, escaped))
-        if len(text) <= _MAX_KEPT_CHARACTERS:
-            self._source, self._kept, self._kept_lines = source, written_of, text
-        else:
-            self._source, self._kept, self._kept_lines = None, None, ""
-        return text
+        rest = iter(self._rows_of(snapshot))
+        rows = list(itertools.islice(rest, _MAX_KEPT_ROWS + 1))
+        if len(rows) > _MAX_KEPT_ROWS:
+            self._kept = None
+            return self._written(itertools.chain(rows, rest), escaped, with_buckets=with_buckets)
+        written_of = rows, with_buckets
+        if self._kept != written_of:
+            self._kept_lines = self._written(rows, escaped, with_buckets=with_buckets)
+            self._kept = written_of
+        self._source = source
+        return self._kept_lines
+
+    def _written(self, rows: Iterable[Row], escaped: _Escaped, *, with_buckets: bool) -> str:
+        if self._is_histogram:
+            return "".join(self._histograms(rows, escaped, with_buckets=with_buckets))
+        return "".join(self._numbers(rows, escaped))
 
     def _labels_of(self, row: Labels, escaped: _Escaped) -> str:
         """A row's labels as they are written, which is remembered for so many rows."""
@@ -193,7 +193,7 @@ class _Writer:
             raise ValueError(f"{len(row)} labels instead of {len(self.family.labels)}")
         return tuple([escaped[each] for each in self._layout.values(row)])
 
-    def _numbers(self, rows: list[Row], escaped: _Escaped) -> list[str]:
+    def _numbers(self, rows: Iterable[Row], escaped: _Escaped) -> list[str]:
         """Lines of numbers. Of rows with equal labels the first is taken; NaN is never exposed."""
         known = self._labels
         written: dict[str, str] = {}
@@ -204,7 +204,7 @@ class _Writer:
         name = self._name
         return [f"{name}{each} {value}\n" for each, value in written.items()]
 
-    def _histograms(self, rows: list[Row], escaped: _Escaped, *, with_buckets: bool) -> list[str]:
+    def _histograms(self, rows: Iterable[Row], escaped: _Escaped, *, with_buckets: bool) -> list[str]:
         """Lines of sums, or of whole histograms, which need at least their infinite bucket."""
         name, layout, known = self._name, self._layout, self._labels
         lines: list[str] = []
