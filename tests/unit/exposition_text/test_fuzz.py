@@ -219,7 +219,7 @@ def test_whatever_a_page_holds_each_engine_reads_it_and_what_is_shown_of_it_is_w
 LINE = re.compile(
     r"""[ \t]*(\#.*|[a-zA-Z_:][\w:]*[ \t]*
         (\{([ \t]*[a-zA-Z_]\w*[ \t]*=[ \t]*"([^"\\]|\\.)*"[ \t]*(,|(?=\})))*[ \t]*\})?
-        [ \t]*[-+.\w]{1,64}([ \t]+[-+\d]+)?[ \t]*)?""",
+        [ \t]*(?<![\w:])[-+.\w]{1,64}([ \t]+[-+\d]+)?[ \t]*)?""",
     re.ASCII | re.VERBOSE,
 )
 
