@@ -208,7 +208,12 @@ class _Look:
         """Keep what is settled of samples after `before`, and what the block after them looks like now."""
         if stretch.end != before:  # the same question twice in one look, and the other answer came first
             return
-        stretch.end = max(min(settled, self._settled), stretch.end)
+        settled = min(settled, self._settled)
+        if end > self._settled:
+            # After the last sample all may be yet to come: nothing there is settled until something came.
+            newest = max((row.times[-1] for row in new.rows if len(row.times)), default=before)
+            settled = min(settled, newest)
+        stretch.end = max(settled, stretch.end)
         for row in new.rows:
             last = bisect_right(row.times, stretch.end + 5e-4)
             if not last:

@@ -195,14 +195,14 @@ def worlds(draw: st.DrawFn, block: float) -> World:
         servers[0].becomes = (draw(moments), "b")
         servers[0].restarts += [servers[0].becomes[0] - draw(st.sampled_from([0.0, 100.0, 1800.0]))]
     outages = [(first, first + length) for first, length in draw(st.lists(stretches, max_size=2))]
-    late = []
-    if draw(st.booleans()):
-        first, length = draw(stretches)
-        # Half of what is fetched again: as late as that, it is always noticed. But not beside an outage, or
-        # what is later still: nothing of what is fetched again may have changed then.
-        share = draw(st.sampled_from([0.1, 0.5, 0.9]))
-        late = [(first, first + length, share * max(block, LEAST_OVERLAP_SECONDS / 2))]
-        outages = [(begun, over) for begun, over in outages if over <= first or begun >= first + length]
+    late = [
+        (first, first + length, delay)
+        for (first, length), delay in draw(
+            st.lists(st.tuples(stretches, st.sampled_from([0.1, 0.5, 0.9])), max_size=2)
+        )
+    ]
+    # Half of what is fetched again: as late as that, it is always noticed.
+    late = [(first, last, share * max(block, LEAST_OVERLAP_SECONDS / 2)) for first, last, share in late]
     return World(servers, outages, late)
 
 
