@@ -63,6 +63,10 @@ def sections() -> Iterator[str]:
     per_target = {each.targets: each.cpu_seconds / each.targets for each in measured}
     yield f"CPU per target with 1,000 ÷ with 100: **{per_target[1000] / per_target[100]:.2f}** (bar 1.5)."
     yield ""
+    yield "**With broken servers.**"
+    yield ""
+    yield from table(fleet.rows_with_faults())
+    yield ""
     yield "**Histograms**, with 100 targets."
     yield ""
     yield from table(fleet.rows_by_histograms())

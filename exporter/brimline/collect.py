@@ -1222,7 +1222,7 @@ class Collector:
         this scraper alone where others have more time.
         """
         loop_time = asyncio.get_running_loop().time()
-        patience = max((reader.timeout for reader in self._readers), default=0.0) + 0.25
+        patience = max((reader.timeout for reader in self._readers), default=0.0) + 0.1
         deadline = loop_time + (patience if budget is None else min(budget, patience))
         self._rounds = [begun for begun in self._rounds if not begun.is_over()]
         # After a reload, a round of the old targets may be in flight still: its scrapers keep it.
