@@ -65,7 +65,7 @@ def _bound(bound: float) -> str:
 
 
 def _number(value: float) -> str:
-    """A value as the client library writes it."""
+    """A value as the client library writes it, but for -0.0, which is 0.0 here."""
     if value == 0:  # half of them are 0 or 1
         return "0.0"
     if value == 1:

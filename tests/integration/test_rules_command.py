@@ -107,6 +107,7 @@ def test_options_reach_the_files(tmp_path: Path) -> None:
             ["--grafana-url", "https://admin:hunter2@grafana.internal"],
             "brimline: --grafana-url (not shown) holds a user name, which every alert would show; write it ",
         ),
+        (["--runbook-url", "https:/u:hunter2@host"], "brimline: --runbook-url (not shown) is no address"),
         (
             ["--runbook-url", ""],
             "brimline: --runbook-url '' is no address; write it with its scheme, as https:",

@@ -19,6 +19,8 @@ from brimline.prometheus_api import MAX_CHUNK_SECONDS, Row, Rows, merged, stretc
 # Before the end of a look, what may still change: a scrape is stored once it is over, a remote write later.
 OVERLAP_BLOCKS = 2
 LEAST_OVERLAP_SECONDS = 120.0
+# Of a longer gap in all that a question asks for, only the end is asked for again.
+MOST_GAP_SECONDS = 3600.0
 # Whatever came later than that is seen by reading everything anew.
 MAX_AGE_SECONDS = 6 * 3600.0
 # Of all experiments of one watch; a day of eight servers takes some 15 MiB.
@@ -210,9 +212,9 @@ class _Look:
             return
         settled = min(settled, self._settled)
         if end > self._settled:
-            # After the last sample all may be yet to come: nothing there is settled until something came.
+            # After the last sample of all rows everything may be yet to come, as long as a gap is short.
             newest = max((row.times[-1] for row in new.rows if len(row.times)), default=before)
-            settled = min(settled, newest)
+            settled = min(settled, max(newest, self._settled - MOST_GAP_SECONDS))
         stretch.end = max(settled, stretch.end)
         for row in new.rows:
             last = bisect_right(row.times, stretch.end + 5e-4)

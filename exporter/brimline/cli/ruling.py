@@ -31,8 +31,10 @@ def _check_link(option: str, address: str, example: str) -> None:
         wrong = f"holds {found.group()}: it would be a template, or end the text it stands in"
     elif "#" in address:
         wrong = "has a part behind #, where each alert has its own"
+    if "@" in address:
+        shown = "(not shown)"  # a mistyped address may hold a password anywhere
     if "@" in address.partition("://")[2].partition("/")[0]:
-        shown, wrong = "(not shown)", "holds a user name, which every alert would show"
+        wrong = "holds a user name, which every alert would show"
     if wrong is not None:
         fail(f"{option} {shown} {wrong}; write it with its scheme, as {example}")
 

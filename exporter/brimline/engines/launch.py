@@ -87,11 +87,12 @@ def config_file(words: Sequence[str], adapter: Adapter) -> str | None:
 
 def image_version(words: Sequence[str], adapter: Adapter) -> str | None:
     """The version in the tag of a container image, as in vllm/vllm-openai:v0.19.0; None elsewhere."""
-    for word in words:
-        if _is_image(word, adapter):
-            match = re.match(r"v?(\d+\.\d+(?:\.\d+)*)", word.rpartition(":")[2])
-            return match.group(1) if match is not None and ":" in word else None
-    return None
+    index = _image_at(words, adapter)
+    if index is None:
+        return None
+    _, has_tag, tag = words[index].rpartition(":")
+    match = re.match(r"v?(\d+\.\d+(?:\.\d+)*)", tag)
+    return match.group(1) if match is not None and has_tag else None
 
 
 def settings_of_config(stated: Mapping[str, object], adapter: Adapter) -> dict[str, str]:
@@ -111,8 +112,8 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
     `--no-x` becomes x=false, a flag without value x=true; the model may be positional. Of several, the last
     one wins.
     """
-    settings = dict(adapter.launch_implies(words))
     index = _first_argument(words, adapter)
+    settings = dict(adapter.launch_implies(words[:index]))
     last: str | None = None
     while index < len(words):
         word = words[index]
@@ -146,12 +147,35 @@ def parse_launch(words: Sequence[str], adapter: Adapter) -> dict[str, str]:
 
 def starts(words: Sequence[str], adapter: Adapter) -> bool:
     """True where the command line starts this engine, itself or in a container of its image."""
-    return adapter.launch_program(words) or any(_is_image(word, adapter) for word in words)
+    return adapter.launch_program(words) or _image_at(words, adapter) is not None
 
 
 def _is_image(word: str, adapter: Adapter) -> bool:
     """True for the name of a container image, not for a path that has one in it."""
     return not word.startswith(("/", ".", "~", "-")) and any(image in word for image in adapter.launch_images)
+
+
+# Options of `docker run` behind which an image may follow; others are followed by their values.
+_SWITCHES_OF_CONTAINERS = re.compile(
+    r"-[ditP]+|--(rm|detach|interactive|tty|init|privileged|read-only)|.*=.*"
+)
+
+
+def _image_at(words: Sequence[str], adapter: Adapter) -> int | None:
+    """Where the image of this engine stands: before its program, and rather not as the value of an option."""
+    found = [
+        index
+        for index, word in enumerate(words)
+        if _is_image(word, adapter) and not adapter.launch_program(words[:index])
+    ]
+    surely = (
+        index
+        for index in found
+        if not index
+        or not words[index - 1].startswith("-")
+        or _SWITCHES_OF_CONTAINERS.fullmatch(words[index - 1])
+    )
+    return next(surely, found[0] if found else None)
 
 
 def misspelt(settings: Mapping[str, str], adapter: Adapter, where: str = "") -> list[str]:
@@ -178,9 +202,9 @@ def _is_value(word: str) -> bool:
 
 def _first_argument(words: Sequence[str], adapter: Adapter) -> int:
     """Index behind the program: behind `serve`, the module after Python's `-m`, the script or the image."""
-    for index, word in enumerate(words):
-        if index and _is_image(word, adapter):
-            return index + 1  # `docker run … vllm/vllm-openai:v0.9 --model …`: the rest is the server's
+    image = _image_at(words, adapter)
+    if image is not None:
+        return image + 1  # `docker run … vllm/vllm-openai:v0.9 --model …`: the rest is the server's
     in_options_of_python = False
     for index, word in enumerate(words):
         # Of llama-server, -m is the model.

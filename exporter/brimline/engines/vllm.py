@@ -7,6 +7,7 @@ state (max_model_len, the version) comes from /v1/models and /version.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -307,16 +308,17 @@ def _on_cpu(page: Page, version: str | None) -> dict[str, str]:
 
 
 def _implied(words: Sequence[str]) -> dict[str, str]:
-    """What stands beside the flags: an image for the CPU, and the pool of a server on it, in whole GiB."""
+    """What stands before the flags: an image for the CPU, and the pool of a server on it, in whole GiB."""
     settings: dict[str, str] = {}
+    if words and "vllm-cpu" in words[-1] and not words[-1].startswith(("/", ".", "~", "-")):
+        settings["device"] = "cpu"
     for word in words:
         name, _, value = word.partition("=")
-        if name == "VLLM_CPU_KVCACHE_SPACE" and value.isascii() and value.isdigit() and len(value) < 7:
+        if name != "VLLM_CPU_KVCACHE_SPACE" or not re.fullmatch("[0-9]{1,6}", value):
+            continue
+        if int(value):  # 0 leaves it to the server, and says nothing of the device
             settings["device"] = "cpu"
-            if int(value):
-                settings["kv_cache_memory_bytes"] = str(int(value) << 30)
-        elif "vllm-cpu" in word and not word.startswith(("/", ".", "~", "-")):
-            settings["device"] = "cpu"
+            settings["kv_cache_memory_bytes"] = str(int(value) << 30)
     return settings
 
 

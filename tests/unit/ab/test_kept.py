@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from ab_alike import same
 from brimline.ab.experiment import Experiment, PrometheusConfig, parse
 from brimline.ab.fetch import observe
-from brimline.ab.kept import LEAST_OVERLAP_SECONDS, MAX_AGE_SECONDS, Kept
+from brimline.ab.kept import LEAST_OVERLAP_SECONDS, MAX_AGE_SECONDS, MOST_GAP_SECONDS, Kept
 from brimline.ab.observations import Observations
 from brimline.ab.saved_series import SavedSeries
 from brimline.errors import DataSourceError
@@ -240,6 +241,25 @@ def test_a_look_asks_for_the_last_blocks_only() -> None:
     # The block that is new and two more: an eighth of 24, and what is asked at the end alone.
     assert asked[24] < everything.samples / 5
     assert asked[24] == asked[12]
+
+
+def test_of_what_nobody_writes_no_more_is_asked_for_as_time_goes_on() -> None:
+    kept, going_on = Kept(), world()
+    for server in going_on.servers:
+        server.leaves = START + 2 * 3600
+    asked: dict[int, float] = {}
+
+    class Asking(Counting):
+        async def raw_samples(self, selector: str, start: float, end: float, **more: Any) -> Rows:
+            asked[place] = max(asked.get(place, 0.0), end - start)
+            return await super().raw_samples(selector, start, end, **more)
+
+    for place in range(1, 65):
+        now = START + place * BLOCK + 20
+        look(kept, Asking(going_on.source(now)), now)
+
+    # What the engine lacks, and what has ended: an hour and what may still change, where no look is whole.
+    assert max(asked[place] for place in range(20, 65)) <= MOST_GAP_SECONDS + 4 * BLOCK
 
 
 # --- a past that changes

@@ -445,7 +445,7 @@ def test_minus_one_is_the_engines_own_choice() -> None:
     [
         ("VLLM_CPU_KVCACHE_SPACE=40 vllm serve m", {"kv_cache_memory_bytes": str(40 << 30)}),
         ("docker run -e VLLM_CPU_KVCACHE_SPACE=1 vllm-cpu m", {"kv_cache_memory_bytes": str(1 << 30)}),
-        ("VLLM_CPU_KVCACHE_SPACE=0 vllm serve m", {}),
+        ("docker run --name server --rm vllm/vllm-cpu:v0.19.0 m", {}),
         ("docker run --rm public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.19.0 --model m", {}),
     ],
 )
@@ -455,6 +455,23 @@ def test_a_vllm_server_on_the_cpu_is_known_by_its_image_or_its_pool(
     assert parse_launch(split_command(command), VLLM) == {"device": "cpu", "model": "m", **settings}
 
 
-@pytest.mark.parametrize("command", ["vllm serve /models/vllm-cpu", "docker run vllm/vllm-openai --model m"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vllm serve /models/vllm-cpu",
+        "vllm serve org/vllm-cpu-tuned -tp 2",
+        "vllm serve m --tensor-parallel-size 2 --served-model-name vllm-cpu-baseline",
+        "python -m vllm.entrypoints.openai.api_server --otlp-traces-endpoint http://vllm-cpu.mon:4317",
+        "VLLM_CPU_KVCACHE_SPACE=0 vllm serve m",
+        "docker run vllm/vllm-openai --model m",
+        "docker run -d --name vllm-cpu -v vllm-cpu:/root vllm/vllm-openai:v0.9.2 --model vllm-cpu",
+    ],
+)
 def test_another_vllm_server_is_not_taken_for_one_on_the_cpu(command: str) -> None:
     assert "device" not in parse_launch(split_command(command), VLLM)
+
+
+def test_names_like_an_image_behind_the_program_hide_no_setting() -> None:
+    command = "vllm serve org/vllm-cpu-tuned -tp 2 --served-model-name vllm-openai"
+
+    assert vllm(command) == {"model": "org/vllm-cpu-tuned", "tensor_parallel_size": "2"}
