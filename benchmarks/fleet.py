@@ -56,6 +56,14 @@ class _Block:
     server: list[float] = field(default_factory=list)
 
 
+def _target(number: int, port: int, more: str = "") -> str:
+    """A target at an address of its own, with a model, so that its memory is predicted."""
+    return (
+        f"  - {{name: chat-{number:04}, url: 'http://{address(number)}:{port}', model: {MODEL}, "
+        f"launch: {{max_model_len: 2048}}{more}}}"
+    )
+
+
 def config(targets: int, port: int, gpus: int, histograms: str) -> str:
     """So many targets at addresses of their own, each with a model, so that its memory is predicted.
 
@@ -68,10 +76,7 @@ def config(targets: int, port: int, gpus: int, histograms: str) -> str:
     lines.append("targets:")
     for number in range(targets):
         owned = ", gpus: [0]" if gpus and targets == 1 else ""
-        lines.append(
-            f"  - {{name: chat-{number:04}, url: 'http://{address(number)}:{port}', model: {MODEL}, "
-            f"launch: {{max_model_len: 2048}}{owned}}}"
-        )
+        lines.append(_target(number, port, owned))
     return "\n".join(lines) + "\n"
 
 
@@ -208,10 +213,7 @@ def _faulty_config(well: int, hanging: int, dead: int) -> str:
     lines = ["gpu: {backend: none}", "targets:"]
     for number in range(1000):
         port = {0: dead, 1: hanging}.get(number % 10, well)
-        lines.append(
-            f"  - {{name: chat-{number:04}, url: 'http://{address(number)}:{port}', model: {MODEL}, "
-            "launch: {max_model_len: 2048}}"
-        )
+        lines.append(_target(number, port))
     return "\n".join(lines) + "\n"
 
 

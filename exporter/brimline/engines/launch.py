@@ -150,9 +150,9 @@ def starts(words: Sequence[str], adapter: Adapter) -> bool:
     return adapter.launch_program(words) or _image_at(words, adapter) is not None
 
 
-def _is_image(word: str, adapter: Adapter) -> bool:
-    """True for the name of a container image, not for a path that has one in it."""
-    return not word.startswith(("/", ".", "~", "-")) and any(image in word for image in adapter.launch_images)
+def names_image(word: str, parts: Iterable[str]) -> bool:
+    """True for the name of a container image with one of these parts, not for a path that has one in it."""
+    return not word.startswith(("/", ".", "~", "-")) and any(part in word for part in parts)
 
 
 # Options of `docker run` behind which an image may follow; others are followed by their values.
@@ -166,7 +166,7 @@ def _image_at(words: Sequence[str], adapter: Adapter) -> int | None:
     found = [
         index
         for index, word in enumerate(words)
-        if _is_image(word, adapter) and not adapter.launch_program(words[:index])
+        if names_image(word, adapter.launch_images) and not adapter.launch_program(words[:index])
     ]
     surely = (
         index

@@ -29,7 +29,7 @@ from brimline.engines.families import (
     read_table,
     wanted_names,
 )
-from brimline.engines.launch import normalize
+from brimline.engines.launch import names_image, normalize
 from brimline.exposition_text import Page, Sample
 from brimline.readings import EngineReading, RankReading
 
@@ -310,7 +310,7 @@ def _on_cpu(page: Page, version: str | None) -> dict[str, str]:
 def _implied(words: Sequence[str]) -> dict[str, str]:
     """What stands before the flags: an image for the CPU, and the pool of a server on it, in whole GiB."""
     settings: dict[str, str] = {}
-    if words and "vllm-cpu" in words[-1] and not words[-1].startswith(("/", ".", "~", "-")):
+    if words and names_image(words[-1], ("vllm-cpu",)):
         settings["device"] = "cpu"
     for word in words:
         name, _, value = word.partition("=")
