@@ -10,7 +10,8 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from operator import attrgetter
+from typing import Any, Literal
 
 from brimline import __version__
 from brimline.estimate import Estimate, total
@@ -47,12 +48,38 @@ Row = tuple[Labels, Value]
 Parts = Mapping[str, Estimate]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Things of a snapshot that many families have one number each of, such as the ranks of all servers.
+
+    labels: names of the label values that come with each of them. is_lasting: they are the same things for
+    many snapshots, so that it pays to look whether they are.
+    """
+
+    labels: Labels
+    things: Callable[[Snapshot], Iterable[tuple[Labels, Any]]]
+    is_lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a family has in a table. value: of one thing, or the name of its field; None where it has none.
+
+    is_number: the value is the number of a family's row; else its rows are made of it in another way.
+    """
+
+    table: Table
+    value: str | Callable[[Any], object]
+    is_number: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One exported family. rows: pairs of label values and a value, from a snapshot.
 
     source: all of the snapshot that the rows are made of, where it seldom changes: equal sources have equal
-    rows, which need not be made to know that.
+    rows, which need not be made to know that. column: the same in a table, which is read at once for all
+    families that share it.
     """
 
     name: str
@@ -62,6 +89,7 @@ class Family:
     rows: Callable[[Snapshot], Iterable[Row]]
     group: str
     source: Callable[[Snapshot], object] | None = None
+    column: Column | None = None
 
     @property
     def full_name(self) -> str:
@@ -72,40 +100,74 @@ class Family:
 # --- where rows come from ---
 
 
-def _exporter(
-    name: str, help_: str, labels: Labels, rows: Callable[[Snapshot], Iterable[Row]], kind: Kind = "gauge"
+def _in_column(
+    name: str,
+    help_: str,
+    table: Table,
+    value: str | Callable[[Any], float | bool | None],
+    *,
+    kind: Kind = "gauge",
+    group: str,
 ) -> Family:
-    return Family(name, kind, help_, labels, rows, "exporter")
+    """A family of one number for each thing of a table."""
+    value_of = attrgetter(value) if isinstance(value, str) else value
+
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        for labels, thing in table.things(snapshot):
+            said = value_of(thing)
+            if said is not None:
+                yield labels, float(said)
+
+    return Family(name, kind, help_, table.labels, rows, group, column=Column(table, value))
+
+
+_THIS = Table((), lambda snapshot: [((), snapshot)])
+_SOURCES = Table(("source",), lambda snapshot: [((each.source,), each) for each in snapshot.discovery])
+_TARGETS = Table(("target",), lambda snapshot: [((target.name,), target) for target in snapshot.targets])
+_RANKS = Table(
+    ("target", "model", "rank"),
+    lambda snapshot: [
+        ((target.name, rank.model, rank.rank), rank)
+        for target in snapshot.targets
+        if target.reading is not None
+        for rank in target.reading.ranks
+    ],
+)
+_DEVICES = Table(("gpu",), lambda snapshot: [((device.uuid,), device) for device in snapshot.gpu.devices])
+# A footprint stays the same one while its question does.
+_FOOTPRINTS = Table(
+    ("target",),
+    lambda snapshot: [((target.name,), footprint) for target, footprint in _footprints(snapshot)],
+    is_lasting=True,
+)
+
+
+def _exporter(
+    name: str,
+    help_: str,
+    value: str | Callable[[Snapshot], float | bool | None],
+    group: str = "exporter",
+) -> Family:
+    """A family of one number without labels."""
+    return _in_column(name, help_, _THIS, value, group=group)
 
 
 def _discovery(
-    name: str, help_: str, value: Callable[[DiscoveryReading], float | None], kind: Kind = "gauge"
+    name: str, help_: str, value: str | Callable[[DiscoveryReading], float | None], kind: Kind = "gauge"
 ) -> Family:
-    def rows(snapshot: Snapshot) -> Iterable[Row]:
-        for reading in snapshot.discovery:
-            if (known := value(reading)) is not None:
-                yield (reading.source,), known
-
-    return _exporter(
-        name, f"{help_} source: files, kubernetes. Absent where it is not used.", ("source",), rows, kind
-    )
+    help_ = f"{help_} source: files, kubernetes. Absent where it is not used."
+    return _in_column(name, help_, _SOURCES, value, kind=kind, group="exporter")
 
 
 def _target(
     name: str,
     help_: str,
-    value: Callable[[TargetSnapshot], float | bool | None],
+    value: str | Callable[[TargetSnapshot], float | bool | None],
     *,
     kind: Kind = "gauge",
     group: str = "health",
 ) -> Family:
-    def rows(snapshot: Snapshot) -> Iterator[Row]:
-        for target in snapshot.targets:
-            said = value(target)
-            if said is not None:
-                yield (target.name,), float(said)
-
-    return Family(name, kind, help_, ("target",), rows, group)
+    return _in_column(name, help_, _TARGETS, value, kind=kind, group=group)
 
 
 def _target_rows(
@@ -140,14 +202,7 @@ def _ranks(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, RankReading]]:
 
 def _rank(name: str, help_: str, *, kind: Kind = "gauge", group: str = "load") -> Family:
     """A family of one number for each rank, read from the RankReading's field of the same name."""
-
-    def rows(snapshot: Snapshot) -> Iterator[Row]:
-        for target, rank in _ranks(snapshot):
-            said = getattr(rank, name)
-            if said is not None:
-                yield (target.name, rank.model, rank.rank), float(said)
-
-    return Family(name, kind, help_, ("target", "model", "rank"), rows, group)
+    return _in_column(name, help_, _RANKS, name, kind=kind, group=group)
 
 
 def _rank_by(
@@ -161,7 +216,8 @@ def _rank_by(
             for reason, value in (said or {}).items():
                 yield (target.name, rank.model, rank.rank, reason), value
 
-    return Family(name, kind, help_, ("target", "model", "rank", label), rows, group)
+    column = Column(_RANKS, name, is_number=False)
+    return Family(name, kind, help_, ("target", "model", "rank", label), rows, group, column=column)
 
 
 def _rank_histogram(name: str, help_: str) -> Family:
@@ -176,17 +232,14 @@ def _rank_histogram(name: str, help_: str) -> Family:
             else:
                 yield labels, Sums(said.sum, said.count)
 
-    return Family(name, "histogram", help_, ("target", "model", "rank"), rows, "load")
+    column = Column(_RANKS, name, is_number=False)
+    return Family(name, "histogram", help_, ("target", "model", "rank"), rows, "load", column=column)
 
 
-def _gpu(name: str, help_: str, value: Callable[[DeviceReading], float | bool | None]) -> Family:
-    def rows(snapshot: Snapshot) -> Iterator[Row]:
-        for device in snapshot.gpu.devices:
-            said = value(device)
-            if said is not None:
-                yield (device.uuid,), float(said)
-
-    return Family(name, "gauge", help_, ("gpu",), rows, "gpu")
+def _gpu(
+    name: str, help_: str, value: str | Callable[[DeviceReading], float | bool | None], group: str = "gpu"
+) -> Family:
+    return _in_column(name, help_, _DEVICES, value, group=group)
 
 
 def _footprints(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, Footprint]]:
@@ -200,17 +253,9 @@ def _all_footprints(snapshot: Snapshot) -> object:
     return [(target.name, target.footprint) for target in snapshot.targets]
 
 
-def _predicted(name: str, help_: str, value: Callable[[Footprint], float | bool | None]) -> Family:
+def _predicted(name: str, help_: str, value: str | Callable[[Footprint], float | bool | None]) -> Family:
     """A family of one number for each target whose memory is predicted."""
-
-    def rows(snapshot: Snapshot) -> Iterator[Row]:
-        for target, footprint in _footprints(snapshot):
-            said = value(footprint)
-            if said is not None:
-                yield (target.name,), float(said)
-
-    help_ = f"{help_} {_NOT_PREDICTED}"
-    return Family(name, "gauge", help_, ("target",), rows, "prediction", _all_footprints)
+    return _in_column(name, f"{help_} {_NOT_PREDICTED}", _FOOTPRINTS, value, group="prediction")
 
 
 def _predicted_parts(
@@ -313,26 +358,20 @@ def _nvml_problem(snapshot: Snapshot) -> Iterator[Row]:
         yield (snapshot.gpu.problem,), 1.0
 
 
-def _one(value: Callable[[Snapshot], float | bool | None]) -> Callable[[Snapshot], Iterator[Row]]:
-    def rows(snapshot: Snapshot) -> Iterator[Row]:
-        said = value(snapshot)
-        if said is not None:
-            yield (), float(said)
-
-    return rows
-
-
 _NOT_UP = "Absent while the server cannot be read."
 _NOT_SAID = "Absent where the engine does not state it."
 _NOT_PREDICTED = "Absent where the model or its launch settings are not known, and while the server is down."
 
 METRICS: tuple[Family, ...] = (
     # identity
-    _exporter(
+    Family(
         "build_info",
+        "gauge",
         "1, with the version of Brimline and of Python. Never absent.",
         ("version", "python"),
         lambda _snapshot: [((__version__, platform.python_version()), 1.0)],
+        "exporter",
+        lambda _snapshot: __version__,
     ),
     _target_rows(
         "target_info",
@@ -363,7 +402,7 @@ METRICS: tuple[Family, ...] = (
         "1 where every launch flag that target_setting_info does not have is at the engine's default, "
         "because the whole launch command is known or the server states all its settings; 0 where flags "
         f"may be set that nobody sees. {_NOT_UP}",
-        lambda target: target.settings_complete,
+        "settings_complete",
         group="identity",
     ),
     _target_rows(
@@ -373,6 +412,7 @@ METRICS: tuple[Family, ...] = (
         ("fingerprint",),
         lambda target: [] if target.fingerprint is None else [((target.fingerprint,), 1.0)],
         group="identity",
+        of=lambda target: target.fingerprint,
     ),
     _target_rows(
         "target_gpu_info",
@@ -382,6 +422,7 @@ METRICS: tuple[Family, ...] = (
         ("gpu", "rank"),
         lambda target: ((pair, 1.0) for pair in target.gpus),
         group="identity",
+        of=lambda target: target.gpus,
     ),
     Family(
         "gpu_info",
@@ -398,7 +439,7 @@ METRICS: tuple[Family, ...] = (
         "target_up",
         "1 if the server's page was read and understood in this scrape, 0 if not (why: "
         "target_problem). Never absent.",
-        lambda target: target.up,
+        "up",
     ),
     _target_rows(
         "target_problem",
@@ -406,6 +447,7 @@ METRICS: tuple[Family, ...] = (
         "there is none.",
         ("reason",),
         _problems,
+        of=lambda target: target.problems,
     ),
     _target_rows(
         "target_errors_total",
@@ -418,12 +460,12 @@ METRICS: tuple[Family, ...] = (
     _target(
         "target_scrape_duration_seconds",
         "Time that reading the server took in this scrape, successful or not. Absent before the first one.",
-        lambda target: target.duration_seconds,
+        "duration_seconds",
     ),
     _target(
         "target_last_success_timestamp_seconds",
         "When the server was last read. Absent until it was.",
-        lambda target: target.last_success,
+        "last_success",
     ),
     _target(
         "target_reading_age_seconds",
@@ -439,7 +481,7 @@ METRICS: tuple[Family, ...] = (
         "target_config_changed_timestamp_seconds",
         "When the server was first seen with its present configuration, after another one. Absent "
         "until it changes.",
-        lambda target: target.config_changed,
+        "config_changed",
     ),
     _target_rows(
         "target_config_mismatch",
@@ -448,6 +490,7 @@ METRICS: tuple[Family, ...] = (
         "of the two is known.",
         ("setting",),
         lambda target: (((name,), float(differs)) for name, differs in target.mismatches.items()),
+        of=lambda target: target.mismatches,
     ),
     _target_rows(
         "target_missing_quantities",
@@ -456,18 +499,19 @@ METRICS: tuple[Family, ...] = (
         "Absent where nothing is missing.",
         ("quantity",),
         _missing,
+        of=lambda target: None if target.reading is None else target.reading.missing,
     ),
     _target(
         "target_unparsed_lines_total",
         "Lines of the server's page that could not be read; each cost one line only. Never absent.",
-        lambda target: target.unparsed_lines_total,
+        "unparsed_lines_total",
         kind="counter",
     ),
     _target(
         "target_dropped_series_total",
         "Series dropped because the page held too many models, ranks, reasons or histogram buckets. "
         "Never absent.",
-        lambda target: target.dropped_series_total,
+        "dropped_series_total",
         kind="counter",
     ),
     _target(
@@ -475,13 +519,11 @@ METRICS: tuple[Family, ...] = (
         f"1 while the engine sleeps and has given up GPU memory on purpose. {_NOT_SAID}",
         _sleeping,
     ),
-    Family(
+    _exporter(
         "nvml_up",
-        "gauge",
         "1 if at least one GPU is listed and read through NVML, 0 if not (why: nvml_problem). Absent with "
         "gpu.backend none.",
-        (),
-        _one(lambda snapshot: snapshot.gpu.up),
+        "gpu.up",
         "health",
     ),
     Family(
@@ -492,16 +534,11 @@ METRICS: tuple[Family, ...] = (
         _nvml_problem,
         "health",
     ),
-    Family(
+    _gpu(
         "gpu_up",
-        "gauge",
         "1 if the memory of this GPU was read, 0 if not (why: gpu_problem). Absent without NVML.",
-        ("gpu",),
-        lambda snapshot: (
-            ((device.uuid,), float(device.problem is None and device.used_bytes is not None))
-            for device in snapshot.gpu.devices
-        ),
-        "health",
+        lambda device: device.problem is None and device.used_bytes is not None,
+        group="health",
     ),
     Family(
         "gpu_problem",
@@ -515,35 +552,33 @@ METRICS: tuple[Family, ...] = (
     _exporter(
         "config_last_reload_successful",
         "1 if the configuration in force is the newest one read, 0 if a newer one was refused. Never absent.",
-        (),
-        _one(lambda snapshot: snapshot.reload_successful),
+        "reload_successful",
     ),
     _exporter(
         "config_last_reload_success_timestamp_seconds",
         "When the configuration in force was read. Never absent.",
-        (),
-        _one(lambda snapshot: snapshot.reload_success_time),
+        "reload_success_time",
     ),
     _discovery(
         "discovery_up",
         "1 if the newest targets from this source are known, 0 while it or a part of it cannot be read; "
         "those known before stay.",
-        lambda reading: float(reading.up),
+        "up",
     ),
     _discovery(
         "discovery_targets",
         "Targets that come from this source.",
-        lambda reading: float(reading.targets),
+        "targets",
     ),
     _discovery(
         "discovery_last_success_timestamp_seconds",
         "When this source was last read whole; absent before that.",
-        lambda reading: reading.success_time,
+        "success_time",
     ),
     _discovery(
         "discovery_errors_total",
         "How often this source, or a part of it, turned unreadable.",
-        lambda reading: float(reading.errors),
+        "errors",
         kind="counter",
     ),
     # load
@@ -706,35 +741,35 @@ METRICS: tuple[Family, ...] = (
         "predicted_kv_cache_bytes_per_token",
         "KV cache that one more token of context takes for good, on the fullest GPU; 0 where all layers have "
         "windows shorter than the context, or states.",
-        lambda footprint: footprint.kv_cache.bytes_per_token,
+        "kv_cache.bytes_per_token",
     ),
     _predicted(
         "predicted_kv_cache_full_request_bytes",
         "Most KV cache that one request of full context length may take on the fullest GPU.",
-        lambda footprint: footprint.kv_cache.full_request_bytes,
+        "kv_cache.full_request_bytes",
     ),
     _predicted(
         "predicted_kv_cache_capacity_tokens",
         "Tokens that the KV cache of one rank should hold, as this version of the engine counts them. Absent "
         "without a GPU, too.",
-        lambda footprint: footprint.kv_cache.capacity_tokens,
+        "kv_cache.capacity_tokens",
     ),
     _predicted(
         "predicted_kv_cache_max_concurrency_requests",
         "Requests of full context length that should fit at once in one rank. Absent without a GPU, too.",
-        lambda footprint: footprint.kv_cache.max_concurrency_requests,
+        "kv_cache.max_concurrency_requests",
     ),
     _predicted(
         "predicted_fits",
         "1 if all else by its high bound and one request of full length fit the GPU, 0 if not. Absent "
         "without a GPU, too.",
-        lambda footprint: footprint.fits,
+        "fits",
     ),
     _predicted(
         "prediction_calibrated",
         "1 if activations, CUDA graphs and runtime were measured on this engine, version and GPU; 0 if they "
         "come from tables, and the bounds are wide.",
-        lambda footprint: footprint.calibrated,
+        "calibrated",
     ),
     Family(
         "predicted_decode_ceiling_tokens_per_second",
@@ -790,36 +825,34 @@ METRICS: tuple[Family, ...] = (
     _gpu(
         "gpu_memory_total_bytes",
         "Memory of the GPU. Absent while it cannot be read.",
-        lambda d: d.total_bytes,
+        "total_bytes",
     ),
     _gpu(
         "gpu_memory_used_bytes",
         "Memory in use, at most two sample intervals ago. With memory_api v1 it includes what the "
         "driver reserves. "
         "Absent while it cannot be read.",
-        lambda d: d.used_bytes,
+        "used_bytes",
     ),
-    _gpu(
-        "gpu_memory_free_bytes", "Memory not in use. Absent while it cannot be read.", lambda d: d.free_bytes
-    ),
+    _gpu("gpu_memory_free_bytes", "Memory not in use. Absent while it cannot be read.", "free_bytes"),
     _gpu(
         "gpu_memory_reserved_bytes",
         "Memory that the driver keeps for itself. Absent with memory_api v1, and while it cannot be read.",
-        lambda d: d.reserved_bytes,
+        "reserved_bytes",
     ),
     _gpu(
         "gpu_memory_used_peak_bytes",
         "Most memory in use within peak_window (a minute unless configured): what falls between two "
         "scrapes. Absent "
         "while it cannot be read.",
-        lambda d: d.used_peak_bytes,
+        "used_peak_bytes",
     ),
     _gpu(
         "gpu_power_limit_watts",
         "Power that the GPU may draw, by whichever limit the driver enforces now; looked at once a minute. "
         "Absent where the driver does not tell it (MIG instances, some integrated GPUs), and while the GPU "
         "cannot be read.",
-        lambda d: d.power_limit_watts,
+        "power_limit_watts",
     ),
     Family(
         "gpu_process_memory_bytes",
@@ -845,20 +878,16 @@ METRICS: tuple[Family, ...] = (
         lambda target: None if target.process is None else target.process.host_memory_limit_bytes,
         group="gpu",
     ),
-    Family(
+    _exporter(
         "host_memory_total_bytes",
-        "gauge",
         "Main memory of this machine. Absent without /proc/meminfo.",
-        (),
-        _one(lambda snapshot: snapshot.host.memory_total_bytes),
+        "host.memory_total_bytes",
         "gpu",
     ),
-    Family(
+    _exporter(
         "host_memory_available_bytes",
-        "gauge",
         "Main memory that programs can still get. Absent without /proc/meminfo.",
-        (),
-        _one(lambda snapshot: snapshot.host.memory_available_bytes),
+        "host.memory_available_bytes",
         "gpu",
     ),
 )

@@ -7,37 +7,35 @@ families are, and is the oracle of the tests: the page is the same to the byte.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
 import math
+import operator
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.utils import floatToGoString
 
-from brimline.catalog import METRICS, Family, Labels, Row, Sums, is_exposable
+from brimline.catalog import METRICS, Column, Family, Labels, Row, Table
+from brimline.exposition_lines import Escaped, FamilyLines, head, layout_of, number
 from brimline.processes import proc_file
-from brimline.readings import Histogram, Snapshot
+from brimline.readings import Snapshot
 
 logger = logging.getLogger(__name__)
-
-_NUMBER = (float, int)
-_DISTRIBUTION = (Histogram, Sums)
-_go_float: Callable[[float], str] = floatToGoString
-# Label values that are remembered while a page is written; most stand in dozens of its lines.
-_MAX_REMEMBERED = 50_000
 
 _PIECE_CHARACTERS = 256 << 10
 
 # Rows of a family whose lines are kept until the next page. Those of a thousand targets would be 20 MB.
 _MAX_KEPT_ROWS = 64
+# Rows of a table whose labels are kept as they are written, which with a thousand targets is 300 KB.
+_MAX_KEPT_LABELS = 4096
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -46,84 +44,34 @@ ProcessCollector(registry=_OWN)
 PlatformCollector(registry=_OWN)
 
 
-class _Escaped(dict[str, str]):
-    """Label values as the formats write them."""
-
-    def __missing__(self, value: str) -> str:
-        # Halves of characters, one of which would cost the whole page its encoding, are replaced.
-        text = value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
-        text = text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-        if len(self) < _MAX_REMEMBERED:
-            self[value] = text
-        return text
-
-
-@functools.lru_cache(4096)
-def _bound(bound: float) -> str:
-    """A bucket's bound as the exposition formats write it."""
-    return "+Inf" if math.isinf(bound) else repr(bound)
-
-
-def _number(value: float) -> str:
-    """A value as the client library writes it, but for -0.0, which is 0.0 here."""
-    if value == 0:  # half of them are 0 or 1
-        return "0.0"
-    if value == 1:
-        return "1.0"
-    text = repr(value)
-    point = text.find(".")
-    if 0 < point <= 6:
-        return text
-    if point > 6 and value > 0:  # Go writes an exponent sooner than Python
-        digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}"
-        return f"{digits.rstrip('0.')}e+{point - 1:02d}"
-    return _go_float(value)
-
-
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """How the lines of a family are written; labels stand in the order of their names.
+class _Form:
+    """What the lines of a page depend on beside the numbers. histograms: what each target is to have."""
 
-    values: a row's label values in that order. labels: text for them to be put in. before_bound,
-    behind_bound: the same with `le` among them, divided where its value goes.
-    """
+    histograms: list[str]
+    is_openmetrics: bool
 
-    values: Callable[[Labels], tuple[str, ...]]
-    labels: str
-    before_bound: str
-    behind_bound: str
-    split: int
+    @property
+    def with_buckets(self) -> bool:
+        # By the configuration, not by the rows: a target that goes down must not change another one's type.
+        return "full" in self.histograms
 
 
-@functools.lru_cache(1024)
-def _layout(labels: Labels) -> _Layout:
-    order = sorted(range(len(labels)), key=labels.__getitem__)
-    names = [labels[index] for index in order]
-    if len(order) > 1:
-        values: Callable[[Labels], tuple[str, ...]] = itemgetter(*order)
-    else:
-        values = tuple
-    written = [f'{name}="%s"' for name in names]
-    split = sum(name < "le" for name in names)
-    before = "".join(f"{each}," for each in written[:split])
-    behind = "".join(f",{each}" for each in written[split:])
-    return _Layout(
-        values=values,
-        labels=f"{{{','.join(written)}}}" if names else "",
-        before_bound=f'{{{before}le="',
-        behind_bound=f'"{behind}}}',
-        split=split,
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class _Page:
+    """A page that is being written."""
+
+    snapshot: Snapshot
+    form: _Form
+    escaped: Escaped
 
 
-def _head(name: str, help_: str, kind: str, *, is_openmetrics: bool) -> str:
-    """The lines that describe a family."""
-    text = help_.replace("\\", r"\\").replace("\n", r"\n")
-    if is_openmetrics:
-        text = text.replace('"', r"\"")
-        if kind == "counter":
-            name = name.removesuffix("_total")
-    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+class _Read(NamedTuple):
+    """What a page has of a table. labels: of its rows, as they are written. columns: one for each family."""
+
+    labels: Sequence[str]
+    columns: Sequence[tuple[Any, ...]]
+    is_unique: bool
 
 
 class _Writer:
@@ -131,103 +79,124 @@ class _Writer:
 
     Most rows of a small exporter say what they said a page before: settings, predictions, counts of errors.
     The lines of equal rows are equal, and comparing takes a tenth of writing.
-
-    heads: the lines that describe the family, by whether some target wants buckets, then by format.
     """
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._rows_of = family.rows
-        self._source_of = family.source
-        self._is_histogram = family.kind == "histogram"
-        self._name = family.full_name
-        self._layout = _layout(family.labels)
+        self._lines = FamilyLines(family)
         # A page where no target asked for buckets carries sums and counts alone, and calls the family a
         # summary, which may have those.
-        kinds = ("summary" if self._is_histogram else family.kind, family.kind)
-        self.heads = [
-            [_head(self._name, family.help, kind, is_openmetrics=each) for each in (False, True)]
+        kinds = ("summary" if family.kind == "histogram" else family.kind, family.kind)
+        self._heads = [
+            [head(family.full_name, family.help, kind, is_openmetrics=each) for each in (False, True)]
             for kind in kinds
         ]
         self._source: object = None
-        self._kept: tuple[list[Row], bool] | None = None
-        self._kept_lines = ""
-        self._labels: dict[Labels, str] = {}  # as they are written, by their values
+        self._rows: list[Row] | None = None  # those of the page before
 
-    def lines(self, snapshot: Snapshot, escaped: _Escaped, *, with_buckets: bool) -> str:
-        """The lines of the family's rows; empty where it has none."""
-        source = None
-        if self._source_of is not None and self._kept is not None:
-            source = self._source_of(snapshot)
-            if self._source == source:
-                return self._kept_lines
-        if len(self._labels) >= _MAX_KEPT_ROWS:
-            self._labels = {}  # else what is gone would keep the place of what has come
-        rest = iter(self._rows_of(snapshot))
+    def forget(self) -> None:
+        """Write what comes next without a look at the page before."""
+        self._rows = self._source = None
+
+    def anew(self, page: _Page) -> str:
+        """The family as it stands on the page, with what describes it; empty where it has no rows."""
+        return self._written(self.family.rows(page.snapshot), page)
+
+    def changed(self, page: _Page) -> str | None:
+        """The same; None where it is what it was on the page before."""
+        source_of, source = self.family.source, None
+        if source_of is not None:
+            source = source_of(page.snapshot)
+            if source == self._source and self._rows is not None:
+                return None
+        before, self._rows = self._rows, None
+        rest = iter(self.family.rows(page.snapshot))
         rows = list(itertools.islice(rest, _MAX_KEPT_ROWS + 1))
         if len(rows) > _MAX_KEPT_ROWS:
-            self._kept = None
-            return self._written(itertools.chain(rows, rest), escaped, with_buckets=with_buckets)
-        written_of = rows, with_buckets
-        if self._kept != written_of:
-            self._kept_lines = self._written(rows, escaped, with_buckets=with_buckets)
-            self._kept = written_of
-        self._source = source
-        return self._kept_lines
+            return self._written(itertools.chain(rows, rest), page)
+        text = None if rows == before else self._written(rows, page)
+        self._rows, self._source = rows, source
+        return text
 
-    def _written(self, rows: Iterable[Row], escaped: _Escaped, *, with_buckets: bool) -> str:
-        if self._is_histogram:
-            return "".join(self._histograms(rows, escaped, with_buckets=with_buckets))
-        return "".join(self._numbers(rows, escaped))
+    def in_table(self, read: _Read, index: int, page: _Page) -> str:
+        """As anew, by the family's column in a table."""
+        if self.family.column is None or not self.family.column.is_number:
+            return self.anew(page)
+        lines = self._lines.of_column(read.labels, read.columns[index], is_unique=read.is_unique)
+        return self._headed(lines, page)
 
-    def _labels_of(self, row: Labels, escaped: _Escaped) -> str:
-        """A row's labels as they are written, which is remembered for so many rows."""
-        written = self._layout.labels % self._texts(row, escaped)
-        if len(self._labels) < _MAX_KEPT_ROWS:
-            self._labels[row] = written
-        return written
+    def _written(self, rows: Iterable[Row], page: _Page) -> str:
+        form = page.form
+        return self._headed(self._lines.of_rows(rows, page.escaped, with_buckets=form.with_buckets), page)
 
-    def _texts(self, row: Labels, escaped: _Escaped) -> tuple[str, ...]:
-        """Label values as they are written, in the order of their names."""
-        if len(row) != len(self.family.labels):
-            raise ValueError(f"{len(row)} labels instead of {len(self.family.labels)}")
-        return tuple([escaped[each] for each in self._layout.values(row)])
+    def _headed(self, lines: str, page: _Page) -> str:
+        return self._heads[page.form.with_buckets][page.form.is_openmetrics] + lines if lines else ""
 
-    def _numbers(self, rows: Iterable[Row], escaped: _Escaped) -> list[str]:
-        """Lines of numbers. Of rows with equal labels the first is taken; NaN is never exposed."""
-        known = self._labels
-        written: dict[str, str] = {}
-        for row, value in rows:
-            if not isinstance(value, _NUMBER) or value != value:
-                continue
-            written.setdefault(known.get(row) or self._labels_of(row, escaped), _number(value))
-        name = self._name
-        return [f"{name}{each} {value}\n" for each, value in written.items()]
 
-    def _histograms(self, rows: Iterable[Row], escaped: _Escaped, *, with_buckets: bool) -> list[str]:
-        """Lines of sums, or of whole histograms, which need at least their infinite bucket."""
-        name, layout, known = self._name, self._layout, self._labels
-        lines: list[str] = []
-        seen: set[str] = set()
-        for row, value in rows:
-            if not isinstance(value, _DISTRIBUTION) or not is_exposable(value):
-                continue
-            labels = known.get(row) or self._labels_of(row, escaped)
-            if labels in seen:
-                continue
-            seen.add(labels)
-            count = _number(value.count)
-            buckets = value.buckets if isinstance(value, Histogram) else ()
-            if buckets or (with_buckets and isinstance(value, Sums)):
-                texts = self._texts(row, escaped)
-                before = f"{name}_bucket{layout.before_bound % texts[: layout.split]}"
-                behind = f"{layout.behind_bound % texts[layout.split :]} "
-                lines += [f"{before}{_bound(bound)}{behind}{_number(number)}\n" for bound, number in buckets]
-                if not isinstance(value, Histogram):
-                    lines.append(f"{before}+Inf{behind}{count}\n")
-            lines.append(f"{name}_count{labels} {count}\n")
-            lines.append(f"{name}_sum{labels} {_number(value.sum)}\n")
-        return lines
+def _all_of(columns: Sequence[Column]) -> Callable[[Any], tuple[Any, ...]]:
+    """What reads the values of these columns from one thing of their table."""
+    fields = [column.value for column in columns if isinstance(column.value, str)]
+    if len(fields) == len(columns) > 1:
+        return operator.attrgetter(*fields)
+    getters = [
+        operator.attrgetter(column.value) if isinstance(column.value, str) else column.value
+        for column in columns
+    ]
+    return lambda thing: tuple([get(thing) for get in getters])
+
+
+class _TableReader:
+    """Reads a table once a page, for all families that have a column in it.
+
+    families: their places on the page, and what writes them. changed: those whose column on the page that was
+    read last is not what it was on the one before.
+    """
+
+    def __init__(self, table: Table, families: Sequence[tuple[int, _Writer, Column]]) -> None:
+        self.families = [(place, writer) for place, writer, _ in families]
+        self.changed: list[int] = []
+        self._table = table
+        self._layout = layout_of(table.labels)
+        self._values_of = _all_of([column for _, _, column in families])
+        self._all = range(len(families))
+        self._rows: list[Labels] = []
+        self._labels: list[str] = []  # of these rows, as they are written
+        self._things: list[tuple[Labels, Any]] = []  # of a table whose things last
+        self._before: _Read | None = None
+
+    def forget(self) -> None:
+        """Take every column of the next page for changed."""
+        self._before = None
+
+    def read(self, page: _Page) -> _Read:
+        """The table of this page. Raises whatever a family's value raises, which then has a defect."""
+        before, self._before = self._before, None
+        things = list(self._table.things(page.snapshot))
+        if before is not None and self._table.is_lasting and things == self._things:
+            self.changed, self._before = [], before
+            return before
+        is_same = self._name_rows([row for row, _ in things], page.escaped)
+        values_of = self._values_of
+        columns = list(zip(*[values_of(thing) for _, thing in things], strict=True))
+        read = _Read(self._labels, columns or [()] * len(self._all), len(set(self._labels)) == len(things))
+        if before is not None and is_same:
+            self.changed = list(itertools.compress(self._all, map(operator.ne, before.columns, read.columns)))
+        else:
+            self.changed = list(self._all)
+        # To compare other things with those of the page before would keep a whole snapshot in memory.
+        self._things = things if self._table.is_lasting else []
+        if len(things) <= _MAX_KEPT_ROWS or self._table.is_lasting:
+            self._before = read
+        return read
+
+    def _name_rows(self, rows: list[Labels], escaped: Escaped) -> bool:
+        """Write the labels of these rows, unless they are those of the page before: then True."""
+        if rows == self._rows:
+            return True
+        form, texts_of = self._layout.labels, self._layout.texts
+        self._labels = [form % texts_of(row, escaped) for row in rows]
+        self._rows = rows if len(rows) <= _MAX_KEPT_LABELS else []
+        return False
 
 
 _logged: set[str] = set()  # one line for each defect, not one for each scrape
@@ -263,31 +232,33 @@ class _ThisProcess:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        # By format: the lines, each with the name of the number that belongs behind it, empty for none.
-        self._lines: dict[bool, list[tuple[str, str]]] = {}
+        # By format: the lines with places for numbers, and the names of these.
+        self._forms: dict[bool, tuple[str, list[str]]] = {}
 
     def text(self, *, is_openmetrics: bool) -> str:
         """The families with their numbers of now."""
-        lines = self._lines.get(is_openmetrics)
-        if lines is None:
-            lines = self._lines[is_openmetrics] = list(self._collected(is_openmetrics=is_openmetrics))
+        form = self._forms.get(is_openmetrics)
+        if form is None:
+            lines = list(self._collected(is_openmetrics=is_openmetrics))
+            text = "".join(line.replace("%", "%%") + (" %s\n" if name else "") for line, name in lines)
+            form = self._forms[is_openmetrics] = text, [name for _, name in lines if name]
         numbers = _measured()
-        return "".join(f"{line} {_number(numbers[name])}\n" if name else line for line, name in lines)
+        return form[0] % tuple([number(numbers[name]) for name in form[1]])
 
     def _collected(self, *, is_openmetrics: bool) -> Iterator[tuple[str, str]]:
-        escaped = _Escaped()
+        escaped = Escaped()
         changing = _measured()
         for metric in self._registry.collect():
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             kind = "unknown" if metric.type == "untyped" else metric.type
-            yield _head(name, metric.documentation, kind, is_openmetrics=is_openmetrics), ""
+            yield head(name, metric.documentation, kind, is_openmetrics=is_openmetrics), ""
             for sample in metric.samples:
                 labels = ",".join(f'{key}="{escaped[value]}"' for key, value in sorted(sample.labels.items()))
                 line = f"{sample.name}{f'{{{labels}}}' if labels else ''}"
                 if sample.name in changing:
                     yield line, sample.name
                 else:
-                    yield f"{line} {_number(sample.value)}\n", ""
+                    yield f"{line} {number(sample.value)}\n", ""
 
 
 class Exposition:
@@ -295,7 +266,18 @@ class Exposition:
 
     def __init__(self, families: Iterable[Family] = METRICS) -> None:
         self._writers = [_Writer(family) for family in families]
+        self._single: list[tuple[int, _Writer]] = []
+        tables: dict[Table, list[tuple[int, _Writer, Column]]] = {}
+        for place, writer in enumerate(self._writers):
+            column = writer.family.column
+            if column is None:
+                self._single.append((place, writer))
+            else:
+                tables.setdefault(column.table, []).append((place, writer, column))
+        self._tables = [_TableReader(table, sharing) for table, sharing in tables.items()]
         self._process = _ThisProcess(_OWN)
+        self._form: _Form | None = None
+        self._texts: list[str] = []  # by family: what stood on the page before, where that is kept
 
     def pieces(self, snapshot: Snapshot, accept: str = "") -> tuple[Iterator[bytes], str]:
         """The page in pieces, and its content type by the Accept header: classic text or OpenMetrics.
@@ -311,36 +293,73 @@ class Exposition:
         return self._pieces(snapshot, is_openmetrics=is_openmetrics), content_type
 
     def _pieces(self, snapshot: Snapshot, *, is_openmetrics: bool) -> Iterator[bytes]:
-        """A page, family by family. One that fails is left out, logged once, and costs no other."""
-        escaped = _Escaped()
-        # By the configuration, not by the rows: a target that goes down must not change another one's type.
-        with_buckets = any(target.histograms == "full" for target in snapshot.targets)
-        held: list[str] = []
-        size = 0
+        form = _Form([target.histograms for target in snapshot.targets], is_openmetrics)
+        page = _Page(snapshot, form, Escaped())
+        if form != self._form or not self._texts:
+            self._forget(form)
+        held: list[str] | None = None
+        reads: list[_Read] = []
+        with contextlib.suppress(Exception):  # said where the family that has the defect is written by itself
+            reads = [table.read(page) for table in self._tables]
+            if max(map(len, [read.labels for read in reads]), default=0) <= _MAX_KEPT_ROWS:
+                held = self._kept_and_changed(page, reads)
+        if held is None:
+            self._texts, held, size = [], [], 0
+            for text in self._anew(page, reads):
+                held.append(text)
+                size += len(text)
+                if size > _PIECE_CHARACTERS:
+                    yield "".join(held).encode("utf-8", "replace")
+                    held, size = [], 0
+        own = self._tried("process", lambda: self._process.text(is_openmetrics=is_openmetrics))
+        yield "".join([*held, own, "# EOF\n" if is_openmetrics else ""]).encode("utf-8", "replace")
+
+    def _forget(self, form: _Form) -> None:
+        """Write all of the next page, which has that form, without a look at the one before."""
+        self._form = form
+        self._texts = [""] * len(self._writers)
+        for table in self._tables:
+            table.forget()
         for writer in self._writers:
-            try:
-                lines = writer.lines(snapshot, escaped, with_buckets=with_buckets)
-            except Exception:  # the exposition goes on without a family that has a defect
-                if writer.family.name not in _logged:
-                    _logged.add(writer.family.name)
-                    logger.exception("family=%s could not be exposed", writer.family.name)
-                continue
-            if not lines:
-                continue
-            held += (writer.heads[with_buckets][is_openmetrics], lines)
-            size += len(lines)
-            if size > _PIECE_CHARACTERS:
-                yield "".join(held).encode("utf-8", "replace")
-                held, size = [], 0
+            writer.forget()
+
+    def _kept_and_changed(self, page: _Page, reads: Sequence[_Read]) -> list[str]:
+        """All families, most of which say what they said a page before. Raises what one of them raises."""
+        texts = self._texts
+        for table, read in zip(self._tables, reads, strict=True):
+            for index in table.changed:
+                place, writer = table.families[index]
+                texts[place] = writer.in_table(read, index, page)
+        for place, writer in self._single:
+            text = writer.changed(page)
+            if text is not None:
+                texts[place] = text
+        return texts
+
+    def _anew(self, page: _Page, reads: Sequence[_Read]) -> Iterator[str]:
+        """All families, one after the other, of which nothing is kept. One that fails costs no other."""
+        columns = {
+            place: (read, index)
+            for table, read in zip(self._tables, reads, strict=False)
+            for index, (place, _) in enumerate(table.families)
+        }
+        for place, writer in enumerate(self._writers):
+            if place in columns:
+                write = functools.partial(writer.in_table, *columns[place], page)
+            else:
+                write = functools.partial(writer.anew, page)
+            yield self._tried(writer.family.name, write)
+
+    @staticmethod
+    def _tried(family: str, write: Callable[[], str]) -> str:
+        """What is written; empty where that fails, which is logged once."""
         try:
-            held.append(self._process.text(is_openmetrics=is_openmetrics))
-        except Exception:  # the library's collector fails where a limit of /proc is missing
-            if "process" not in _logged:
-                _logged.add("process")
-                logger.exception("family=process could not be exposed")
-        if is_openmetrics:
-            held.append("# EOF\n")
-        yield "".join(held).encode("utf-8", "replace")
+            return write()
+        except Exception:  # the exposition goes on without a family that has a defect
+            if family not in _logged:
+                _logged.add(family)
+                logger.exception("family=%s could not be exposed", family)
+            return ""
 
 
 @functools.lru_cache(16)

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from brimline import exposition
-from brimline.catalog import METRICS, Family, Kind, Row, Sums, is_exposable
+from brimline.catalog import METRICS, Column, Family, Kind, Row, Sums, Table, is_exposable
 from brimline.estimate import Estimate
 from brimline.exposition import Exposition, render
 from brimline.readings import (
@@ -469,6 +469,63 @@ def test_a_page_of_all_families_says_nothing_of_the_page_before(
         assert ours(page) == ours(render(of, accept)[0])
 
 
+NUMBER = st.sampled_from([None, 0.0, -1.5, 1.0, 2, 999999.5, 12345678.25, math.nan, math.inf])
+COUNT_BY_REASON = st.sampled_from([None, {}, {"stop": 1.0}, {"stop": 1.0, "length": 2.0}])
+RANKS = st.builds(
+    RankReading,
+    model=st.sampled_from(["m", "n%s"]),
+    rank=st.sampled_from("01"),
+    requests_running=NUMBER,
+    generation_tokens_total=NUMBER,
+    requests_finished_total=COUNT_BY_REASON,
+    inter_token_latency_seconds=st.sampled_from([None, LATENCY]),
+)
+READINGS = st.none() | st.lists(RANKS, max_size=2).map(
+    lambda ranks: EngineReading(engine="vllm", ranks=tuple(ranks))
+)
+
+
+@st.composite
+def rounds_of_targets(draw: st.DrawFn) -> list[tuple[list[TargetSnapshot], str]]:
+    """Page after page of targets, some with equal names, that state this or that; with a format."""
+    targets = draw(
+        st.lists(
+            st.builds(
+                TargetSnapshot,
+                name=st.sampled_from("abc"),
+                url=st.just("http://h"),
+                histograms=st.sampled_from(["none", "sums", "full"]),
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    accepts = draw(st.sampled_from([("",), (OPENMETRICS,), ("", OPENMETRICS)]))
+    rounds = []
+    for _ in range(draw(st.integers(2, 5))):
+        if draw(st.sampled_from([False, False, False, True])):
+            targets = [dataclasses.replace(each, histograms="full") for each in targets]
+        read = [dataclasses.replace(each, reading=draw(READINGS)) for each in targets]
+        times = draw(st.sampled_from([1, 1, 1, 40]))  # of more than some, nothing is kept
+        rounds.append((read * times, draw(st.sampled_from(accepts))))
+    return rounds
+
+
+@settings(max_examples=100, deadline=None)
+@given(rounds_of_targets())
+def test_page_after_page_is_written_as_the_client_library_writes_it(
+    rounds: list[tuple[list[TargetSnapshot], str]],
+) -> None:
+    shown = Exposition()
+    for targets, accept in rounds:
+        of = snapshot(*targets)
+
+        page = b"".join(shown.pieces(of, accept)[0])
+
+        of_brimline = [line for line in page.splitlines() if b"brimline_" in line]
+        assert of_brimline == by_the_library(of, accept).replace(b"# EOF\n", b"").splitlines()
+
+
 # --- histograms
 
 NAME = "brimline_time_to_first_token_seconds"
@@ -628,6 +685,35 @@ def test_a_family_that_fails_costs_no_other_and_is_logged_once(
 
     assert found == {key("brimline_first", x="a"): 1.0, key("brimline_last", x="a"): 2.0}
     assert [record.getMessage() for record in caplog.records] == [f"family={name} could not be exposed"]
+
+
+def test_a_family_that_fails_costs_none_that_is_read_with_it_and_comes_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table = Table(("target",), lambda shown: [((each.name,), each) for each in shown.targets])
+
+    def column(name: str, value: str | Callable[[TargetSnapshot], float]) -> Family:
+        rows = next(family for family in METRICS if family.name == "target_up").rows
+        return Family(
+            name, "gauge", "A family. Never absent.", ("target",), rows, "t", column=Column(table, value)
+        )
+
+    def give(target: TargetSnapshot) -> float:
+        return 1 / len(target.url)
+
+    def rows(shown: Snapshot) -> Iterator[Row]:
+        yield from (((each.name,), give(each)) for each in shown.targets)
+
+    broken = dataclasses.replace(column("broken", give), rows=rows)
+    shown = Exposition([column("first", "up"), broken, column("last", "up")])
+    sound, odd = TargetSnapshot(name="a", url="u", up=True), TargetSnapshot(name="a", url="", up=True)
+
+    pages = [b"".join(shown.pieces(snapshot(each))[0]) for each in (sound, odd, odd, sound)]
+
+    found = [{line.split(b"{")[0] for line in ours(page) if line.startswith(b"brimline_")} for page in pages]
+    whole = {b"brimline_first", b"brimline_broken", b"brimline_last"}
+    assert found == [whole, whole - {b"brimline_broken"}, whole - {b"brimline_broken"}, whole]
+    assert [record.getMessage() for record in caplog.records] == ["family=broken could not be exposed"]
 
 
 @FORMATS

@@ -6,6 +6,7 @@ differ only in labels nobody asked for (several `pid`s, say) combine: ratios by 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -31,6 +32,8 @@ START_TIME = "process_start_time_seconds"
 SIMULATED = "brimline_simulated_server_info"
 
 Key = tuple[str, str]  # model, rank
+KeyOf = Callable[[Mapping[str, str]], Key]
+Samples = tuple[Sample, ...]
 
 
 class Name(str):
@@ -117,9 +120,22 @@ class HistogramOf:
     since: tuple[int, ...] | None = None
     until: tuple[int, ...] | None = None
     note: str = ""
+    _samples: tuple[tuple[str, str, str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        samples = tuple((f"{name}_bucket", f"{name}_sum", f"{name}_count") for name in self.names)
+        object.__setattr__(self, "_samples", samples)
 
     def sample_names(self) -> Iterable[str]:
-        return (name + suffix for name in self.names for suffix in ("_bucket", "_sum", "_count"))
+        return itertools.chain.from_iterable(self._samples)
+
+    def on(self, page: Page) -> tuple[Samples, Samples, Samples] | None:
+        """Buckets, sums and counts of the newest of the names that is on the page; None where none is."""
+        found = page.samples
+        for bucket, total, count in self._samples:
+            if count in found:
+                return found.get(bucket, ()), found.get(total, ()), found[count]
+        return None
 
 
 Quantity = Scalar | ByLabel | HistogramOf
@@ -131,13 +147,14 @@ def wanted_names(table: Mapping[str, Quantity], *more: str) -> frozenset[bytes]:
     return frozenset(name.encode() for name in names.union(more))
 
 
+@functools.lru_cache(512)
 def clean_label(text: str) -> str:
     """A label value fit to pass on: without control and bidirectional characters, at most 128 characters.
 
     A longer one is cut in its middle, and ends with a checksum: two paths that differ there stay two.
     """
     if len(text) <= MAX_LABEL_CHARS and text.isascii() and text.isprintable():
-        return text  # nearly all are, and a page has hundreds
+        return text
     kept = "".join(
         c
         for c in text
@@ -173,23 +190,31 @@ class TableReading:
         return self.values[key]
 
 
-def read_table(
-    page: Page, table: Mapping[str, Quantity], key_of: Callable[[Mapping[str, str]], Key]
-) -> TableReading:
+def read_table(page: Page, table: Mapping[str, Quantity], key_of: KeyOf) -> TableReading:
     """Every quantity of the table that the page states, combined by each one's rule."""
     reading = TableReading(dropped=page.dropped_samples)
+    known: dict[int, Key] = {}
+
+    def key(labels: Mapping[str, str]) -> Key:
+        # Dozens of samples have the same labels, which the scanner then made once, and which the page keeps.
+        found = known.get(id(labels))
+        if found is None:
+            found = known[id(labels)] = key_of(labels)
+        return found
+
     for name, quantity in table.items():
         if isinstance(quantity, Scalar):
-            _read_scalar(page, name, quantity, key_of, reading)
+            _read_scalar(page, name, quantity, key, reading)
         elif isinstance(quantity, ByLabel):
-            _read_by_label(page, name, quantity, key_of, reading)
+            _read_by_label(page, name, quantity, key, reading)
         else:
-            _read_histogram(page, name, quantity, key_of, reading)
-    _cap_series(reading)
+            _read_histogram(page, name, quantity, key, reading)
+    if sum(map(len, page.samples.values())) > MAX_SERIES:  # a series is made of one sample or more
+        _cap_series(reading)
     return reading
 
 
-def key_by(models: Sequence[str], ranks: Sequence[str] = ()) -> Callable[[Mapping[str, str]], Key]:
+def key_by(models: Sequence[str], ranks: Sequence[str] = ()) -> KeyOf:
     """The model and rank of a row: the first of these labels that is not empty; "" and "0" where none is."""
 
     def key(labels: Mapping[str, str]) -> Key:
@@ -221,40 +246,44 @@ def engine_reading(engine: str, page: Page, table: TableReading, **more: Any) ->
     return EngineReading(**fields | more)
 
 
-def _first_present(page: Page, names: Sequence[str]) -> tuple[Sample, ...]:
+def _first_present(page: Page, names: Sequence[str]) -> Samples:
+    found = page.samples
     for name in names:
-        if samples := page.get(name):
-            return samples
+        if name in found:
+            return found[name]
     return ()
 
 
-def _is_possible(value: float, *, ratio: bool = False) -> bool:
-    return 0 <= value < MAX_COUNT and (not ratio or value <= 1.0001)
+def _is_possible(value: float) -> bool:
+    return 0 <= value < MAX_COUNT
 
 
-def _read_scalar(
-    page: Page, name: str, quantity: Scalar, key_of: Callable[[Mapping[str, str]], Key], reading: TableReading
-) -> None:
+def _read_scalar(page: Page, name: str, quantity: Scalar, key_of: KeyOf, reading: TableReading) -> None:
     rows: dict[Key, list[float]] = {}
-    for sample in _first_present(page, quantity.names):
-        if any(sample.labels.get(label, "") != value for label, value in quantity.where.items()):
+    where, ratio = quantity.where, quantity.ratio
+    for labels, value in _first_present(page, quantity.names):
+        if where and any(labels.get(label, "") != text for label, text in where.items()):
             continue
-        if not _is_possible(sample.value, ratio=quantity.ratio):
+        if not _is_possible(value) or (ratio and value > 1.0001):
             reading.bad.add(name)
             continue
-        rows.setdefault(key_of(sample.labels), []).append(
-            min(sample.value, 1.0) if quantity.ratio else sample.value
-        )
+        if ratio and value > 1:
+            value = 1.0
+        key = key_of(labels)
+        if key in rows:
+            rows[key].append(value)
+        else:
+            rows[key] = [value]
     for key, values in rows.items():
         if (slot := reading.slot(key)) is not None:
-            slot[name] = quantity.combine(values)
+            slot[name] = values[0] if len(values) == 1 else quantity.combine(values)
 
 
 def _read_by_label(
     page: Page,
     name: str,
     quantity: ByLabel,
-    key_of: Callable[[Mapping[str, str]], Key],
+    key_of: KeyOf,
     reading: TableReading,
 ) -> None:
     rows: dict[Key, dict[str, list[float]]] = {}
@@ -286,24 +315,34 @@ def _read_histogram(
     page: Page,
     name: str,
     quantity: HistogramOf,
-    key_of: Callable[[Mapping[str, str]], Key],
+    key_of: KeyOf,
     reading: TableReading,
 ) -> None:
-    family = next((n for n in quantity.names if f"{n}_count" in page), None)
-    if family is None:
+    found = quantity.on(page)
+    if found is None:
+        return
+    bucket_samples, sum_samples, count_samples = found
+    if len(sum_samples) == len(count_samples) == 1 and not bucket_samples:
+        # Most of them: a server of one model, whose buckets nobody wants.
+        (labels, total), (of_count, count) = sum_samples[0], count_samples[0]
+        key = key_of(of_count)
+        if key != key_of(labels) or not _is_possible(count) or not math.isfinite(total):
+            reading.bad.add(name)
+        elif (slot := reading.slot(key)) is not None:
+            slot[name] = Histogram((), total, count)
         return
     sums: dict[Key, float] = {}
     counts: dict[Key, float] = {}
     buckets: dict[Key, dict[float, float]] = {}
-    for suffix, into in (("_sum", sums), ("_count", counts)):
-        for sample in page.get(family + suffix):
-            key = key_of(sample.labels)
-            into[key] = into.get(key, 0.0) + sample.value
-    for sample in page.get(f"{family}_bucket"):
-        bound = _bound(sample.labels.get("le", ""))
+    for samples, into in ((sum_samples, sums), (count_samples, counts)):
+        for labels, value in samples:
+            key = key_of(labels)
+            into[key] = into.get(key, 0.0) + value
+    for labels, value in bucket_samples:
+        bound = _bound(labels.get("le", ""))
         if bound is not None:
-            of_key = buckets.setdefault(key_of(sample.labels), {})
-            of_key[bound] = of_key.get(bound, 0.0) + sample.value
+            of_key = buckets.setdefault(key_of(labels), {})
+            of_key[bound] = of_key.get(bound, 0.0) + value
     for key, count in counts.items():
         if key not in sums or not _is_possible(count) or not math.isfinite(sums[key]):
             reading.bad.add(name)
@@ -311,7 +350,7 @@ def _read_histogram(
         slot = reading.slot(key)
         if slot is None:
             continue
-        bounds = tuple(sorted(buckets.get(key, {}).items()))
+        bounds = tuple(sorted(buckets[key].items())) if key in buckets else ()
         if not _is_cumulative(bounds, count):
             reading.bad.add(name)
             bounds = ()
@@ -362,6 +401,7 @@ def _cap_series(reading: TableReading) -> None:
             left -= count
 
 
+@functools.lru_cache(256)
 def parse_version(text: str | None) -> tuple[int, ...] | None:
     """Leading numbers of a version: (0, 9, 2) for `0.9.2.dev5+cpu`; None where there are none."""
     numbers = []

@@ -324,8 +324,9 @@ def _implied(words: Sequence[str]) -> dict[str, str]:
 
 def _is_v0(page: Page, version: tuple[int, ...] | None) -> bool:
     """True for engine V0, which lived beside V1 until 0.10 and whose rows carry no `engine`."""
-    labelled = any("engine" in sample.labels for samples in page.samples.values() for sample in samples)
-    return version is not None and version < (0, 11) and not labelled
+    if version is None or version >= (0, 11):
+        return False
+    return not any("engine" in sample.labels for samples in page.samples.values() for sample in samples)
 
 
 def _is_rust_front_end(evidence: Evidence) -> bool:
