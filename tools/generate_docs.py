@@ -6,7 +6,6 @@ With --check nothing is written, and the exit status is 1 where a document is no
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -228,9 +227,9 @@ ADDING = """
 """
 
 RANK_FIELDS = [
-    one.name
-    for one in dataclasses.fields(RankReading)
-    if one.name not in ("model", "rank", "kv_cache_bytes_computed", "stated_for_all")
+    name
+    for name in RankReading.__struct_fields__
+    if name not in ("model", "rank", "kv_cache_bytes_computed", "stated_for_all")
 ]
 
 

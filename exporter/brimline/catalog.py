@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
 
+import msgspec
+
 from brimline import __version__
 from brimline.estimate import Estimate, total
 from brimline.readings import (
@@ -35,8 +37,7 @@ Kind = Literal["gauge", "counter", "histogram"]
 Labels = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
+class Sums(msgspec.Struct, frozen=True):
     """A histogram of which only the sum and the count are passed on."""
 
     sum: float

@@ -360,6 +360,6 @@ def _target_json(target: TargetSnapshot, snapshot: Snapshot, place: str | None) 
 
 
 def _device_json(device: DeviceReading) -> dict[str, Any]:
-    fields = (name for name in DeviceReading.__slots__ if name not in ("uuid", "detail", "processes"))
+    fields = (name for name in DeviceReading.__struct_fields__ if name not in ("uuid", "detail", "processes"))
     document = {name: getattr(device, name) for name in fields}
     return {"gpu": device.uuid, **document, "detail": device.detail or None}

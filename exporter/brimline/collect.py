@@ -7,7 +7,6 @@ target's own min_interval, is ever handed on.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from brimline import units
 from brimline.assignment import Assigned, assign_gpus, wants_pids
@@ -334,14 +334,14 @@ class TargetReader:
         except Exception as error:  # the edge of one source: a defect here must not cost the others
             logger.exception("target=%s unexpected error", self.target.name)
             trouble = Problem("internal", f"{type(error).__name__}: {error}")
-            snapshot = dataclasses.replace(snapshot, problems=(*snapshot.problems, trouble))
+            snapshot = msgspec.structs.replace(snapshot, problems=(*snapshot.problems, trouble))
         self._log_troubles(snapshot)
         for problem in snapshot.problems:
             # What min_interval serves again was not met again.
             if not any(problem is known for known in kept):
                 self._errors[problem.reason] += 1
         if snapshot.errors != self._errors:
-            snapshot = dataclasses.replace(snapshot, errors=dict(self._errors))
+            snapshot = msgspec.structs.replace(snapshot, errors=dict(self._errors))
         return snapshot
 
     async def read(self) -> TargetSnapshot:
@@ -349,7 +349,7 @@ class TargetReader:
         started = self._monotonic()
         if self._kept is not None and started - self._kept[0] < self.target.min_interval:
             at, kept = self._kept
-            return dataclasses.replace(kept, age_seconds=started - at) if kept.up else kept
+            return msgspec.structs.replace(kept, age_seconds=started - at) if kept.up else kept
         self._client.trace.clear()
         is_known = self._detected is not None
         try:
@@ -409,7 +409,7 @@ class TargetReader:
                 logger.error("target=%s unexpected error detail=%r", self.target.name, detail)
         self._defect = detail
         problems = (*snapshot.problems, Problem("internal", detail))
-        return dataclasses.replace(snapshot, footprint=None, problems=problems, errors=dict(self._errors))
+        return msgspec.structs.replace(snapshot, footprint=None, problems=problems, errors=dict(self._errors))
 
     def _snapshot(self, **fields: Any) -> TargetSnapshot:
         target = self.target
@@ -517,7 +517,7 @@ class TargetReader:
         if late:
             answers = await _all_or_none(*(self._document(endpoint, problems) for endpoint in late))
             documents |= {e.path: one for e, one in zip(late, answers, strict=True) if one is not None}
-            evidence = dataclasses.replace(evidence, documents=documents)
+            evidence = msgspec.structs.replace(evidence, documents=documents)
         if self.keep_raw:
             self.raw = Raw(self._clock(), detected.metrics_path, answer.headers, answer.body, documents)
         if self._is_foreign(evidence.page, answer.body, detected.adapter):
@@ -901,7 +901,7 @@ class TargetReader:
         if footprint is not None and not any(rank.components for rank in footprint.ranks):
             notes.append(_in_main_memory(footprint))
         reading, source = with_kv_bytes(reading, footprint)
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             snapshot,
             reading=reading,
             footprint=footprint,
@@ -970,7 +970,7 @@ class TargetReader:
             return snapshot  # a server that does not answer need not be told of a GPU question
         if not gpus and not problems:
             return snapshot
-        return dataclasses.replace(snapshot, gpus=gpus, problems=(*snapshot.problems, *problems))
+        return msgspec.structs.replace(snapshot, gpus=gpus, problems=(*snapshot.problems, *problems))
 
     async def _from_gpu_source(
         self,
@@ -1039,7 +1039,7 @@ def with_kv_bytes(reading: EngineReading, footprint: Footprint | None) -> tuple[
     ranks = tuple(_rank_with_bytes(rank, footprint) for rank in reading.ranks)
     if all(rank.kv_cache_capacity_bytes is None for rank in ranks):
         return reading, None
-    return dataclasses.replace(reading, ranks=ranks), footprint.model_source
+    return msgspec.structs.replace(reading, ranks=ranks), footprint.model_source
 
 
 def _rank_with_bytes(rank: RankReading, footprint: Footprint) -> RankReading:
@@ -1047,14 +1047,14 @@ def _rank_with_bytes(rank: RankReading, footprint: Footprint) -> RankReading:
     cache = footprint.kv_cache
     block_bytes = cache.block_bytes
     if block_bytes is not None and rank.kv_cache_blocks is not None:
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             rank,
             kv_cache_capacity_bytes=_times(rank.kv_cache_blocks, block_bytes),
             kv_cache_used_bytes=_times(rank.kv_cache_used_blocks, block_bytes),
         )
     if not cache.is_proportional or rank.kv_cache_capacity_tokens is None:
         return rank
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         rank,
         kv_cache_capacity_bytes=_times(rank.kv_cache_capacity_tokens, cache.bytes_per_token),
         kv_cache_used_bytes=_times(rank.kv_cache_used_tokens, cache.bytes_per_token),
@@ -1239,7 +1239,9 @@ class Collector:
         if self._config.gpu.devices == "targets":
             # What others on this machine tell, too, must not be told twice.
             own = {uuid for target in targets for uuid, _ in target.gpus}
-            gpu = dataclasses.replace(gpu, devices=tuple(each for each in gpu.devices if each.uuid in own))
+            gpu = msgspec.structs.replace(
+                gpu, devices=tuple(each for each in gpu.devices if each.uuid in own)
+            )
         memory = self._account(targets, current.readers, gpu)
         for index, reader in enumerate(current.readers):
             detail = memory.defects.get(reader.target.name)

@@ -10,11 +10,11 @@ import logging
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from brimline import json_text
@@ -42,8 +42,7 @@ FILE_PATIENCE = 1.5
 ACCEPT = "text/plain;version=0.0.4, */*;q=0.1"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A whole, decompressed answer. headers: lower-case names."""
 
     status: int

@@ -7,12 +7,13 @@ stays small.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import filecmp
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from brimline.errors import FootprintError
 from brimline.files import NotARegularFile, open_regular
@@ -55,8 +56,7 @@ class Card:
         return self.total_bytes - (self.reserved_bytes or 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class Question(msgspec.Struct, frozen=True, kw_only=True):
     """All that a prediction depends on. start: tells one start of the server from the next."""
 
     engine: str
@@ -173,7 +173,7 @@ class Answers:
         """The answer, which comes from a thread of its own."""
         now = self._monotonic()
         self._recent = {q: each for q, each in self._recent.items() if now - each[0] < SHARED_FOR}
-        alike = dataclasses.replace(question, start=None)
+        alike = msgspec.structs.replace(question, start=None)
         known = self._recent.get(alike)
         if known is None or (known[1].done() and known[1].exception() is not None):
             self._recent[alike] = now, in_daemon_thread(lambda: answer(question), "prediction")

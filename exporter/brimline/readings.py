@@ -6,10 +6,11 @@ seconds, timestamps in seconds since 1970, sizes in bytes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NewType
+
+import msgspec
 
 from brimline.estimate import Estimate
 
@@ -62,8 +63,7 @@ GPU_REASONS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(msgspec.Struct, frozen=True):
     """A cumulative histogram. buckets: (upper bound, count up to it), ascending, the last bound infinite."""
 
     buckets: tuple[tuple[float, float], ...]
@@ -71,8 +71,7 @@ class Histogram:
     count: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankReading:
+class RankReading(msgspec.Struct, frozen=True, kw_only=True):
     """What one engine core (one data-parallel rank) of one model says of itself.
 
     measured_memory_bytes: by component, on each GPU of the rank, where the engine itself measures it.
@@ -118,7 +117,7 @@ class RankReading:
 
 # How several ranks of one model combine on pages for people: the fullest rank preempts while the others idle.
 _COMBINED_BY_MAX = {"kv_cache_usage_ratio", "kv_cache_block_tokens", "max_model_len_tokens"}
-_NUMBERS = [f.name for f in dataclasses.fields(RankReading) if f.type == "float | None"]
+_NUMBERS = [name for name, kind in RankReading.__annotations__.items() if kind == "float | None"]
 
 
 def combine_ranks(ranks: Sequence[RankReading]) -> RankReading:
@@ -142,8 +141,7 @@ def combine_ranks(ranks: Sequence[RankReading]) -> RankReading:
     return RankReading(model=models.pop(), rank="all", **combined)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReading:
+class EngineReading(msgspec.Struct, frozen=True, kw_only=True):
     """One engine as its own pages describe it.
 
     settings: what the live server states of its launch settings, under that engine's own flag names.
@@ -157,7 +155,7 @@ class EngineReading:
     engine: str
     engine_version: str | None = None
     ranks: tuple[RankReading, ...] = ()
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = msgspec.field(default_factory=dict)
     served_root: str | None = None
     start_time: float | None = None
     start_token: str | None = None
@@ -177,8 +175,7 @@ class EngineReading:
         return {model: tuple(ranks) for model, ranks in grouped.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceReading:
+class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU or MIG instance now, and its highest use within the peak window.
 
     memory_api: `v2` where used and reserved are told apart, `v1` where used includes reserved, `none`.
@@ -209,8 +206,7 @@ class DeviceReading:
         return None if self.processes is None else frozenset(self.processes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuReading:
+class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
     """All GPUs of this machine. up: None where no GPU is to be read (backend none)."""
 
     up: bool | None = None
@@ -219,16 +215,14 @@ class GpuReading:
     devices: tuple[DeviceReading, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class HostReading:
+class HostReading(msgspec.Struct, frozen=True):
     """This machine's main memory."""
 
     memory_total_bytes: int | None = None
     memory_available_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiscoveryReading:
+class DiscoveryReading(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a source of targets beside the configuration file: `files` or `kubernetes`.
 
     up: whether the newest of it is known. targets: how many there are of it. success_time: when it was last
@@ -243,8 +237,7 @@ class DiscoveryReading:
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessReading:
+class ProcessReading(msgspec.Struct, frozen=True, kw_only=True):
     """The server's own processes on this machine. pids: the one that listens, and all that it started.
 
     host_memory_used_bytes, host_memory_limit_bytes: of its cgroup without caches that can be dropped, at the
@@ -423,8 +416,7 @@ class Footprint:
         return max(self.ranks, key=lambda rank: rank.total.expected)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPart:
+class MemoryPart(msgspec.Struct, frozen=True, kw_only=True):
     """A part of one GPU's memory in use.
 
     target: empty for what belongs to none. component: a word of PARTS. basis: whether the size was measured,
@@ -458,16 +450,14 @@ PARTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """Something wrong with a target; reason is a word of TARGET_REASONS, detail is for people."""
 
     reason: str
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetSnapshot:
+class TargetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One target in one round: its health, and apart from it what was read.
 
     up: the metrics page was read and understood in this round (or within min_interval). Where it is False,
@@ -489,14 +479,14 @@ class TargetSnapshot:
     reading: EngineReading | None = None
     histograms: str = "sums"
     problems: tuple[Problem, ...] = ()
-    errors: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, int] = msgspec.field(default_factory=dict)
     duration_seconds: float | None = None
     age_seconds: float | None = None
     last_success: float | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = msgspec.field(default_factory=dict)
     settings_complete: bool | None = None
-    mismatches: Mapping[str, bool] = field(default_factory=dict)
-    declared: Mapping[str, str] = field(default_factory=dict)
+    mismatches: Mapping[str, bool] = msgspec.field(default_factory=dict)
+    declared: Mapping[str, str] = msgspec.field(default_factory=dict)
     fingerprint: str | None = None
     config_changed: float | None = None
     unparsed_lines_total: int = 0
@@ -512,8 +502,7 @@ class TargetSnapshot:
         return any(problem.reason == reason for problem in self.problems)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryAccount:
+class MemoryAccount(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted beside observed, in one round.
 
     parts: of each GPU that belongs to a target. headroom_bytes: by target. error_ratio: observed less
@@ -524,22 +513,21 @@ class MemoryAccount:
     """
 
     parts: tuple[MemoryPart, ...] = ()
-    headroom_bytes: Mapping[str, int] = field(default_factory=dict)
-    error_ratio: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    ceiling_tokens_per_second: Mapping[str, float] = field(default_factory=dict)
-    process_bytes: Mapping[Uuid, Mapping[str, int]] = field(default_factory=dict)
-    defects: Mapping[str, str] = field(default_factory=dict)
+    headroom_bytes: Mapping[str, int] = msgspec.field(default_factory=dict)
+    error_ratio: Mapping[tuple[str, str], float] = msgspec.field(default_factory=dict)
+    ceiling_tokens_per_second: Mapping[str, float] = msgspec.field(default_factory=dict)
+    process_bytes: Mapping[Uuid, Mapping[str, int]] = msgspec.field(default_factory=dict)
+    defects: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one scrape exposes."""
 
     time: float
     targets: tuple[TargetSnapshot, ...] = ()
-    gpu: GpuReading = field(default_factory=GpuReading)
-    memory: MemoryAccount = field(default_factory=lambda: MemoryAccount())
-    host: HostReading = field(default_factory=HostReading)
+    gpu: GpuReading = msgspec.field(default_factory=GpuReading)
+    memory: MemoryAccount = msgspec.field(default_factory=lambda: MemoryAccount())
+    host: HostReading = msgspec.field(default_factory=HostReading)
     reload_successful: bool = True
     reload_success_time: float | None = None
     reload_problem: str | None = None

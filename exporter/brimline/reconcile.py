@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
+
+import msgspec
 
 from brimline import units
 from brimline.readings import (
@@ -29,8 +30,7 @@ from brimline.readings import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tenant:
+class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     """A target as its GPUs know it, whether it can be read at this moment or not.
 
     footprint: the last one known, since a server that is down will need its memory again.
@@ -355,8 +355,7 @@ def _ceiling_now(target: TargetSnapshot) -> float | None:
 # --- side by side, for people ---
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """One line of predicted beside observed. unit: bytes, tokens or requests.
 
     low, high: None where the prediction has no bounds of its own. observed: None where nothing measures it.

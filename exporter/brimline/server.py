@@ -294,14 +294,14 @@ def _described(reading: EngineReading | None) -> Iterator[str]:
     if reading is None:
         yield "  none"
         return
-    for field in dataclasses.fields(reading):
-        if field.name != "ranks":
-            yield f"  {field.name}: {getattr(reading, field.name)}"
+    for name in reading.__struct_fields__:
+        if name != "ranks":
+            yield f"  {name}: {getattr(reading, name)}"
     for rank in reading.ranks:
         yield f"  model {rank.model!r} rank {rank.rank}:"
-        for field in dataclasses.fields(rank):
-            if (value := getattr(rank, field.name)) is not None and field.name not in ("model", "rank"):
-                yield f"    {field.name}: {value}"
+        for name in rank.__struct_fields__:
+            if (value := getattr(rank, name)) is not None and name not in ("model", "rank"):
+                yield f"    {name}: {value}"
 
 
 def _accepts_gzip(header: str) -> bool:

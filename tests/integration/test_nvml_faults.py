@@ -29,13 +29,13 @@ HEALTHY: dict[str, int | str] = {
 }  # fmt: skip
 
 PROCESS = """
-import dataclasses, json, sys
+import msgspec, sys
 from brimline.gpu.nvml import NvmlSampler
 
 sampler = NvmlSampler(float(sys.argv[1]), 60.0, first_retry=0.05, longest_retry=0.2, recount_interval=0.3)
 sampler.start()
 for _ in sys.stdin:
-    print(json.dumps(dataclasses.asdict(sampler.read())), flush=True)
+    print(msgspec.json.encode(sampler.read()).decode(), flush=True)
 sampler.close()
 """
 

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,7 +101,7 @@ LATENCY = Histogram(((0.25, 1.0), (1.0, 3.0), (math.inf, 4.0)), 2.5, 4.0)
 def target(name: str, histograms: str = "sums", **rank: object) -> TargetSnapshot:
     """A target that is up, with one rank of the model m that states what is given."""
     base = RankReading(model="m")
-    reading = EngineReading(engine="vllm", ranks=(dataclasses.replace(base, **rank),))  # type: ignore[arg-type]
+    reading = EngineReading(engine="vllm", ranks=(msgspec.structs.replace(base, **rank),))
     return TargetSnapshot(name=name, url="http://h", up=True, reading=reading, histograms=histograms)
 
 
@@ -110,15 +111,12 @@ def snapshot(*targets: TargetSnapshot) -> Snapshot:
 
 def everything() -> Snapshot:
     """A snapshot in which every family has a row."""
+    kinds = RankReading.__annotations__
     numbers = {
-        field.name: float(index)
-        for index, field in enumerate(dataclasses.fields(RankReading))
-        if field.type == "float | None"
+        name: float(index) for index, (name, kind) in enumerate(kinds.items()) if kind == "float | None"
     }
-    histograms = {
-        field.name: LATENCY for field in dataclasses.fields(RankReading) if field.type == "Histogram | None"
-    }
-    rank = dataclasses.replace(
+    histograms = {name: LATENCY for name, kind in kinds.items() if kind == "Histogram | None"}
+    rank = msgspec.structs.replace(
         RankReading(
             model="m",
             requests_waiting_by_reason={"capacity": 1},
@@ -126,8 +124,8 @@ def everything() -> Snapshot:
             measured_memory_bytes={"weights": 3},
             model_memory_bytes={"gpu": 4},
         ),
-        **numbers,  # type: ignore[arg-type]
-        **histograms,  # type: ignore[arg-type]
+        **numbers,
+        **histograms,
     )
     reading = EngineReading(
         engine="vllm",
@@ -454,7 +452,7 @@ def test_a_page_of_all_families_says_nothing_of_the_page_before(
     [full, *others], shown = everything().targets, Exposition()
     footprints = (None, FOOTPRINT, dataclasses.replace(FOOTPRINT, fits=False, calibrated=True))
     for footprint, setting, errors, differs, name, number in rounds:
-        first = dataclasses.replace(
+        first = msgspec.structs.replace(
             full,
             name=f"target-{name}",
             footprint=footprints[footprint],
@@ -462,7 +460,7 @@ def test_a_page_of_all_families_says_nothing_of_the_page_before(
             errors=dict.fromkeys(TARGET_REASONS, errors),
             mismatches={"max_model_len": differs == 1},
         )
-        of = dataclasses.replace(everything(), targets=(first, *others[:number]))
+        of = msgspec.structs.replace(everything(), targets=(first, *others[:number]))
 
         page = b"".join(shown.pieces(of, accept)[0])
 
@@ -504,8 +502,8 @@ def rounds_of_targets(draw: st.DrawFn) -> list[tuple[list[TargetSnapshot], str]]
     rounds = []
     for _ in range(draw(st.integers(2, 5))):
         if draw(st.sampled_from([False, False, False, True])):
-            targets = [dataclasses.replace(each, histograms="full") for each in targets]
-        read = [dataclasses.replace(each, reading=draw(READINGS)) for each in targets]
+            targets = [msgspec.structs.replace(each, histograms="full") for each in targets]
+        read = [msgspec.structs.replace(each, reading=draw(READINGS)) for each in targets]
         times = draw(st.sampled_from([1, 1, 1, 40]))  # of more than some, nothing is kept
         rounds.append((read * times, draw(st.sampled_from(accepts))))
     return rounds

@@ -6,7 +6,6 @@ has read it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from brimline.saved_page import as_json, open_saved, read_saved
 
 TESTS = Path(__file__).parent.parent
 CAPTURES = sorted(path for path in (TESTS / "captures").iterdir() if path.is_dir())
-RANK_FIELDS = {one.name for one in dataclasses.fields(RankReading)} - {"model", "rank"}
+RANK_FIELDS = set(RankReading.__struct_fields__) - {"model", "rank"}
 # What depends on launch settings, which no page states.
 UNSHOWN = {"ollama": {"kv_cache_capacity_tokens", "kv_cache_max_concurrency_requests"}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import pytest
 
 from brimline.estimate import Estimate, exact
@@ -141,7 +142,7 @@ def test_two_servers_on_one_gpu_are_both_accounted_for() -> None:
 
 
 def test_a_remainder_is_measured_only_beside_parts_that_are_all_measured() -> None:
-    bare = dataclasses.replace(target("bare", ((B, "0"),)), footprint=None)
+    bare = msgspec.structs.replace(target("bare", ((B, "0"),)), footprint=None)
 
     memory = settled([target(), bare], [device(A), device(B)])
 
@@ -160,7 +161,7 @@ def test_what_the_engine_measured_stands_in_place_of_what_was_predicted() -> Non
 
 
 def test_a_server_without_prediction_shows_what_it_measures_and_nothing_else() -> None:
-    bare = dataclasses.replace(target(), footprint=None)
+    bare = msgspec.structs.replace(target(), footprint=None)
 
     assert in_gib(settled([bare], [device(used=62)])) == {
         ("chat", "kv_cache_used", "measured"): 10,
@@ -170,7 +171,7 @@ def test_a_server_without_prediction_shows_what_it_measures_and_nothing_else() -
 
 
 def test_a_gpu_that_cannot_be_read_or_belongs_to_nobody_has_no_parts() -> None:
-    lost = dataclasses.replace(device(), used_bytes=None, free_bytes=None, problem="gpu_lost")
+    lost = msgspec.structs.replace(device(), used_bytes=None, free_bytes=None, problem="gpu_lost")
 
     assert settled([target()], [lost]).parts == ()
     assert settled([target("chat", ())], [device()]).parts == ()
@@ -183,11 +184,11 @@ def test_a_sleeping_server_has_given_its_memory_up() -> None:
 def asleep() -> TargetSnapshot:
     awake = target()
     assert awake.reading is not None
-    return dataclasses.replace(awake, reading=dataclasses.replace(awake.reading, sleeping=True))
+    return msgspec.structs.replace(awake, reading=msgspec.structs.replace(awake.reading, sleeping=True))
 
 
 def test_gpus_that_contradict_the_settings_are_given_no_parts_of_the_server() -> None:
-    state = dataclasses.replace(target(), footprint=None, problems=(Problem("gpu_count", "2 and not 1"),))
+    state = msgspec.structs.replace(target(), footprint=None, problems=(Problem("gpu_count", "2 and not 1"),))
 
     memory = settled([state], [device()])
 
@@ -197,10 +198,10 @@ def test_gpus_that_contradict_the_settings_are_given_no_parts_of_the_server() ->
 def test_strangers_beside_a_server_without_parts_add_up_to_what_is_used() -> None:
     """Neither a sleeping server nor one whose model is not known tells parts; the stranger's are told."""
     processes = {1: 40 * GIB, 2: 5 * GIB}
-    busy = dataclasses.replace(device(used=60), processes=processes)
+    busy = msgspec.structs.replace(device(used=60), processes=processes)
     for state in (
-        dataclasses.replace(asleep(), process=ProcessReading(pids=frozenset({1}))),
-        dataclasses.replace(
+        msgspec.structs.replace(asleep(), process=ProcessReading(pids=frozenset({1}))),
+        msgspec.structs.replace(
             target("chat", ((A, "0"),), None, RankReading(model="m")),
             footprint=None,
             process=ProcessReading(pids=frozenset({1})),
@@ -442,7 +443,7 @@ def test_servers_that_share_a_gpu_share_its_headroom() -> None:
 def test_a_neighbour_that_is_down_still_counts_with_its_plan() -> None:
     small = footprint(rank_footprint(weights=2, kv_cache=3, high=8))
     other = target("embed", ((A, "0"),), small)
-    down = dataclasses.replace(other, up=False, reading=None, footprint=None)
+    down = msgspec.structs.replace(other, up=False, reading=None, footprint=None)
 
     memory = account([target(), down], [tenant(target()), tenant(other)], [device(used=62)])
 
@@ -450,8 +451,8 @@ def test_a_neighbour_that_is_down_still_counts_with_its_plan() -> None:
 
 
 def test_half_a_plan_gives_no_headroom() -> None:
-    unknown = dataclasses.replace(target("embed", ((A, "0"),)), footprint=None)
-    lost = dataclasses.replace(device(B), used_bytes=None, free_bytes=None)
+    unknown = msgspec.structs.replace(target("embed", ((A, "0"),)), footprint=None)
+    lost = msgspec.structs.replace(device(B), used_bytes=None, free_bytes=None)
     two = target("chat", ((A, "0"), (B, "0")), footprint(tensor_parallel=2))
 
     assert settled([target(), unknown], [device()]).headroom_bytes == {}
@@ -544,7 +545,7 @@ def test_a_shared_gpu_is_not_compared_as_a_whole() -> None:
 
 
 def test_without_a_prediction_there_is_nothing_to_compare() -> None:
-    assert shown(dataclasses.replace(target(), footprint=None), device()) == {}
+    assert shown(msgspec.structs.replace(target(), footprint=None), device()) == {}
 
 
 # --- processes ---
@@ -552,11 +553,11 @@ def test_without_a_prediction_there_is_nothing_to_compare() -> None:
 
 def on_gpu(processes: dict[int, int | None], used: int = 72) -> DeviceReading:
     sizes = {pid: None if size is None else size * GIB for pid, size in processes.items()}
-    return dataclasses.replace(device(used=used), processes=sizes)
+    return msgspec.structs.replace(device(used=used), processes=sizes)
 
 
 def visible(*pids: int) -> TargetSnapshot:
-    return dataclasses.replace(target(), process=ProcessReading(pids=frozenset(pids)))
+    return msgspec.structs.replace(target(), process=ProcessReading(pids=frozenset(pids)))
 
 
 def test_a_process_of_no_target_is_a_stranger_and_taken_off_the_remainder() -> None:

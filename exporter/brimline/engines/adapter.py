@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from brimline.engines.families import Quantity
 from brimline.exposition_text import Page
 from brimline.readings import EngineReading
@@ -38,8 +40,7 @@ class Endpoint:
         return document
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """All that was read from one server in one round.
 
     page: what stands on its metrics page; empty where the engine answers JSON in its place.
@@ -50,9 +51,9 @@ class Evidence:
     """
 
     page: Page
-    documents: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    launch: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    launch: Mapping[str, str] = msgspec.field(default_factory=dict)
     state: Any = None
 
 

@@ -17,6 +17,8 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+import msgspec
+
 from brimline.engines import sglang, trtllm, vllm
 from brimline.engines.adapter import Adapter, Evidence
 from brimline.engines.families import (
@@ -69,7 +71,7 @@ ELSEWHERE = {
     quantity: "a worker: as its engine says"
     for adapter in INNER
     for quantity in (*adapter.table, *adapter.elsewhere)
-    if quantity in RankReading.__dataclass_fields__
+    if quantity in RankReading.__struct_fields__
 }
 WANTED = wanted_names(TABLE).union(*(adapter.wanted for adapter in INNER))
 
@@ -84,7 +86,7 @@ def _add(table: TableReading, ranks: dict[Key, RankReading]) -> None:
             key = others[0] if len(others) == 1 else key
         stated = ranks.get(key, RankReading(model=model, rank=rank))
         new = {name: value for name, value in values.items() if getattr(stated, name) is None}
-        ranks[key] = dataclasses.replace(stated, **new)
+        ranks[key] = msgspec.structs.replace(stated, **new)
 
 
 def read(evidence: Evidence) -> EngineReading:
@@ -100,7 +102,7 @@ def _read(names: Mapping[str, Quantity], evidence: Evidence) -> EngineReading:
     ranks = {(rank.model, rank.rank): rank for reading in inner for rank in reading.ranks}
     _add(table, ranks)
     sleeping = [reading.sleeping for reading in inner if reading.sleeping is not None]
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         own,
         ranks=tuple(ranks[key] for key in sorted(ranks)),
         settings={name: value for reading in inner for name, value in reading.settings.items()},

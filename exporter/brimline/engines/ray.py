@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import msgspec
+
 from brimline.engines import vllm
 from brimline.engines.adapter import Adapter, Evidence
 from brimline.engines.families import Quantity, Scalar, spelled
@@ -64,12 +66,12 @@ def _as_vllm_page(page: Page) -> Page:
     samples.pop(vllm.CONFIG_INFO, None)
     if len(pools) == 1 and len(models) == 1:
         samples[vllm.CONFIG_INFO] = pools
-    return dataclasses.replace(page, samples=samples)
+    return msgspec.structs.replace(page, samples=samples)
 
 
 def read(evidence: Evidence) -> EngineReading:
     """What the vLLM engines under a Ray agent say of themselves."""
-    return dataclasses.replace(vllm.read(Evidence(_as_vllm_page(evidence.page))), engine="ray")
+    return msgspec.structs.replace(vllm.read(Evidence(_as_vllm_page(evidence.page))), engine="ray")
 
 
 ADAPTER = Adapter(

@@ -8,9 +8,10 @@ token, which is not the time between two tokens, so there is no inter-token late
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Set
 from typing import Any
+
+import msgspec
 
 from brimline.engines.adapter import Adapter, Endpoint, Evidence
 from brimline.engines.families import (
@@ -77,7 +78,7 @@ def read(evidence: Evidence) -> EngineReading:
     # The router refuses requests whose prompt and answer together are longer.
     length = float(settings["max_total_tokens"]) if "max_total_tokens" in settings else None
     ranks = tuple(
-        dataclasses.replace(
+        msgspec.structs.replace(
             rank,
             model=settings.get("model_id", ""),
             max_model_len_tokens=length,
@@ -89,7 +90,7 @@ def read(evidence: Evidence) -> EngineReading:
         )
         for rank in reading.ranks
     )
-    return dataclasses.replace(reading, ranks=ranks, settings=settings)
+    return msgspec.structs.replace(reading, ranks=ranks, settings=settings)
 
 
 ADAPTER = Adapter(

@@ -9,9 +9,10 @@ gives counters and histograms only, where the model's REPORT_CUSTOM_METRICS is o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Set
 from typing import Any
+
+import msgspec
 
 from brimline.engines import vllm
 from brimline.engines.adapter import Adapter, Evidence
@@ -88,7 +89,7 @@ def read(evidence: Evidence) -> EngineReading:
         _complete(values)
     own = engine_reading("triton", evidence.page, table)
     inner = vllm.read(evidence)
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         own,
         ranks=own.ranks + inner.ranks,
         bad_values=tuple(sorted({*own.bad_values, *inner.bad_values})),

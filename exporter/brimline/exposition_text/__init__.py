@@ -12,8 +12,9 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 MAX_LINE_BYTES = 16384
 MAX_LABELS = 64
@@ -96,8 +97,7 @@ class Sample(NamedTuple):
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """The wanted samples of a page, by name, in the page's order.
 
     unparsed_lines: lines that do not start with a name, and wanted samples that could not be read.

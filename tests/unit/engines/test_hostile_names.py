@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from brimline.engines.families import clean_label
@@ -62,7 +62,7 @@ def with_model(page: SavedPage, old: str, new: str) -> SavedPage:
 
 def numbers(reading: EngineReading) -> list[Any]:
     """The reading's ranks without the names of their models."""
-    return sorted((rank.rank, repr(dataclasses.replace(rank, model=""))) for rank in reading.ranks)
+    return sorted((rank.rank, repr(msgspec.structs.replace(rank, model=""))) for rank in reading.ranks)
 
 
 @pytest.mark.parametrize("kind", NAMES)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import brimline.demo
@@ -162,7 +163,7 @@ def test_an_old_driver_tells_no_context_and_no_visible_memory() -> None:
 
 def test_the_fullest_of_several_gpus_counts() -> None:
     settings = {**SETTINGS, "tensor_parallel_size": "2"}
-    second = replace(device(BUDGET + 2 * GIB), uuid=Uuid("GPU-2"))
+    second = msgspec.structs.replace(device(BUDGET + 2 * GIB), uuid=Uuid("GPU-2"))
     # Half of each block on each GPU.
     outcome = from_server(
         observed(settings=settings, devices=(device(BUDGET + 1 * GIB), second), blocks=2 * 30_000)
@@ -220,7 +221,7 @@ def test_the_reason_why_a_gpu_is_not_assigned_is_passed_on() -> None:
     found = observed(gpu=None)
     problem = Problem("gpu_unassigned", "there are 2 targets; list the target's `gpus`")
 
-    outcome = from_server(replace(found, target=replace(found.target, problems=(problem,))))
+    outcome = from_server(replace(found, target=msgspec.structs.replace(found.target, problems=(problem,))))
 
     assert "there are 2 targets" in outcome.notes[0]
 
@@ -244,7 +245,9 @@ def test_a_simulated_server_is_said_to_be_one() -> None:
 
 def test_a_server_that_could_not_be_read_gives_its_problems() -> None:
     found = observed()
-    down = replace(found.target, reading=None, problems=(Problem("connection", "it refuses connections"),))
+    down = msgspec.structs.replace(
+        found.target, reading=None, problems=(Problem("connection", "it refuses connections"),)
+    )
 
     outcome = from_server(replace(found, target=down))
 
