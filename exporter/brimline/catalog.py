@@ -66,7 +66,7 @@ class Table:
 class Column:
     """What a family has in a table. value: of one thing, or the name of its field; None where it has none.
 
-    is_number: the value is the number of a family's row; else its rows are made of it in another way.
+    is_number: it is the number of the family's row; else it is all that rows of that thing are made of.
     """
 
     table: Table
@@ -78,9 +78,8 @@ class Column:
 class Family:
     """One exported family. rows: pairs of label values and a value, from a snapshot.
 
-    source: all of the snapshot that the rows are made of, where it seldom changes: equal sources have equal
-    rows, which need not be made to know that. column: the same in a table, which is read at once for all
-    families that share it.
+    column: the same in a table, which is read at once for all families that share it; equal columns have
+    equal rows, which need not be made to know that.
     """
 
     name: str
@@ -89,7 +88,6 @@ class Family:
     labels: Labels
     rows: Callable[[Snapshot], Iterable[Row]]
     group: str
-    source: Callable[[Snapshot], object] | None = None
     column: Column | None = None
 
     @property
@@ -119,7 +117,7 @@ def _in_column(
             if said is not None:
                 yield labels, float(said)
 
-    return Family(name, kind, help_, table.labels, rows, group, column=Column(table, value))
+    return Family(name, kind, help_, table.labels, rows, group, Column(table, value))
 
 
 _THIS = Table((), lambda snapshot: [((), snapshot)])
@@ -179,19 +177,39 @@ def _target_rows(
     *,
     kind: Kind = "gauge",
     group: str = "health",
-    of: Callable[[TargetSnapshot], object] | None = None,
+    of: str | None = None,
 ) -> Family:
-    """A family of several rows for each target. of: all that they are made of, where it seldom changes."""
+    """A family of several rows for each target. of: the field that they are made of, where it is only one."""
 
     def rows(snapshot: Snapshot) -> Iterator[Row]:
         for target in snapshot.targets:
             for rest, said in value(target):
                 yield (target.name, *rest), said
 
-    def source(snapshot: Snapshot) -> object:
-        return [(target.name, of(target)) for target in snapshot.targets] if of is not None else None
+    column = Column(_TARGETS, of or (lambda target: list(value(target))), is_number=False)
+    return Family(name, kind, help_, ("target", *labels), rows, group, column)
 
-    return Family(name, kind, help_, ("target", *labels), rows, group, None if of is None else source)
+
+def _of_snapshot(
+    name: str, help_: str, labels: Labels, rows: Callable[[Snapshot], Iterable[Row]], of: str, group: str
+) -> Family:
+    """A family of several rows. of: the field of a snapshot that they are made of."""
+    return Family(name, "gauge", help_, labels, rows, group, Column(_THIS, of, is_number=False))
+
+
+def _of_devices(
+    name: str,
+    help_: str,
+    labels: Labels,
+    row: Callable[[DeviceReading], tuple[Labels, float] | None],
+    group: str,
+) -> Family:
+    """A family of one row for each GPU, with labels beside its own."""
+
+    def rows(snapshot: Snapshot) -> Iterator[Row]:
+        return (said for device in snapshot.gpu.devices if (said := row(device)) is not None)
+
+    return Family(name, "gauge", help_, labels, rows, group, Column(_DEVICES, row, is_number=False))
 
 
 def _ranks(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, RankReading]]:
@@ -218,7 +236,7 @@ def _rank_by(
                 yield (target.name, rank.model, rank.rank, reason), value
 
     column = Column(_RANKS, name, is_number=False)
-    return Family(name, kind, help_, ("target", "model", "rank", label), rows, group, column=column)
+    return Family(name, kind, help_, ("target", "model", "rank", label), rows, group, column)
 
 
 def _rank_histogram(name: str, help_: str) -> Family:
@@ -234,7 +252,7 @@ def _rank_histogram(name: str, help_: str) -> Family:
                 yield labels, Sums(said.sum, said.count)
 
     column = Column(_RANKS, name, is_number=False)
-    return Family(name, "histogram", help_, ("target", "model", "rank"), rows, "load", column=column)
+    return Family(name, "histogram", help_, ("target", "model", "rank"), rows, "load", column)
 
 
 def _gpu(
@@ -247,11 +265,6 @@ def _footprints(snapshot: Snapshot) -> Iterator[tuple[TargetSnapshot, Footprint]
     for target in snapshot.targets:
         if target.footprint is not None:
             yield target, target.footprint
-
-
-def _all_footprints(snapshot: Snapshot) -> object:
-    """All that predicted families are made of. A footprint stays the same one while its question does."""
-    return [(target.name, target.footprint) for target in snapshot.targets]
 
 
 def _predicted(name: str, help_: str, value: str | Callable[[Footprint], float | bool | None]) -> Family:
@@ -271,8 +284,9 @@ def _predicted_parts(
                 if component in said:
                     yield (target.name, component), float(value(said[component]))
 
+    column = Column(_FOOTPRINTS, lambda footprint: footprint, is_number=False)
     help_ = f"{help_} {_NOT_PREDICTED}"
-    return Family(name, "gauge", help_, ("target", "component"), rows, "prediction", _all_footprints)
+    return Family(name, "gauge", help_, ("target", "component"), rows, "prediction", column)
 
 
 def _whole(footprint: Footprint, bound: Callable[[Estimate], int]) -> int | None:
@@ -343,15 +357,12 @@ def _sleeping(target: TargetSnapshot) -> bool | None:
     return None if target.reading is None else target.reading.sleeping
 
 
-def _gpu_info(snapshot: Snapshot) -> Iterator[Row]:
-    for device in snapshot.gpu.devices:
-        yield (device.uuid, device.index, device.name or "", device.driver or "", device.memory_api), 1.0
+def _gpu_info(device: DeviceReading) -> tuple[Labels, float]:
+    return (device.uuid, device.index, device.name or "", device.driver or "", device.memory_api), 1.0
 
 
-def _gpu_problems(snapshot: Snapshot) -> Iterator[Row]:
-    for device in snapshot.gpu.devices:
-        if device.problem is not None:
-            yield (device.uuid, device.problem), 1.0
+def _gpu_problem(device: DeviceReading) -> tuple[Labels, float] | None:
+    return None if device.problem is None else ((device.uuid, device.problem), 1.0)
 
 
 def _nvml_problem(snapshot: Snapshot) -> Iterator[Row]:
@@ -372,7 +383,7 @@ METRICS: tuple[Family, ...] = (
         ("version", "python"),
         lambda _snapshot: [((__version__, platform.python_version()), 1.0)],
         "exporter",
-        lambda _snapshot: __version__,
+        Column(_THIS, lambda _snapshot: __version__, is_number=False),
     ),
     _target_rows(
         "target_info",
@@ -396,7 +407,7 @@ METRICS: tuple[Family, ...] = (
         ("setting", "value"),
         lambda target: (((name, value), 1.0) for name, value in target.settings.items()),
         group="identity",
-        of=lambda target: target.settings,
+        of="settings",
     ),
     _target(
         "target_settings_complete",
@@ -413,7 +424,7 @@ METRICS: tuple[Family, ...] = (
         ("fingerprint",),
         lambda target: [] if target.fingerprint is None else [((target.fingerprint,), 1.0)],
         group="identity",
-        of=lambda target: target.fingerprint,
+        of="fingerprint",
     ),
     _target_rows(
         "target_gpu_info",
@@ -423,11 +434,10 @@ METRICS: tuple[Family, ...] = (
         ("gpu", "rank"),
         lambda target: ((pair, 1.0) for pair in target.gpus),
         group="identity",
-        of=lambda target: target.gpus,
+        of="gpus",
     ),
-    Family(
+    _of_devices(
         "gpu_info",
-        "gauge",
         "1 for each GPU or MIG instance. memory_api: v2 where used and reserved memory are told "
         "apart, v1 where used "
         "includes what the driver reserves, none where memory cannot be read. Absent without NVML.",
@@ -448,7 +458,7 @@ METRICS: tuple[Family, ...] = (
         "there is none.",
         ("reason",),
         _problems,
-        of=lambda target: target.problems,
+        of="problems",
     ),
     _target_rows(
         "target_errors_total",
@@ -456,7 +466,7 @@ METRICS: tuple[Family, ...] = (
         ("reason",),
         lambda target: (((reason,), float(count)) for reason, count in target.errors.items()),
         kind="counter",
-        of=lambda target: target.errors,
+        of="errors",
     ),
     _target(
         "target_scrape_duration_seconds",
@@ -491,7 +501,7 @@ METRICS: tuple[Family, ...] = (
         "of the two is known.",
         ("setting",),
         lambda target: (((name,), float(differs)) for name, differs in target.mismatches.items()),
-        of=lambda target: target.mismatches,
+        of="mismatches",
     ),
     _target_rows(
         "target_missing_quantities",
@@ -500,7 +510,6 @@ METRICS: tuple[Family, ...] = (
         "Absent where nothing is missing.",
         ("quantity",),
         _missing,
-        of=lambda target: None if target.reading is None else target.reading.missing,
     ),
     _target(
         "target_unparsed_lines_total",
@@ -527,12 +536,12 @@ METRICS: tuple[Family, ...] = (
         "gpu.up",
         "health",
     ),
-    Family(
+    _of_snapshot(
         "nvml_problem",
-        "gauge",
         f"1 while NVML as a whole cannot be read. reason: {', '.join(GPU_REASONS)}. Absent while it can.",
         ("reason",),
         _nvml_problem,
+        "gpu.problem",
         "health",
     ),
     _gpu(
@@ -541,13 +550,12 @@ METRICS: tuple[Family, ...] = (
         lambda device: device.problem is None and device.used_bytes is not None,
         group="health",
     ),
-    Family(
+    _of_devices(
         "gpu_problem",
-        "gauge",
         f"1 while the memory of this GPU cannot be read. reason: {', '.join(GPU_REASONS)}. Absent "
         "while it can.",
         ("gpu", "reason"),
-        _gpu_problems,
+        _gpu_problem,
         "health",
     ),
     _exporter(
@@ -772,9 +780,8 @@ METRICS: tuple[Family, ...] = (
         "come from tables, and the bounds are wide.",
         "calibrated",
     ),
-    Family(
+    _of_snapshot(
         "predicted_decode_ceiling_tokens_per_second",
-        "gauge",
         "Tokens per second that memory bandwidth allows at the present batch and mean context, of all ranks "
         "together; a ceiling, not a promise. Absent while no request runs, and without a GPU of known "
         "bandwidth.",
@@ -782,12 +789,12 @@ METRICS: tuple[Family, ...] = (
         lambda snapshot: (
             ((target,), rate) for target, rate in snapshot.memory.ceiling_tokens_per_second.items()
         ),
+        "memory.ceiling_tokens_per_second",
         "prediction",
     ),
     # reconciliation
-    Family(
+    _of_snapshot(
         "memory_bytes",
-        "gauge",
         "What the memory in use on a GPU is used for. basis: measured (by the engine or NVML) or predicted. "
         "A KV cache is measured where the server tells its bytes, or its blocks, whose size the model tells; "
         "one that is known in tokens only is predicted. "
@@ -797,11 +804,11 @@ METRICS: tuple[Family, ...] = (
         "Absent where the GPU belongs to no server, and while it cannot be read.",
         ("gpu", "target", "component", "basis"),
         _memory_parts,
+        "memory.parts",
         "reconciliation",
     ),
-    Family(
+    _of_snapshot(
         "memory_headroom_bytes",
-        "gauge",
         "Memory that stays free on the target's fullest GPU once all servers on it have taken what they are "
         "predicted to: free memory, less what of the prediction is not in use now, less gpu.reserve_other. "
         "Negative: out of memory is to be expected. Past peaks do not count: see gpu_memory_used_peak_bytes. "
@@ -810,16 +817,17 @@ METRICS: tuple[Family, ...] = (
         lambda snapshot: (
             ((target,), float(left)) for target, left in snapshot.memory.headroom_bytes.items()
         ),
+        "memory.headroom_bytes",
         "reconciliation",
     ),
-    Family(
+    _of_snapshot(
         "prediction_error_ratio",
-        "gauge",
         "(observed - predicted) / predicted for a component whose observation is measured, of the rank with "
         "the least cache. Of a KV cache in blocks it is the error of their number, not of their size. "
         "Absent where nothing is measured.",
         ("target", "component"),
         lambda snapshot: ((key, ratio) for key, ratio in snapshot.memory.error_ratio.items()),
+        "memory.error_ratio",
         "reconciliation",
     ),
     # GPU and host
@@ -855,14 +863,14 @@ METRICS: tuple[Family, ...] = (
         "cannot be read.",
         "power_limit_watts",
     ),
-    Family(
+    _of_snapshot(
         "gpu_process_memory_bytes",
-        "gauge",
         "Memory that processes hold on a GPU. owner: the target whose process it is, other for processes of "
         "no target, unknown where a target of this GPU does not show its processes here. Absent without "
         "gpu.processes, and where the driver does not tell.",
         ("gpu", "owner"),
         _process_memory,
+        "memory.process_bytes",
         "gpu",
     ),
     _target(

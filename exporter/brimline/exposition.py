@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from brimline.catalog import METRICS, Column, Family, Labels, Row, Table
+from brimline.catalog import METRICS, Column, Family, Labels, Table
 from brimline.exposition_lines import Escaped, FamilyLines, head, layout_of, number
 from brimline.processes import proc_file
 from brimline.readings import Snapshot
@@ -75,14 +75,11 @@ class _Read(NamedTuple):
 
 
 class _Writer:
-    """Writes a family, page after page.
-
-    Most rows of a small exporter say what they said a page before: settings, predictions, counts of errors.
-    The lines of equal rows are equal, and comparing takes a tenth of writing.
-    """
+    """Writes a family."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
+        self._is_number = family.column is not None and family.column.is_number
         self._lines = FamilyLines(family)
         # A page where no target asked for buckets carries sums and counts alone, and calls the family a
         # summary, which may have those.
@@ -91,68 +88,49 @@ class _Writer:
             [head(family.full_name, family.help, kind, is_openmetrics=each) for each in (False, True)]
             for kind in kinds
         ]
-        self._source: object = None
-        self._rows: list[Row] | None = None  # those of the page before
 
-    def forget(self) -> None:
-        """Write what comes next without a look at the page before."""
-        self._rows = self._source = None
-
-    def anew(self, page: _Page) -> str:
+    def by_rows(self, page: _Page) -> str:
         """The family as it stands on the page, with what describes it; empty where it has no rows."""
-        return self._written(self.family.rows(page.snapshot), page)
-
-    def changed(self, page: _Page) -> str | None:
-        """The same; None where it is what it was on the page before."""
-        source_of, source = self.family.source, None
-        if source_of is not None:
-            source = source_of(page.snapshot)
-            if source == self._source and self._rows is not None:
-                return None
-        before, self._rows = self._rows, None
-        rest = iter(self.family.rows(page.snapshot))
-        rows = list(itertools.islice(rest, _MAX_KEPT_ROWS + 1))
-        if len(rows) > _MAX_KEPT_ROWS:
-            return self._written(itertools.chain(rows, rest), page)
-        text = None if rows == before else self._written(rows, page)
-        self._rows, self._source = rows, source
-        return text
+        rows, with_buckets = self.family.rows(page.snapshot), page.form.with_buckets
+        return self._headed(self._lines.of_rows(rows, page.escaped, with_buckets=with_buckets), page)
 
     def in_table(self, read: _Read, index: int, page: _Page) -> str:
-        """As anew, by the family's column in a table."""
-        if self.family.column is None or not self.family.column.is_number:
-            return self.anew(page)
+        """The same, by the family's column in a table."""
+        if not self._is_number:
+            return self.by_rows(page)
         lines = self._lines.of_column(read.labels, read.columns[index], is_unique=read.is_unique)
         return self._headed(lines, page)
-
-    def _written(self, rows: Iterable[Row], page: _Page) -> str:
-        form = page.form
-        return self._headed(self._lines.of_rows(rows, page.escaped, with_buckets=form.with_buckets), page)
 
     def _headed(self, lines: str, page: _Page) -> str:
         return self._heads[page.form.with_buckets][page.form.is_openmetrics] + lines if lines else ""
 
 
 def _all_of(columns: Sequence[Column]) -> Callable[[Any], tuple[Any, ...]]:
-    """What reads the values of these columns from one thing of their table."""
+    """What reads the values of these columns, fields first, from one thing of their table."""
     fields = [column.value for column in columns if isinstance(column.value, str)]
-    if len(fields) == len(columns) > 1:
-        return operator.attrgetter(*fields)
-    getters = [
-        operator.attrgetter(column.value) if isinstance(column.value, str) else column.value
-        for column in columns
-    ]
-    return lambda thing: tuple([get(thing) for get in getters])
+    calls = [column.value for column in columns if not isinstance(column.value, str)]
+    if len(fields) < 2:  # of one field alone it would be no tuple
+        calls = [*map(operator.attrgetter, fields), *calls]
+        return lambda thing: tuple([call(thing) for call in calls])
+    of_fields = operator.attrgetter(*fields)
+    if not calls:
+        return of_fields
+    return lambda thing: (*of_fields(thing), *[call(thing) for call in calls])
 
 
 class _TableReader:
     """Reads a table once a page, for all families that have a column in it.
+
+    Most columns of a small exporter say what they said a page before (settings, predictions, counts of
+    errors), and comparing takes a tenth of writing.
 
     families: their places on the page, and what writes them. changed: those whose column on the page that was
     read last is not what it was on the one before.
     """
 
     def __init__(self, table: Table, families: Sequence[tuple[int, _Writer, Column]]) -> None:
+        # In the order in which _all_of reads them.
+        families = sorted(families, key=lambda each: not isinstance(each[2].value, str))
         self.families = [(place, writer) for place, writer, _ in families]
         self.changed: list[int] = []
         self._table = table
@@ -266,12 +244,12 @@ class Exposition:
 
     def __init__(self, families: Iterable[Family] = METRICS) -> None:
         self._writers = [_Writer(family) for family in families]
-        self._single: list[tuple[int, _Writer]] = []
+        self._alone: list[tuple[int, _Writer]] = []
         tables: dict[Table, list[tuple[int, _Writer, Column]]] = {}
         for place, writer in enumerate(self._writers):
             column = writer.family.column
             if column is None:
-                self._single.append((place, writer))
+                self._alone.append((place, writer))
             else:
                 tables.setdefault(column.table, []).append((place, writer, column))
         self._tables = [_TableReader(table, sharing) for table, sharing in tables.items()]
@@ -295,7 +273,7 @@ class Exposition:
     def _pieces(self, snapshot: Snapshot, *, is_openmetrics: bool) -> Iterator[bytes]:
         form = _Form([target.histograms for target in snapshot.targets], is_openmetrics)
         page = _Page(snapshot, form, Escaped())
-        if form != self._form or not self._texts:
+        if form != self._form:
             self._forget(form)
         held: list[str] | None = None
         reads: list[_Read] = []
@@ -304,7 +282,8 @@ class Exposition:
             if max(map(len, [read.labels for read in reads]), default=0) <= _MAX_KEPT_ROWS:
                 held = self._kept_and_changed(page, reads)
         if held is None:
-            self._texts, held, size = [], [], 0
+            self._forget(None)
+            held, size = [], 0
             for text in self._anew(page, reads):
                 held.append(text)
                 size += len(text)
@@ -314,14 +293,12 @@ class Exposition:
         own = self._tried("process", lambda: self._process.text(is_openmetrics=is_openmetrics))
         yield "".join([*held, own, "# EOF\n" if is_openmetrics else ""]).encode("utf-8", "replace")
 
-    def _forget(self, form: _Form) -> None:
-        """Write all of the next page, which has that form, without a look at the one before."""
+    def _forget(self, form: _Form | None) -> None:
+        """Let go of the page before. form: of the one that is kept next."""
         self._form = form
         self._texts = [""] * len(self._writers)
         for table in self._tables:
             table.forget()
-        for writer in self._writers:
-            writer.forget()
 
     def _kept_and_changed(self, page: _Page, reads: Sequence[_Read]) -> list[str]:
         """All families, most of which say what they said a page before. Raises what one of them raises."""
@@ -330,10 +307,8 @@ class Exposition:
             for index in table.changed:
                 place, writer = table.families[index]
                 texts[place] = writer.in_table(read, index, page)
-        for place, writer in self._single:
-            text = writer.changed(page)
-            if text is not None:
-                texts[place] = text
+        for place, writer in self._alone:
+            texts[place] = writer.by_rows(page)
         return texts
 
     def _anew(self, page: _Page, reads: Sequence[_Read]) -> Iterator[str]:
@@ -347,7 +322,7 @@ class Exposition:
             if place in columns:
                 write = functools.partial(writer.in_table, *columns[place], page)
             else:
-                write = functools.partial(writer.anew, page)
+                write = functools.partial(writer.by_rows, page)
             yield self._tried(writer.family.name, write)
 
     @staticmethod
