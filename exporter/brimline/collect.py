@@ -107,8 +107,9 @@ SLOW_SECONDS = 1.0
 # and their processes are the same.
 GPU_SOURCE_MAX_AGE = 10.0
 _Visible = list[tuple[Uuid, frozenset[int] | None]]
-# How long targets of one round share what is known of the GPUs. What is exposed of them is looked at anew.
+# How long targets of one round share what is known of the GPUs; and how long it may be exposed after that.
 GPU_SHARED_FOR = 0.2
+GPU_EXPOSED_FOR = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -1235,7 +1236,7 @@ class Collector:
             current.last_until(deadline)
         targets = await current.snapshots(deadline)
         total, available = read_memory()
-        gpu = self.gpu_reading()
+        gpu = self._recent_gpus(GPU_EXPOSED_FOR)
         if self._config.gpu.devices == "targets":
             # What others on this machine tell, too, must not be told twice.
             own = {uuid for target in targets for uuid, _ in target.gpus}
@@ -1262,11 +1263,15 @@ class Collector:
         )
 
     async def _finish(self, reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:
+        # A thousand targets that finish together need not put it together a thousand times.
+        return await reader.finish(self._recent_gpus(GPU_SHARED_FOR), len(self._readers), snapshot)
+
+    def _recent_gpus(self, age: float) -> GpuReading:
+        """The GPUs as they were known so many seconds ago at most, in this round."""
         now = self._monotonic()
-        if self._gpu_recently is None or not 0 <= now - self._gpu_recently[0] < GPU_SHARED_FOR:
-            # A thousand targets that finish together need not put it together a thousand times.
+        if self._gpu_recently is None or not 0 <= now - self._gpu_recently[0] < age:
             self._gpu_recently = now, self.gpu_reading()
-        return await reader.finish(self._gpu_recently[1], len(self._readers), snapshot)
+        return self._gpu_recently[1]
 
     def _account(
         self, targets: Sequence[TargetSnapshot], readers: Sequence[TargetReader], gpu: GpuReading

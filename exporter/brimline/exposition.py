@@ -51,19 +51,15 @@ class _Form:
     histograms: list[str]
     is_openmetrics: bool
 
-    @property
-    def with_buckets(self) -> bool:
-        # By the configuration, not by the rows: a target that goes down must not change another one's type.
-        return "full" in self.histograms
 
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Page:
-    """A page that is being written."""
+    """A page that is being written. with_buckets: some target wants them. head: which one of a family's."""
 
     snapshot: Snapshot
-    form: _Form
     escaped: Escaped
+    with_buckets: bool
+    head: int
 
 
 class _Read(NamedTuple):
@@ -85,24 +81,23 @@ class _Writer:
         # summary, which may have those.
         kinds = ("summary" if family.kind == "histogram" else family.kind, family.kind)
         self._heads = [
-            [head(family.full_name, family.help, kind, is_openmetrics=each) for each in (False, True)]
+            head(family.full_name, family.help, kind, is_openmetrics=is_openmetrics)
             for kind in kinds
+            for is_openmetrics in (False, True)
         ]
 
     def by_rows(self, page: _Page) -> str:
         """The family as it stands on the page, with what describes it; empty where it has no rows."""
-        rows, with_buckets = self.family.rows(page.snapshot), page.form.with_buckets
-        return self._headed(self._lines.of_rows(rows, page.escaped, with_buckets=with_buckets), page)
+        rows = self.family.rows(page.snapshot)
+        lines = self._lines.of_rows(rows, page.escaped, with_buckets=page.with_buckets)
+        return self._heads[page.head] + lines if lines else ""
 
     def in_table(self, read: _Read, index: int, page: _Page) -> str:
         """The same, by the family's column in a table."""
         if not self._is_number:
             return self.by_rows(page)
         lines = self._lines.of_column(read.labels, read.columns[index], is_unique=read.is_unique)
-        return self._headed(lines, page)
-
-    def _headed(self, lines: str, page: _Page) -> str:
-        return self._heads[page.form.with_buckets][page.form.is_openmetrics] + lines if lines else ""
+        return self._heads[page.head] + lines if lines else ""
 
 
 def _all_of(columns: Sequence[Column]) -> Callable[[Any], tuple[Any, ...]]:
@@ -272,7 +267,9 @@ class Exposition:
 
     def _pieces(self, snapshot: Snapshot, *, is_openmetrics: bool) -> Iterator[bytes]:
         form = _Form([target.histograms for target in snapshot.targets], is_openmetrics)
-        page = _Page(snapshot, form, Escaped())
+        # By the configuration, not by the rows: a target that goes down must not change another one's type.
+        with_buckets = "full" in form.histograms
+        page = _Page(snapshot, Escaped(), with_buckets, 2 * with_buckets + is_openmetrics)
         if form != self._form:
             self._forget(form)
         held: list[str] | None = None

@@ -193,10 +193,10 @@ class TableReading:
 def read_table(page: Page, table: Mapping[str, Quantity], key_of: KeyOf) -> TableReading:
     """Every quantity of the table that the page states, combined by each one's rule."""
     reading = TableReading(dropped=page.dropped_samples)
+    # Dozens of samples have the same labels, which the scanner then made once, and which the page keeps.
     known: dict[int, Key] = {}
 
     def key(labels: Mapping[str, str]) -> Key:
-        # Dozens of samples have the same labels, which the scanner then made once, and which the page keeps.
         found = known.get(id(labels))
         if found is None:
             found = known[id(labels)] = key_of(labels)

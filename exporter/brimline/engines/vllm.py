@@ -6,6 +6,7 @@ state (max_model_len, the version) comes from /v1/models and /version.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -280,13 +281,20 @@ def _add_pools(
         _prefix_tokens(page, values, version, _number(labels.get("block_size")))
 
 
+@functools.lru_cache(256)
+def _settings_of(labels: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The settings that labels of cache_config_info repeat; they come again scrape after scrape."""
+    settings = {}
+    for label, value in labels:
+        if label in SETTING_LABELS and value not in ("None", ""):
+            settings[SETTING_LABELS[label]] = normalize(SETTING_LABELS[label], clean_label(value))
+    return settings
+
+
 def _settings(page: Page, base: Mapping[str, Any]) -> dict[str, str]:
     settings = {}
     for row in page.get(CONFIG_INFO)[:1]:
-        for label, setting in SETTING_LABELS.items():
-            value = row.labels.get(label, "None")
-            if value not in ("None", ""):
-                settings[setting] = normalize(setting, clean_label(value))
+        settings.update(_settings_of(tuple(row.labels.items())))
     if (length := _length(base)) is not None:
         settings["max_model_len"] = str(length)
     if isinstance(base.get("root"), str):

@@ -216,7 +216,7 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
     and timestamps are ignored. A label value that is not UTF-8 is read with replacement characters.
     """
     wanted = frozenset(wanted)
-    found: dict[bytes, list[Sample]] = {name: [] for name in wanted}
+    found: dict[bytes, list[Sample]] = {}
     pairs: Pairs = {}
     _remembered.next_page()
     remembered = _remembered.young.get
@@ -235,20 +235,22 @@ def scan(body: bytes, wanted: Iterable[bytes]) -> Page:
             continue
         rows = find(name) if brace else None
         behind_name = b""
+        if rows is None and brace and name in wanted:
+            rows = found[name] = []
         if rows is None:
             # No labels, or blanks around the name: the name is the first word.
             words = name.split(None, 1)
             if not words or words[0][:1] == b"#":
                 continue  # a blank line, an indented comment, or a quoted UTF-8 name, which no engine uses
             name, behind_name = words[0], words[1] if len(words) > 1 else b""
-            rows = found.get(name)
-            if rows is None:
+            if name not in wanted:
                 if name not in others:
                     if not _NAME.fullmatch(name):
                         unparsed += 1
                     elif len(others) < MAX_NAMES:
                         others.add(name)
                 continue
+            rows = found.setdefault(name, [])
         if len(line) > MAX_LINE_BYTES:
             unparsed += 1
             continue
