@@ -17,8 +17,9 @@ from brimline.readings import Histogram
 _NUMBER = (float, int)
 _DISTRIBUTION = (Histogram, Sums)
 _go_float: Callable[[float], str] = floatToGoString
-# From here on Go writes an exponent, sooner than Python.
+# From here on Go writes an exponent, sooner than Python. By the digits before the point.
 _MILLION = 1e6
+_EXPONENTS = tuple(f"e+{digits - 1:02d}" for digits in range(20))
 # Label values that are remembered while a page is written; most stand in dozens of its lines.
 _MAX_REMEMBERED = 50_000
 # Rows of a family whose labels are remembered from one page to the next.
@@ -50,8 +51,7 @@ def number(value: float) -> str:
     text = repr(float(value))
     point = text.find(".")
     if point > 6 and value > 0:
-        digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}"
-        return f"{digits.rstrip('0.')}e+{point - 1:02d}"
+        return f"{text[0]}.{text[1:point]}{text[point + 1 :]}".rstrip("0.") + _EXPONENTS[point]
     return _go_float(value)
 
 
