@@ -49,11 +49,11 @@ def sections() -> Iterator[str]:
     yield ""
     measured = []
     for targets, gpus, blocks, scrapes in (
-        (1, 0, 8, 40),
-        (1, 1, 8, 40),
-        (1, 8, 8, 40),
-        (100, 8, 3, 20),
-        (1000, 8, 3, 6),
+        (1, 0, 40, 40),
+        (1, 1, 40, 40),
+        (1, 8, 40, 40),
+        (100, 8, 6, 20),
+        (1000, 8, 4, 6),
     ):
         measured.append(fleet.measure(targets, gpus=gpus, blocks=blocks, scrapes=scrapes))
     yield "**A scrape**, with Prometheus' headers, every target's memory predicted."

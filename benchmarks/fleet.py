@@ -195,7 +195,7 @@ def rows_by_targets(measured: list[Measured]) -> Iterator[Row]:
 def rows_by_histograms() -> Iterator[Row]:
     """What histograms cost, with 100 targets."""
     yield "histograms", "CPU per target ÷ that of sums", "CPU per target", "series per target", "bytes", "RSS"
-    found = {kind: measure(100, blocks=2, scrapes=6, histograms=kind) for kind in ("sums", "none", "full")}
+    found = {kind: measure(100, blocks=6, scrapes=6, histograms=kind) for kind in ("sums", "none", "full")}
     for kind in ("none", "sums", "full"):
         each = found[kind]
         yield (

@@ -134,6 +134,7 @@ class _TableReader:
         self._all = range(len(families))
         self._rows: list[Labels] = []
         self._labels: list[str] = []  # of these rows, as they are written
+        self._is_unique = True
         self._things: list[tuple[Labels, Any]] = []  # of a table whose things last
         self._before: _Read | None = None
 
@@ -151,7 +152,7 @@ class _TableReader:
         is_same = self._name_rows([row for row, _ in things], page.escaped)
         values_of = self._values_of
         columns = list(zip(*[values_of(thing) for _, thing in things], strict=True))
-        read = _Read(self._labels, columns or [()] * len(self._all), len(set(self._labels)) == len(things))
+        read = _Read(self._labels, columns or [()] * len(self._all), self._is_unique)
         if before is not None and is_same:
             self.changed = list(itertools.compress(self._all, map(operator.ne, before.columns, read.columns)))
         else:
@@ -168,6 +169,7 @@ class _TableReader:
             return True
         form, texts_of = self._layout.labels, self._layout.texts
         self._labels = [form % texts_of(row, escaped) for row in rows]
+        self._is_unique = len(set(self._labels)) == len(rows)
         self._rows = rows if len(rows) <= _MAX_KEPT_LABELS else []
         return False
 

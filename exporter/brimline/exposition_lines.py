@@ -14,7 +14,6 @@ from prometheus_client.utils import floatToGoString
 from brimline.catalog import Family, Labels, Row, Sums, is_exposable
 from brimline.readings import Histogram
 
-_NUMBER = (float, int)
 _DISTRIBUTION = (Histogram, Sums)
 _go_float: Callable[[float], str] = floatToGoString
 # From here on Go writes an exponent, sooner than Python. By the digits before the point.
@@ -125,7 +124,7 @@ class FamilyLines:
             self._labels = {}  # else what is gone would keep the place of what has come
         if self._is_histogram:
             return "".join(self._histograms(rows, escaped, with_buckets=with_buckets))
-        return "".join(self._numbers(rows, escaped))
+        return self._numbers(rows, escaped)
 
     def of_column(self, labels: Iterable[str], values: Iterable[Any], *, is_unique: bool) -> str:
         """The lines of numbers, None for none, with labels as they are written."""
@@ -149,16 +148,14 @@ class FamilyLines:
             self._labels[row] = written
         return written
 
-    def _numbers(self, rows: Iterable[Row], escaped: Escaped) -> list[str]:
+    def _numbers(self, rows: Iterable[Row], escaped: Escaped) -> str:
         """Lines of numbers."""
         known = self._labels
-        written: dict[str, str] = {}
+        labels, values = [], []
         for row, value in rows:
-            if not isinstance(value, _NUMBER) or value != value:
-                continue
-            written.setdefault(known.get(row) or self._labels_of(row, escaped), number(value))
-        name = self._name
-        return [f"{name}{each} {value}\n" for each, value in written.items()]
+            labels.append(known.get(row) or self._labels_of(row, escaped))
+            values.append(value)
+        return self.of_column(labels, values, is_unique=len(set(labels)) == len(labels))
 
     def _histograms(self, rows: Iterable[Row], escaped: Escaped, *, with_buckets: bool) -> list[str]:
         """Lines of sums, or of whole histograms, which need at least their infinite bucket."""

@@ -383,14 +383,15 @@ def _measured_components(target: TargetSnapshot, footprint: Footprint) -> dict[s
     """
     ranks = _reading_of_one_model(target) or {}
     fullest = footprint.fullest
-    measured = [_measured(rank, fullest, footprint) for rank in ranks.values()]
-    found = {}
-    for component in COMPONENTS if any(measured) else ():
-        sizes = [_component_size(said, component) for said in measured]
-        known = [size for size in sizes if size is not None]
-        if known and len(known) == len(sizes):
-            found[component] = min(known) if component == "kv_cache" else max(known)
-    return found
+    measured = [_by_component(_measured(rank, fullest, footprint)) for rank in ranks.values()]
+    if not measured:
+        return {}
+    first, *others = measured
+    return {
+        component: (min if component == "kv_cache" else max)([said[component] for said in measured])
+        for component in COMPONENTS
+        if component in first and all(component in said for said in others)
+    }
 
 
 def _error_ratios(target: TargetSnapshot) -> dict[str, float]:
@@ -472,10 +473,11 @@ def comparisons(target: TargetSnapshot, snapshot: Snapshot) -> list[Comparison]:
     return lines
 
 
-def _component_size(measured: Mapping[str, int], component: str) -> int | None:
-    if component == "kv_cache" and "kv_cache_used" in measured:
-        return measured["kv_cache_used"] + measured["kv_cache_free"]
-    return measured.get(component)
+def _by_component(measured: dict[str, int]) -> dict[str, int]:
+    """The same with the K/V cache whole, where it is told as used and free."""
+    if "kv_cache_used" in measured:
+        measured["kv_cache"] = measured["kv_cache_used"] + measured["kv_cache_free"]
+    return measured
 
 
 def _used_alone(target: TargetSnapshot, snapshot: Snapshot) -> int | None:
