@@ -51,7 +51,7 @@ Parts = Mapping[str, Estimate]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """Things of a snapshot that many families have one number each of, such as the ranks of all servers.
+    """Things of a snapshot that many families tell something of, such as the ranks of all servers.
 
     labels: names of the label values that come with each of them. is_lasting: they are the same things for
     many snapshots, so that it pays to look whether they are.

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 _PIECE_CHARACTERS = 256 << 10
 
-# Rows of a family whose lines are kept until the next page. Those of a thousand targets would be 20 MB.
+# Rows of the largest table of a page whose lines are kept until the next one. Those of a thousand targets
+# would be 20 MB.
 _MAX_KEPT_ROWS = 64
 # Rows of a table whose labels are kept as they are written, which with a thousand targets is 300 KB.
 _MAX_KEPT_LABELS = 4096
@@ -46,9 +47,9 @@ PlatformCollector(registry=_OWN)
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What the lines of a page depend on beside the numbers. histograms: what each target is to have."""
+    """What the lines of a page depend on beside the columns. histograms: which each target is to have."""
 
-    histograms: list[str]
+    histograms: list[tuple[str, str]]
     is_openmetrics: bool
 
 
@@ -117,7 +118,7 @@ class _TableReader:
     """Reads a table once a page, for all families that have a column in it.
 
     Most columns of a small exporter say what they said a page before (settings, predictions, counts of
-    errors), and comparing takes a tenth of writing.
+    errors), and comparing takes a tenth of writing. What is equal in another order keeps its lines.
 
     families: their places on the page, and what writes them. changed: those whose column on the page that was
     read last is not what it was on the one before.
@@ -132,7 +133,7 @@ class _TableReader:
         self._layout = layout_of(table.labels)
         self._values_of = _all_of([column for _, _, column in families])
         self._all = range(len(families))
-        self._rows: list[Labels] = []
+        self._rows: list[Labels] | None = None
         self._labels: list[str] = []  # of these rows, as they are written
         self._is_unique = True
         self._things: list[tuple[Labels, Any]] = []  # of a table whose things last
@@ -140,7 +141,7 @@ class _TableReader:
 
     def forget(self) -> None:
         """Take every column of the next page for changed."""
-        self._before = None
+        self._before, self._things = None, []
 
     def read(self, page: _Page) -> _Read:
         """The table of this page. Raises whatever a family's value raises, which then has a defect."""
@@ -149,32 +150,34 @@ class _TableReader:
         if before is not None and self._table.is_lasting and things == self._things:
             self.changed, self._before = [], before
             return before
-        is_same = self._name_rows([row for row, _ in things], page.escaped)
+        rows = [row for row, _ in things]
+        is_same = rows == self._rows
+        labels, is_unique = (self._labels, self._is_unique) if is_same else self._written(rows, page.escaped)
         values_of = self._values_of
         columns = list(zip(*[values_of(thing) for _, thing in things], strict=True))
-        read = _Read(self._labels, columns or [()] * len(self._all), self._is_unique)
+        read = _Read(labels, columns or [()] * len(self._all), is_unique)
         if before is not None and is_same:
             self.changed = list(itertools.compress(self._all, map(operator.ne, before.columns, read.columns)))
         else:
             self.changed = list(self._all)
         # To compare other things with those of the page before would keep a whole snapshot in memory.
         self._things = things if self._table.is_lasting else []
-        if len(things) <= _MAX_KEPT_ROWS or self._table.is_lasting:
-            self._before = read
+        self._before = read
         return read
 
-    def _name_rows(self, rows: list[Labels], escaped: Escaped) -> bool:
-        """Write the labels of these rows, unless they are those of the page before: then True."""
-        if rows == self._rows:
-            return True
+    def _written(self, rows: list[Labels], escaped: Escaped) -> tuple[list[str], bool]:
+        """The labels of these rows, and whether no two are equal; so many are kept."""
+        self._rows, self._labels = None, []
         form, texts_of = self._layout.labels, self._layout.texts
-        self._labels = [form % texts_of(row, escaped) for row in rows]
-        self._is_unique = len(set(self._labels)) == len(rows)
-        self._rows = rows if len(rows) <= _MAX_KEPT_LABELS else []
-        return False
+        labels = [form % texts_of(row, escaped) for row in rows]
+        is_unique = len(set(labels)) == len(labels)
+        if len(rows) <= _MAX_KEPT_LABELS:
+            self._rows, self._labels, self._is_unique = rows, labels, is_unique
+        return labels, is_unique
 
 
 _logged: set[str] = set()  # one line for each defect, not one for each scrape
+_TABLES = "tables"  # which is no family's name
 
 
 def _open_files() -> int:
@@ -268,20 +271,21 @@ class Exposition:
         return self._pieces(snapshot, is_openmetrics=is_openmetrics), content_type
 
     def _pieces(self, snapshot: Snapshot, *, is_openmetrics: bool) -> Iterator[bytes]:
-        form = _Form([target.histograms for target in snapshot.targets], is_openmetrics)
+        form = _Form([(target.name, target.histograms) for target in snapshot.targets], is_openmetrics)
         # By the configuration, not by the rows: a target that goes down must not change another one's type.
-        with_buckets = "full" in form.histograms
+        with_buckets = any(kind == "full" for _, kind in form.histograms)
         page = _Page(snapshot, Escaped(), with_buckets, 2 * with_buckets + is_openmetrics)
         if form != self._form:
-            self._forget(form)
+            self._forget()
+        self._form = None  # until all is written: whatever stops it, nothing of it is taken for kept
+        reads = self._read(page)
         held: list[str] | None = None
-        reads: list[_Read] = []
-        with contextlib.suppress(Exception):  # said where the family that has the defect is written by itself
-            reads = [table.read(page) for table in self._tables]
-            if max(map(len, [read.labels for read in reads]), default=0) <= _MAX_KEPT_ROWS:
+        if max(map(len, [read.labels for read in reads]), default=_MAX_KEPT_ROWS + 1) <= _MAX_KEPT_ROWS:
+            with contextlib.suppress(Exception):  # said below, where the family that fails is written again
                 held = self._kept_and_changed(page, reads)
+                self._form = form
         if held is None:
-            self._forget(None)
+            self._forget()
             held, size = [], 0
             for text in self._anew(page, reads):
                 held.append(text)
@@ -292,9 +296,18 @@ class Exposition:
         own = self._tried("process", lambda: self._process.text(is_openmetrics=is_openmetrics))
         yield "".join([*held, own, "# EOF\n" if is_openmetrics else ""]).encode("utf-8", "replace")
 
-    def _forget(self, form: _Form | None) -> None:
-        """Let go of the page before. form: of the one that is kept next."""
-        self._form = form
+    def _read(self, page: _Page) -> list[_Read]:
+        """All tables; none where one of them cannot be read, so that each family is written by its rows."""
+        try:
+            return [table.read(page) for table in self._tables]
+        except Exception:
+            if _TABLES not in _logged:
+                _logged.add(_TABLES)
+                logger.exception("tables could not be read at once: the page takes longer to write")
+            return []
+
+    def _forget(self) -> None:
+        """Let go of the page before."""
         self._texts = [""] * len(self._writers)
         for table in self._tables:
             table.forget()

@@ -14,6 +14,7 @@ from prometheus_client.utils import floatToGoString
 from brimline.catalog import Family, Labels, Row, Sums, is_exposable
 from brimline.readings import Histogram
 
+_NUMBER = (float, int)
 _DISTRIBUTION = (Histogram, Sums)
 _go_float: Callable[[float], str] = floatToGoString
 # From here on Go writes an exponent, sooner than Python. By the digits before the point.
@@ -21,7 +22,7 @@ _MILLION = 1e6
 _EXPONENTS = tuple(f"e+{digits - 1:02d}" for digits in range(20))
 # Label values that are remembered while a page is written; most stand in dozens of its lines.
 _MAX_REMEMBERED = 50_000
-# Rows of a family whose labels are remembered from one page to the next.
+# Rows of a family whose labels are remembered from one page to the next; then all are forgotten at once.
 _MAX_KNOWN_ROWS = 64
 
 
@@ -153,8 +154,9 @@ class FamilyLines:
         known = self._labels
         labels, values = [], []
         for row, value in rows:
-            labels.append(known.get(row) or self._labels_of(row, escaped))
-            values.append(value)
+            if isinstance(value, _NUMBER):
+                labels.append(known.get(row) or self._labels_of(row, escaped))
+                values.append(value)
         return self.of_column(labels, values, is_unique=len(set(labels)) == len(labels))
 
     def _histograms(self, rows: Iterable[Row], escaped: Escaped, *, with_buckets: bool) -> list[str]:

@@ -175,7 +175,8 @@ def proc_file(path: str) -> bytes:
     """A file of the kernel's, as it is now. Raises OSError.
 
     By system calls, as several are read in each scrape: a file object takes twice as long, Path.read_text
-    four times. Only for files that the kernel writes in one piece: what is shorter than asked for is all.
+    four times. Only for files that the kernel writes in one piece, as these are (/proc/net/tcp is not):
+    what is shorter than asked for is all.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -2,6 +2,9 @@
 
 None means "not said" everywhere; nothing is ever 0 for want of a value. Ratios run from 0 to 1, times are in
 seconds, timestamps in seconds since 1970, sizes in bytes.
+
+What each round makes anew are structs of msgspec, which take a fifth of the time of dataclasses; footprints,
+which last, are dataclasses. A copy of a struct with changes is `msgspec.structs.replace`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from brimline.collect import Collector
+from brimline.collect import Collector, TargetReader
 from brimline.config import BasicAuth, Config, GpuConfig, GpuSource, Target, mask_command
 from brimline.exposition import render
 from brimline.readings import (
@@ -836,16 +836,45 @@ def test_gpus_of_a_file_are_known_as_soon_as_they_are_visible(healthy: FakeServe
     assert one_of(after, "a").gpus == (("GPU-1", "0"),)
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 1), (0.019, 1), (0.021, 2)])
+def test_gpus_are_exposed_as_they_were_a_moment_ago_in_the_same_round(
+    healthy: FakeServer, seconds: float, times: int
+) -> None:
+    """seconds: between the last look for a target and the end of its round."""
+    now, gpus = [1000.0], OneGpu()
+
+    async def slow(reader: TargetReader, snapshot: TargetSnapshot) -> TargetSnapshot:
+        finished = await Collector._finish(collector, reader, snapshot)
+        now[0] += seconds
+        return finished
+
+    async def scenario() -> list[int | None]:
+        await collector.start()
+        try:
+            rounds = [await collector.snapshot() for _ in range(3)]
+        finally:
+            await collector.close()
+        return [each.gpu.devices[0].used_bytes for each in rounds]
+
+    config = Config(targets=[target("a", healthy)])
+    collector = Collector(config, monotonic=lambda: now[0], open_gpus=lambda *_args, **_options: gpus)
+    collector._finish = slow  # type: ignore[method-assign]
+
+    assert asyncio.run(scenario()) == [times, 2 * times, 3 * times]  # none is of the round before
+
+
 class OneGpu:
-    """A reader of one GPU."""
+    """A reader of one GPU. reads: how often it was asked, which is what the GPU says is in use."""
 
     visible = True
+    reads = 0
 
     def start(self) -> None:
         pass
 
     def read(self) -> GpuReading:
-        device = DeviceReading(uuid=Uuid("GPU-1"), index="0", used_bytes=1)
+        self.reads += 1
+        device = DeviceReading(uuid=Uuid("GPU-1"), index="0", used_bytes=self.reads)
         return GpuReading(up=True, devices=(device,) * self.visible)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -524,6 +525,49 @@ def test_page_after_page_is_written_as_the_client_library_writes_it(
         assert of_brimline == by_the_library(of, accept).replace(b"# EOF\n", b"").splitlines()
 
 
+def test_a_page_without_rows_behind_one_with_very_many_is_written(caplog: pytest.LogCaptureFixture) -> None:
+    ranks = tuple(RankReading(model="m", rank=str(number), requests_running=1.0) for number in range(5000))
+    up = target_a(reading=EngineReading(engine="vllm", ranks=ranks))
+    shown = Exposition()
+
+    pages = [b"".join(shown.pieces(snapshot(each))[0]) for each in (up, target_a(), up)]
+
+    assert [page.count(b"\nbrimline_requests_running{") for page in pages] == [5000, 0, 5000]
+    assert caplog.records == []
+
+
+def target_a(**fields: Any) -> TargetSnapshot:
+    return TargetSnapshot(name="a", url="http://h", up=bool(fields), **fields)
+
+
+@FORMATS
+def test_histograms_are_those_that_each_target_is_to_have_from_now_on(accept: str) -> None:
+    """A reload may change what stands where without a change of any number."""
+    reading = target("x", inter_token_latency_seconds=LATENCY).reading
+
+    def named(name: str, histograms: str, *, is_up: bool) -> TargetSnapshot:
+        read = reading if is_up else None
+        return TargetSnapshot(name=name, url="http://h", histograms=histograms, reading=read)
+
+    before = snapshot(named("a", "sums", is_up=False), named("b", "full", is_up=True))
+    after = snapshot(named("b", "sums", is_up=True), named("c", "full", is_up=False))
+    shown = Exposition()
+    list(shown.pieces(before, accept)[0])
+
+    page = b"".join(shown.pieces(after, accept)[0])
+
+    assert ours(page) == ours(render(after, accept)[0])
+    assert b'le="1.0"' not in page
+
+
+def test_every_column_can_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    """Else all families would be written by themselves, which takes longer, and nobody would see it."""
+    render(everything())
+    render(snapshot())
+
+    assert caplog.records == []
+
+
 # --- histograms
 
 NAME = "brimline_time_to_first_token_seconds"
@@ -686,12 +730,15 @@ def test_a_family_that_fails_costs_no_other_and_is_logged_once(
 
 
 def test_a_family_that_fails_costs_none_that_is_read_with_it_and_comes_back(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(exposition, "_logged", set())
     table = Table(("target",), lambda shown: [((each.name,), each) for each in shown.targets])
 
     def column(name: str, value: str | Callable[[TargetSnapshot], float]) -> Family:
-        rows = next(family for family in METRICS if family.name == "target_up").rows
+        def rows(shown: Snapshot) -> Iterator[Row]:
+            yield from (((each.name,), float(each.up)) for each in shown.targets)
+
         return Family(
             name, "gauge", "A family. Never absent.", ("target",), rows, "t", column=Column(table, value)
         )
@@ -711,7 +758,10 @@ def test_a_family_that_fails_costs_none_that_is_read_with_it_and_comes_back(
     found = [{line.split(b"{")[0] for line in ours(page) if line.startswith(b"brimline_")} for page in pages]
     whole = {b"brimline_first", b"brimline_broken", b"brimline_last"}
     assert found == [whole, whole - {b"brimline_broken"}, whole - {b"brimline_broken"}, whole]
-    assert [record.getMessage() for record in caplog.records] == ["family=broken could not be exposed"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "tables could not be read at once: the page takes longer to write",
+        "family=broken could not be exposed",
+    ]
 
 
 @FORMATS
@@ -719,6 +769,15 @@ def test_a_row_with_a_label_too_many_costs_its_family_only(accept: str) -> None:
     families = [family(f"odd_{len(accept)}", [(("a", "b"), 1.0)]), family("sound", [(("a",), 2.0)])]
 
     assert samples(parsed(snapshot(), accept, families)) == {key("brimline_sound", x="a"): 2.0}
+
+
+@FORMATS
+def test_a_row_whose_value_is_no_number_costs_itself_only(accept: str) -> None:
+    rows: list[Row] = [(("a",), 1.0), (("b",), Sums(1.0, 1.0)), (("c",), "2")]  # type: ignore[list-item]
+
+    found = samples(parsed(snapshot(), accept, [family("odd_value", rows)]))
+
+    assert found == {key("brimline_odd_value", x="a"): 1.0}
 
 
 @FORMATS

@@ -15,6 +15,7 @@ from brimline.processes import (
     listening_pid,
     listening_sockets,
     parent_of,
+    proc_file,
     read_memory,
     resident_bytes,
 )
@@ -212,6 +213,14 @@ def test_memory_that_is_not_stated_is_none(
     (tmp_path / "meminfo").write_text(content)
 
     assert read_memory(tmp_path) == memory
+
+
+@pytest.mark.parametrize("size", [0, 1, (16 << 10) - 1, 16 << 10, (16 << 10) + 1, 100_000])
+def test_a_file_is_read_whole(tmp_path: Path, size: int) -> None:
+    content = bytes(index % 251 for index in range(size))
+    (tmp_path / "file").write_bytes(content)
+
+    assert proc_file(str(tmp_path / "file")) == content
 
 
 def test_without_meminfo_memory_is_not_stated(tmp_path: Path) -> None:

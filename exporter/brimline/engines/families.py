@@ -6,7 +6,6 @@ differ only in labels nobody asked for (several `pid`s, say) combine: ratios by 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import math
@@ -147,14 +146,13 @@ def wanted_names(table: Mapping[str, Quantity], *more: str) -> frozenset[bytes]:
     return frozenset(name.encode() for name in names.union(more))
 
 
-@functools.lru_cache(512)
 def clean_label(text: str) -> str:
     """A label value fit to pass on: without control and bidirectional characters, at most 128 characters.
 
     A longer one is cut in its middle, and ends with a checksum: two paths that differ there stay two.
     """
     if len(text) <= MAX_LABEL_CHARS and text.isascii() and text.isprintable():
-        return text
+        return text  # nearly all are, and a page has hundreds
     kept = "".join(
         c
         for c in text
@@ -209,7 +207,7 @@ def read_table(page: Page, table: Mapping[str, Quantity], key_of: KeyOf) -> Tabl
             _read_by_label(page, name, quantity, key, reading)
         else:
             _read_histogram(page, name, quantity, key, reading)
-    if sum(map(len, page.samples.values())) > MAX_SERIES:  # a series is made of one sample or more
+    if 2 * sum(map(len, page.samples.values())) > MAX_SERIES:  # a sample makes two series at most
         _cap_series(reading)
     return reading
 
@@ -401,7 +399,6 @@ def _cap_series(reading: TableReading) -> None:
             left -= count
 
 
-@functools.lru_cache(256)
 def parse_version(text: str | None) -> tuple[int, ...] | None:
     """Leading numbers of a version: (0, 9, 2) for `0.9.2.dev5+cpu`; None where there are none."""
     numbers = []
