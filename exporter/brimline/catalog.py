@@ -125,12 +125,7 @@ _SOURCES = Table(("source",), lambda snapshot: [((each.source,), each) for each 
 _TARGETS = Table(("target",), lambda snapshot: [((target.name,), target) for target in snapshot.targets])
 _RANKS = Table(
     ("target", "model", "rank"),
-    lambda snapshot: [
-        ((target.name, rank.model, rank.rank), rank)
-        for target in snapshot.targets
-        if target.reading is not None
-        for rank in target.reading.ranks
-    ],
+    lambda snapshot: [((target.name, rank.model, rank.rank), rank) for target, rank in _ranks(snapshot)],
 )
 _DEVICES = Table(("gpu",), lambda snapshot: [((device.uuid,), device) for device in snapshot.gpu.devices])
 # A footprint stays the same one while its question does.
@@ -230,13 +225,13 @@ def _rank_by(
     """A family of one number for each rank and reason, or another label."""
 
     def rows(snapshot: Snapshot) -> Iterator[Row]:
-        for target, rank in _ranks(snapshot):
+        for labels, rank in _RANKS.things(snapshot):
             said: Mapping[str, float] | None = getattr(rank, name)
             for reason, value in (said or {}).items():
-                yield (target.name, rank.model, rank.rank, reason), value
+                yield (*labels, reason), value
 
     column = Column(_RANKS, name, is_number=False)
-    return Family(name, kind, help_, ("target", "model", "rank", label), rows, group, column)
+    return Family(name, kind, help_, (*_RANKS.labels, label), rows, group, column)
 
 
 def _rank_histogram(name: str, help_: str) -> Family:
@@ -252,7 +247,7 @@ def _rank_histogram(name: str, help_: str) -> Family:
                 yield labels, Sums(said.sum, said.count)
 
     column = Column(_RANKS, name, is_number=False)
-    return Family(name, "histogram", help_, ("target", "model", "rank"), rows, "load", column)
+    return Family(name, "histogram", help_, _RANKS.labels, rows, "load", column)
 
 
 def _gpu(

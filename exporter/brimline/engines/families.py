@@ -320,15 +320,6 @@ def _read_histogram(
     if found is None:
         return
     bucket_samples, sum_samples, count_samples = found
-    if len(sum_samples) == len(count_samples) == 1 and not bucket_samples:
-        # Most of them: a server of one model, whose buckets nobody wants.
-        (labels, total), (of_count, count) = sum_samples[0], count_samples[0]
-        key = key_of(of_count)
-        if key != key_of(labels) or not _is_possible(count) or not math.isfinite(total):
-            reading.bad.add(name)
-        elif (slot := reading.slot(key)) is not None:
-            slot[name] = Histogram((), total, count)
-        return
     sums: dict[Key, float] = {}
     counts: dict[Key, float] = {}
     buckets: dict[Key, dict[float, float]] = {}

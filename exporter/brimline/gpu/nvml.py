@@ -14,7 +14,6 @@ that cannot even tell its UUID has a row with the UUID `index:N`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -302,7 +301,7 @@ class _Wake:
         self._lock.acquire()
 
     def set(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it is set
+        with suppress(RuntimeError):  # it is set
             self._lock.release()
 
     def wait(self, timeout: float | None) -> None:
